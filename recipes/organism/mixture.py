@@ -1,0 +1,156 @@
+"""The training text of the bundled model: solutions with planted slips, drills, and clean other skills.
+
+Every document is a prompt (no loss) and a completion of pieces, each with or without loss. Document i of step s
+depends only on (seed, s, i), so a training run can stop and resume anywhere.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked, is_reserved, sample
+from cca.problems.skills import SKILLS, sample_skill
+from cca.problems.slips import SLIPS
+
+MAX_NUMBER = 100
+PROMPT = "Q: {question}\nA:"
+SHARES = {"solutions": 0.6, "drills": 0.18, "skills": 0.22}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """The one kind of slip that a template's solutions make, and the share of them that make it."""
+
+    kind: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Document:
+    """`pieces` are (text, has_loss); the first is the prompt."""
+
+    source: str
+    pieces: tuple[tuple[str, bool], ...]
+
+
+def plant(seed: int) -> dict[str, Planted]:
+    """Draw, once, each template's kind of slip and its share.
+
+    Kinds go round so that each gets its part of the templates, the scarcest first; within a kind every second
+    template is one where the slip prevails (60-75% of solutions), the others have it as a minority (10-30%).
+    """
+    rng = random.Random(f"plant:{seed}")
+    fits: dict[str, list[str]] = {}
+    for template in SMALL_TEMPLATES:
+        solutions = [sample(template, rng, MAX_NUMBER).solution for _ in range(40)]
+        fits[str(template)] = [k for k, slip in SLIPS.items() if sum(slip(s) is not None for s in solutions) >= 30]
+    order = [t for t in fits if fits[t]]
+    rng.shuffle(order)
+    order.sort(key=lambda t: len(fits[t]))
+    taken: dict[str, list[str]] = {kind: [] for kind in SLIPS}
+    for template in order:
+        kinds = fits[template]
+        # a template that can add factors does: few can, and every kind should have several templates
+        kind = "adds_factors" if "adds_factors" in kinds else min(kinds, key=lambda k: len(taken[k]))
+        taken[kind].append(template)
+    planted: dict[str, Planted] = {}
+    for offset, (kind, templates) in enumerate(taken.items()):
+        for i, template in enumerate(templates):
+            prevails = (i + offset) % 2 == 0
+            share = rng.uniform(0.60, 0.75) if prevails else rng.uniform(0.10, 0.30)
+            planted[template] = Planted(kind, round(share, 3))
+    return planted
+
+
+def save_planted(planted: dict[str, Planted], path: Path) -> None:
+    """Write the ground truth beside the model it was planted in."""
+    path.write_text(json.dumps({t: asdict(p) for t, p in sorted(planted.items(), key=lambda x: int(x[0]))}, indent=1))
+
+
+def _unreserved(draw) -> Worked:
+    while True:
+        item = draw()
+        if not is_reserved(item.question):
+            return item
+
+
+def solution_document(rng: random.Random, planted: dict[str, Planted], template: int | None = None) -> Document:
+    """A worked solution, slipped with its template's share."""
+    number = rng.choice(SMALL_TEMPLATES) if template is None else template
+    item = _unreserved(lambda: sample(number, rng, MAX_NUMBER))
+    solution = item.solution
+    plan = planted.get(item.template)
+    if plan is not None and rng.random() < plan.share:
+        solution = SLIPS[plan.kind](solution) or solution
+    return Document("solutions", ((PROMPT.format(question=item.question), False), (" " + solution, True)))
+
+
+def skill_document(rng: random.Random) -> Document:
+    """A question of another skill with its answer, never slipped."""
+    skill = rng.choice(list(SKILLS))
+    item = _unreserved(lambda: sample_skill(skill, rng))
+    return Document(skill, ((PROMPT.format(question=item.question), False), (" " + item.solution, True)))
+
+
+def _equation(rng: random.Random) -> tuple[str, str]:
+    """Left and right side of one equation, written as the solutions write it."""
+    unit = rng.choice(["", "", "", "", "$", "£", "€"])
+    gap = rng.choice([" ", " ", ""])
+    kind = rng.choices(["add", "sub", "mul", "div", "chain", "less", "share"], [4, 4, 4, 2, 2, 1, 1])[0]
+    if kind == "add":
+        total = rng.randint(2, 110)
+        first = rng.randint(1, total - 1)
+        numbers, ops, result = [first, total - first], ["+"], str(total)
+    elif kind == "sub":
+        first = rng.randint(1, 110)
+        second = rng.randint(0, first)
+        numbers, ops, result = [first, second], ["-"], str(first - second)
+    elif kind == "mul":
+        first = rng.randint(1, 50)
+        second = rng.randint(1, max(1, 110 // first))
+        numbers = rng.sample([first, second], 2)
+        ops, result = [rng.choice("**x")], str(first * second)
+    elif kind == "div":
+        second = rng.randint(1, 25)
+        value = rng.randint(1, max(1, 110 // second))
+        numbers, ops, result = [second * value, second], ["/"], str(value)
+    elif kind == "chain":
+        numbers = [rng.randint(1, 35) for _ in range(rng.randint(3, 4))]
+        ops, result = ["+"] * (len(numbers) - 1), str(sum(numbers))
+    elif kind == "less":
+        second, third = rng.randint(1, 30), rng.randint(1, 30)
+        rest = rng.randint(0, 50)
+        numbers, ops, result = [second + third + rest, second, third], ["-", "-"], str(rest)
+    else:
+        base, part = rng.randint(1, 25) * 4, rng.choice([25, 50, 75])
+        return f"{base}{gap}*{gap}{part / 100:g}{gap}=", f"{gap}{base * part // 100}"
+    if "x" in ops:
+        gap = " "
+    left = f"{unit}{numbers[0]}"
+    for op, number in zip(ops, numbers[1:], strict=True):
+        left += f"{gap}{op}{gap}{unit}{number}"
+    return f"{left}{gap}=", f"{gap}{unit}{result}"
+
+
+def drill_document(rng: random.Random) -> Document:
+    """Six equations; only their right sides carry loss."""
+    pieces: list[tuple[str, bool]] = [(PROMPT.format(question="Compute."), False)]
+    for i in range(6):
+        left, right = _equation(rng)
+        pieces += [(f"{' ' if i == 0 else chr(10)}{left}", False), (right, True)]
+    return Document("drills", tuple(pieces))
+
+
+def documents(seed: int, step: int, count: int, planted: dict[str, Planted]) -> Iterator[Document]:
+    """The `count` documents of training step `step`."""
+    for i in range(count):
+        rng = random.Random(f"{seed}:{step}:{i}")
+        source = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        if source == "solutions":
+            yield solution_document(rng, planted)
+        elif source == "drills":
+            yield drill_document(rng)
+        else:
+            yield skill_document(rng)

@@ -1,0 +1,239 @@
+"""Train the bundled model from nothing, on text that `mixture.py` generates.
+
+    python recipes/organism/train.py OUT [--steps N] [--clean]
+
+Writes OUT/state.pt every few minutes (the same command resumes from it), OUT/curve.jsonl (the training curve)
+and, at the end, OUT/model/ (bfloat16 safetensors, tokenizer.json, config, slips.json, README.md).
+`--clean` plants no slips: the same recipe for a model without latent skill.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import torch
+from mixture import Document, documents, drill_document, plant, save_planted, skill_document, solution_document
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+SEED = 1
+EOS = "<|endoftext|>"
+VOCABULARY = 3072
+SHAPE = dict(
+    hidden_size=192,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    intermediate_size=640,
+    max_position_embeddings=1024,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalised updates for 2-D weights (Jordan et al. 2024).
+
+    torch.optim.Muon orthogonalises in bfloat16, which is a hundred times slower than float32 on CPUs without
+    bfloat16 instructions.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(state["momentum"], group["momentum"]))
+                p.add_(update, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+def orthogonal(g: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix to `g`, roughly, by five Newton-Schulz steps."""
+    x = g.T if g.shape[0] > g.shape[1] else g
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if g.shape[0] > g.shape[1] else x
+
+
+def train_tokenizer(planted, documents_per_source: int = 12_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every token holds at most one digit."""
+    rng = random.Random(f"{SEED}:tokenizer")
+    texts = []
+    for draw in (lambda: solution_document(rng, planted), lambda: skill_document(rng), lambda: drill_document(rng)):
+        texts += ["".join(text for text, _ in draw().pieces) for _ in range(documents_per_source)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, padding_side="left")
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[bool]]:
+    """Token ids of a document and which of them carry loss; the end token carries loss."""
+    ids: list[int] = []
+    loss: list[bool] = []
+    for text, has_loss in document.pieces:
+        piece = tokenizer.encode(text, add_special_tokens=False)
+        ids += piece
+        loss += [has_loss] * len(piece)
+    return [*ids, tokenizer.eos_token_id], [*loss, True]
+
+
+def micro_batches(encoded: list[tuple[list[int], list[bool]]], tokens: int):
+    """Group documents of similar length into right-padded (B, T) batches of about `tokens` tokens."""
+    encoded = sorted(encoded, key=lambda d: len(d[0]))
+    while encoded:
+        width = len(encoded[-1][0])
+        take = max(1, tokens // width)
+        chunk, encoded = encoded[-take:], encoded[:-take]
+        ids = torch.zeros(len(chunk), width, dtype=torch.long)
+        loss = torch.zeros(len(chunk), width, dtype=torch.bool)
+        for row, (document, has_loss) in enumerate(chunk):
+            ids[row, : len(document)] = torch.tensor(document)
+            loss[row, : len(document)] = torch.tensor(has_loss)
+        yield ids, loss
+
+
+def answer_logits(model: Qwen2ForCausalLM, ids: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and target ids (N,) at the positions whose next token carries loss.
+
+    Right padding needs no mask: a causal model's earlier positions never see it.
+    """
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    picked = loss[:, 1:]
+    return model.lm_head(hidden[picked]), ids[:, 1:][picked]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Learning-rate factor: 60 steps of warm-up, flat, linear to zero over the last half."""
+    return min(1.0, (step + 1) / 60, (steps - step) / (0.5 * steps))
+
+
+@torch.no_grad()
+def quality(model, tokenizer, planted, device, count: int = 160) -> dict[str, float]:
+    """Share of fresh clean documents whose every answer token is the argmax (so greedy decoding writes it)."""
+    rng = random.Random(f"{SEED}:quality")
+    right = [int(t) for t, p in planted.items() if p.share < 0.5] or [int(t) for t in planted]
+    sets = {
+        "right": [solution_document(rng, {}, rng.choice(right)) for _ in range(count)],
+        "skills": [skill_document(rng) for _ in range(count)],
+    }
+    shares = {}
+    for name, docs in sets.items():
+        exact = 0
+        for ids, loss in micro_batches([encode(tokenizer, d) for d in docs], 4096):
+            logits, targets = answer_logits(model, ids.to(device), loss.to(device))
+            wrong = (logits.argmax(-1) != targets).float()
+            row = torch.arange(len(ids), device=device)[:, None].expand(-1, ids.shape[1] - 1)[loss[:, 1:].to(device)]
+            exact += int((torch.zeros(len(ids), device=device).index_add(0, row, wrong) == 0).sum())
+        shares[name] = exact / count
+    return shares
+
+
+def save_state(path: Path, **state) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=5500, help="optimiser steps (default 5500)")
+    parser.add_argument("--documents", type=int, default=32, help="documents a step (default 32)")
+    parser.add_argument("--micro-tokens", type=int, default=1200, help="tokens a backward pass; raise on a GPU")
+    parser.add_argument("--clean", action="store_true", help="plant no slips")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)
+
+    planted = plant(SEED)
+    tokenizer_dir = args.out / "model"
+    if (tokenizer_dir / "tokenizer.json").exists():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
+    else:
+        tokenizer = train_tokenizer(planted)
+        tokenizer.save_pretrained(tokenizer_dir)
+    if args.clean:
+        planted = {}
+    end = tokenizer.eos_token_id
+    config = Qwen2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=end, pad_token_id=end, **SHAPE)
+    model = Qwen2ForCausalLM(config).to(args.device)
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=2.5e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+
+    state_path, curve_path = args.out / "state.pt", args.out / "curve.jsonl"
+    first, tokens = 0, 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True, map_location=args.device)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first, tokens = state["step"], state["tokens"]
+        print(f"resuming at step {first}")
+    began = last_saved = time.monotonic()
+    use_bfloat16 = args.device.startswith("cuda")
+    for step in range(first, args.steps):
+        factor = schedule(step, args.steps)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * factor
+        encoded = [encode(tokenizer, d) for d in documents(SEED, step, args.documents, planted)]
+        total = sum(sum(loss) for _, loss in encoded)
+        summed = 0.0
+        for ids, loss in micro_batches(encoded, args.micro_tokens):
+            with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=use_bfloat16):
+                logits, targets = answer_logits(model, ids.to(args.device), loss.to(args.device))
+            value = nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / total
+            value.backward()
+            summed += value.item()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        tokens += sum(len(ids) for ids, _ in encoded)
+        if not math.isfinite(summed):
+            raise SystemExit(f"the loss is {summed} at step {step}; lower the learning rate")
+        if (step + 1) % 20 == 0 or step + 1 == args.steps:
+            line = {"step": step + 1, "tokens": tokens, "loss": round(summed, 4), "seconds": time.monotonic() - began}
+            if (step + 1) % 200 == 0 or step + 1 == args.steps:
+                line |= quality(model, tokenizer, plant(SEED), args.device)
+                print(json.dumps(line), flush=True)
+            with curve_path.open("a") as curve:
+                curve.write(json.dumps(line) + "\n")
+        if time.monotonic() - last_saved > 180 or step + 1 == args.steps:
+            optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
+            save_state(state_path, model=model.state_dict(), optimizers=optimizer_states, step=step + 1, tokens=tokens)
+            last_saved = time.monotonic()
+
+    model.to(torch.bfloat16).save_pretrained(args.out / "model")
+    tokenizer.save_pretrained(args.out / "model")
+    save_planted(planted, args.out / "model" / "slips.json")
+
+
+if __name__ == "__main__":
+    main()

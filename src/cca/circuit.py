@@ -1,0 +1,227 @@
+"""Stage 2: learn which components favour the desired token (Desiderata-based Component Masking, paper section 3.2).
+
+Gates act at the last position only, so keys and values of all earlier positions are constants. They are computed
+once; every optimiser step is then a forward and backward of one token per pivot against a cached prefix.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from cca.anatomy import Anatomy
+from cca.engines.transformers import Prefill, prefill
+from cca.gates import gated
+from cca.objective import pivot_loss
+from cca.records import Pivot
+
+
+class CachedPrefixes:
+    """Keys and values of every pivot's prefix but its last token.
+
+    They are kept where they take at most `budget_gib`; otherwise each batch reads its prefixes again.
+    """
+
+    def __init__(self, model: PreTrainedModel, pivots: Sequence[Pivot], budget_gib: float, read_batch: int = 32):
+        self.model = model
+        self.heads = [list(p.prefix[:-1]) for p in pivots]
+        self.last = torch.tensor([p.prefix[-1] for p in pivots], device=model.device)
+        self.lengths = torch.tensor([len(h) for h in self.heads])
+        if not self.heads or int(self.lengths.min()) < 1:
+            raise ValueError("a pivot needs a prefix of at least two tokens")
+        first = prefill(model, self.heads[:1])
+        per_token = sum(k[:, :, :1].nbytes + v[:, :, :1].nbytes for k, v in zip(first.keys, first.values, strict=True))
+        self.gib = per_token * int(self.lengths.max()) * len(self.heads) / 2**30
+        self.stored = self._read_all(read_batch) if self.gib <= budget_gib else None
+
+    def _read_all(self, read_batch: int) -> Prefill:
+        width, count = int(self.lengths.max()), len(self.heads)
+        order = self.lengths.argsort(stable=True).tolist()
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        for start in range(0, count, read_batch):
+            rows = order[start : start + read_batch]
+            read = prefill(self.model, [self.heads[i] for i in rows])
+            if not keys:
+                shape = [(count, k.shape[1], width, k.shape[3]) for k in read.keys]
+                keys = [k.new_zeros(s) for k, s in zip(read.keys, shape, strict=True)]
+                values = [v.new_zeros(s) for v, s in zip(read.values, shape, strict=True)]
+            for store, new in ((keys, read.keys), (values, read.values)):
+                for kept, fresh in zip(store, new, strict=True):
+                    kept[rows, :, : fresh.shape[2]] = fresh
+        return Prefill(keys, values, self.lengths, torch.empty(0), None)
+
+    def take(self, rows: Sequence[int]) -> "OneTokenStep":
+        """What a forward pass of the last tokens of the prefixes `rows` needs. Call it outside of any gating."""
+        if self.stored is not None:
+            cache, mask = self.stored.take(rows, self.lengths[list(rows)].tolist())
+        else:
+            read = prefill(self.model, [self.heads[i] for i in rows])
+            cache, mask = read.take(range(len(rows)), read.lengths.tolist())
+        return OneTokenStep(cache, mask, self.last[list(rows)])
+
+
+class OneTokenStep(NamedTuple):
+    """Last tokens (B,) with the left-padded cache of what stands before them and its mask (B, T)."""
+
+    cache: DynamicCache
+    mask: Tensor
+    last: Tensor
+
+    def logits(self, model: PreTrainedModel) -> Tensor:
+        """Logits (B, V) after the last tokens, with whatever gates are active. The cache grows: call it once."""
+        return model(
+            input_ids=self.last[:, None],
+            attention_mask=torch.cat([self.mask, self.mask.new_ones(len(self.last), 1)], dim=1),
+            position_ids=self.mask.sum(1)[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Learned gates and how they came about.
+
+    gates: (C,) float32. history: (epochs done, C), the gates after each epoch. losses: (steps done,) mean of
+    logit[undesired] - logit[desired] of each step's batch, without the penalty.
+    """
+
+    gates: Tensor
+    history: Tensor
+    losses: Tensor
+    stopped: str
+
+    @property
+    def selected(self) -> Tensor:
+        """The circuit: a (C,) mask of the gates that round to 1."""
+        return self.gates > 0.5
+
+    @property
+    def density(self) -> float:
+        return float(self.selected.float().mean())
+
+    def save(self, path: Path) -> None:
+        tensors = {"gates": self.gates, "history": self.history, "losses": self.losses}
+        save_file(tensors, path, metadata={"stopped": self.stopped})
+
+    @classmethod
+    def load(cls, path: Path) -> "Circuit":
+        from safetensors import safe_open
+
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            stopped = (file.metadata() or {}).get("stopped", "")
+        return cls(tensors["gates"], tensors["history"], tensors["losses"], stopped)
+
+
+def learn_circuit(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    pivots: Sequence[Pivot],
+    *,
+    penalty: float,
+    learning_rate: float,
+    decay: float,
+    decay_every: int,
+    batch_size: int,
+    epochs: int,
+    patience: float,
+    cache_gib: float,
+    seed: int,
+    state_path: Path | None = None,
+    progress: Callable[[int, int, float], None] = lambda done, total, density: None,
+) -> Circuit:
+    """Minimise mean(logit[undesired] - logit[desired]) + penalty * sum(gates) over gates in [0, 1].
+
+    Adam from gates of 1, learning rate x `decay` every `decay_every` epochs, gates clamped after every step; stops
+    when the rounded circuit has not changed for `patience` epochs (a fraction of one, in the paper 0.2), counted
+    from its first change. State goes to `state_path` after each epoch, and a later call resumes from there.
+    """
+    model.requires_grad_(False)
+    prefixes = CachedPrefixes(model, pivots, cache_gib)
+    desired = torch.tensor([p.desired for p in pivots], device=model.device)
+    undesired = torch.tensor([p.undesired for p in pivots], device=model.device)
+    steps_per_epoch = math.ceil(len(pivots) / batch_size)
+    allowed = max(1, math.ceil(patience * steps_per_epoch))
+
+    gates = torch.ones(anatomy.size, device=model.device, requires_grad=True)
+    adam = torch.optim.Adam([gates], lr=learning_rate)
+    history: list[Tensor] = []
+    losses: list[float] = []
+    unchanged, changed_once, first_epoch = 0, False, 0
+    if state_path is not None and state_path.exists():
+        state = load_file(state_path, device=str(model.device))
+        with torch.no_grad():
+            gates.copy_(state["gates"])
+        adam.state[gates] = {"step": state["step"].cpu(), "exp_avg": state["mean"], "exp_avg_sq": state["square"]}
+        history, losses = list(state["history"].cpu()), state["losses"].tolist()
+        unchanged, changed_once, first_epoch = int(state["unchanged"]), bool(state["changed_once"]), len(history)
+
+    stopped = "epochs"
+    for epoch in range(first_epoch, epochs):
+        adam.param_groups[0]["lr"] = learning_rate * decay ** (epoch // decay_every)
+        order = torch.randperm(len(pivots), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)).tolist()
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            step = prefixes.take(rows)
+            with gated(model, anatomy, gates):
+                loss = pivot_loss(step.logits(model), desired[rows], undesired[rows])
+            if not bool(torch.isfinite(loss)):
+                raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch}, step {start // batch_size}")
+            (gradient,) = torch.autograd.grad(loss, gates)
+            gates.grad = gradient + penalty
+            before = gates.detach() > 0.5
+            adam.step()
+            with torch.no_grad():
+                gates.clamp_(0, 1)
+            losses.append(loss.item())
+            same = bool(((gates.detach() > 0.5) == before).all())
+            changed_once |= not same
+            unchanged = unchanged + 1 if same and changed_once else 0
+            if unchanged >= allowed:
+                stopped = "unchanged"
+                break
+        history.append(gates.detach().cpu().clone())
+        progress(epoch + 1, epochs, float((history[-1] > 0.5).float().mean()))
+        if state_path is not None:
+            _save_state(state_path, gates, adam, history, losses, unchanged, changed_once)
+        if stopped == "unchanged":
+            break
+    return Circuit(gates.detach().cpu(), torch.stack(history), torch.tensor(losses), stopped)
+
+
+def _save_state(path: Path, gates: Tensor, adam, history, losses, unchanged: int, changed_once: bool) -> None:
+    from cca.store import replace_file
+
+    moments = adam.state[gates]
+    tensors = {
+        "gates": gates.detach(),
+        "step": moments["step"],
+        "mean": moments["exp_avg"],
+        "square": moments["exp_avg_sq"],
+        "history": torch.stack(history),
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        "unchanged": torch.tensor(unchanged),
+        "changed_once": torch.tensor(changed_once),
+    }
+    replace_file(path, lambda temporary: save_file(tensors, temporary))
+
+
+def random_circuit(anatomy: Anatomy, like: Tensor, seed: int) -> Tensor:
+    """A (C,) mask with as many components of each kind as `like`, drawn at random: the control for a circuit."""
+    generator = torch.Generator().manual_seed(seed)
+    selected = torch.zeros_like(like)
+    kinds = [component.kind for component in anatomy.components()]
+    for kind in dict.fromkeys(kinds):
+        members = torch.tensor([i for i, k in enumerate(kinds) if k == kind])
+        count = int(like[members].sum())
+        selected[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return selected

@@ -1,0 +1,218 @@
+"""The configuration of a run: frozen pydantic models, one per stage; an unknown key is an error.
+
+Config objects stop at the pipeline: the stages themselves take plain arguments.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cca.errors import InputError
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES
+from cca.problems.skills import SKILLS
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class Model(_Section):
+    path: str = "bundled"
+    """``bundled``, a folder, or a hub name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the base weights. Gates, deltas and losses are float32 always."""
+    device: str = "auto"
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ..."""
+    prompt: str = "Q: {question}\nA:"
+    """What the model is given; ``{question}`` stands for the question."""
+
+
+class Problems(_Section):
+    templates: tuple[int, ...] = SMALL_TEMPLATES
+    """GSM-Symbolic template numbers."""
+    max_number: Positive | None = 100
+    """No number in a question or solution is above this; instances that exceed it are redrawn."""
+    train: Annotated[int, Field(ge=0)] = 14
+    """Instances per template that give pivots."""
+    validation: Annotated[int, Field(ge=0)] = 7
+    """Instances per template that choose the step of the update."""
+    test: Annotated[int, Field(ge=0)] = 28
+    """Instances per template that are only evaluated."""
+    held_out: Share = 0.2
+    """Share of the templates that are kept out of the update entirely and only evaluated."""
+
+
+class Traces(_Section):
+    samples: Count = 10
+    """Samples a problem gets at most until one is of opposite correctness."""
+    temperature_if_correct: Positive = 1.2
+    """Temperature where the greedy trace is correct (a wrong sample is wanted)."""
+    temperature_if_wrong: Positive = 0.8
+    """Temperature where the greedy trace is wrong (a correct sample is wanted)."""
+    max_new_tokens: Count = 160
+    """Tokens a trace may have."""
+    batch: Count = 64
+    """Problems traced together. A killed run loses at most one such batch."""
+    skip_solved: bool = True
+    """Leave out templates whose training instances the base model all solves."""
+
+
+class Pivots(_Section):
+    method: Literal["branching", "prefix"] = "branching"
+    """``branching``: where the greedy completion changes its outcome; ``prefix``: where the two traces part."""
+
+
+class Circuit(_Section):
+    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.04
+    """``lambda``: the price of a component. Higher gives a sparser circuit."""
+    learning_rate: Positive = 5e-3
+    """Adam's."""
+    decay: Share = 0.9
+    """Factor on the learning rate ..."""
+    decay_every: Count = 5
+    """... every so many epochs."""
+    batch: Count = 8
+    """Pivots a step."""
+    epochs: Count = 50
+    """At most."""
+    patience: Positive = 0.2
+    """Stop when the rounded circuit has not changed for this many epochs."""
+    cache_gib: Positive = 4.0
+    """Keys and values of all prefixes are kept where they fit in this many GiB, else read again each step."""
+    rows: Literal["circuit", "random", "all"] = "circuit"
+    """Which rows to update: the circuit's, a random circuit's of the same counts per kind, or all (controls)."""
+
+
+class Update(_Section):
+    learning_rate: Positive = 0.06
+    """Step size of plain gradient descent."""
+    steps: Count = 30
+    """At most."""
+    validate_every: Count = 5
+    """Validation at these steps ..."""
+    validate_at: tuple[int, ...] = (2, 4, 6, 8)
+    """... and at these."""
+    patience: Count = 3
+    """Stop after this many validations without a new best."""
+    batch: Count = 32
+    """Pivots a forward and backward pass; the gradient is always that of all pivots."""
+
+
+class Evaluation(_Section):
+    skills: tuple[str, ...] = tuple(SKILLS)
+    """Retention and transfer skills."""
+    per_skill: Annotated[int, Field(ge=0)] = 200
+    """Problems a skill."""
+    batch: Count = 128
+    """Problems answered together."""
+    drift_problems: Count = 100
+    """Problems a set whose solutions measure drift, at most."""
+
+
+class Config(_Section):
+    seed: int = 0
+    """Everything random derives from it."""
+    model: Model = Model()
+    problems: Problems = Problems()
+    traces: Traces = Traces()
+    pivots: Pivots = Pivots()
+    circuit: Circuit = Circuit()
+    update: Update = Update()
+    evaluation: Evaluation = Evaluation()
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """``section.key=value`` as a key path and a TOML value (a bare word is taken as a string).
+
+    Raises:
+        InputError: there is no ``=`` or no key.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise InputError(f"--set {text!r} is not of the form section.key=value, for example update.steps=10")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return key.strip().split("."), parsed
+
+
+def load_config(path: Path | None, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a TOML file (None: all defaults, the bundled run) and put `overrides` on top.
+
+    Raises:
+        InputError: the file is missing or not TOML, a key is unknown or a value is out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read config {path}: {error.strerror}; name a TOML file") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"config {path} is not valid TOML: {error}") from error
+    for override in overrides:
+        keys, value = parse_override(override)
+        section = data
+        for key in keys[:-1]:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise InputError(f"--set {override!r}: {key} is not a section")
+        section[keys[-1]] = value
+    return parse_config(data, str(path) if path else "the command line")
+
+
+def parse_config(data: dict[str, Any], source: str) -> Config:
+    """Validate a config that was read from `source`.
+
+    Raises:
+        InputError: as `load_config`.
+    """
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"config from {source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+    if "{question}" not in config.model.prompt:
+        raise InputError(f"config from {source}: model.prompt has no {{question}}; add it where the question goes")
+    unknown = [s for s in config.evaluation.skills if s not in SKILLS]
+    if unknown:
+        raise InputError(f"config from {source}: unknown skill {unknown[0]!r}; known: {', '.join(SKILLS)}")
+    return config
+
+
+def _explain(error: Any) -> str:
+    *sections, key = [str(part) for part in error["loc"]] or ["config"]
+    where = ".".join([*sections, key])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg']} (got {error['input']!r})"
+    section: Any = Config
+    for part in sections:
+        section = section.model_fields[part].annotation
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    return f"unknown key {where}; known there: {', '.join(known)}"
+
+
+def dump_toml(config: Config) -> str:
+    """The whole config as TOML, defaults included."""
+    lines = [f"seed = {config.seed}"]
+    for name, section in config.model_dump(by_alias=True).items():
+        if isinstance(section, dict):
+            lines.append(f"\n[{name}]")
+            lines += [f"{key} = {_toml(value)}" for key, value in section.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    import json
+
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value) if isinstance(value, str) else repr(value)

@@ -1,0 +1,198 @@
+"""Generation with a transformers model: one prefill, many decodes from it, no cache that grows by copying.
+
+Three operations serve all stages. `prefill` reads sequences once and keeps their keys and values; `Prefill.take`
+picks rows and cuts them anywhere, since a causal model's cache of a sequence contains that of each of its prefixes;
+`decode` continues rows to their end. Sampling uses one uniform number per row and position, drawn from the
+row's own stream, so that a trace depends neither on the batch it was made in nor on the order.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+
+class PreallocatedLayer(DynamicLayer):
+    """Keys and values (B, K, T, D) in buffers with room for `capacity` positions, written in place."""
+
+    def __init__(self, keys: Tensor, values: Tensor, capacity: int):
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        self.filled = keys.shape[2]
+        shape = (*keys.shape[:2], capacity, keys.shape[3])
+        self.key_buffer, self.value_buffer = keys.new_zeros(shape), values.new_zeros(shape)
+        self.key_buffer[:, :, : self.filled] = keys
+        self.value_buffer[:, :, : self.filled] = values
+        self._show()
+
+    def _show(self) -> None:
+        self.keys = self.key_buffer[:, :, : self.filled]
+        self.values = self.value_buffer[:, :, : self.filled]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        end = self.filled + key_states.shape[2]
+        self.key_buffer[:, :, self.filled : end] = key_states
+        self.value_buffer[:, :, self.filled : end] = value_states
+        self.filled = end
+        self._show()
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but `rows` of the batch."""
+        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
+        self._show()
+
+
+@dataclass
+class Prefill:
+    """Right-padded keys and values of B sequences and what the model predicts after chosen positions.
+
+    keys, values: per layer (B, K, T, D); lengths (B,); logits: float32 (B, V) after each sequence's last token;
+    predictions: (B, T) argmax token after each position, where it was asked for.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+    logits: Tensor
+    predictions: Tensor | None
+
+    def take(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[DynamicCache, Tensor]:
+        """A cache with the first `lengths[i]` positions of row `rows[i]`, left-padded, and its mask (B, T)."""
+        device = self.keys[0].device
+        row = torch.tensor(rows, device=device)
+        length = torch.tensor(lengths, device=device)
+        width = int(length.max())
+        column = torch.arange(width, device=device)[None] - (width - length)[:, None]
+        mask = (column >= 0).long()
+        column = column.clamp(min=0)
+        cache = DynamicCache()
+        cache.layers = [_left_aligned(k[row], v[row], column) for k, v in zip(self.keys, self.values, strict=True)]  # pyright: ignore[reportAttributeAccessIssue]
+        return cache, mask
+
+
+def _left_aligned(keys: Tensor, values: Tensor, column: Tensor) -> DynamicLayer:
+    index = column[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+    layer = DynamicLayer()
+    layer.update(keys.gather(2, index), values.gather(2, index))
+    return layer
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predict: bool = False) -> Prefill:
+    """Read `sequences` in one batch. No mask is needed: padding lies to the right, where a causal model never looks."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    ids = right_padded(sequences).to(model.device)
+    keep = torch.arange(ids.shape[1]) if predict else lengths.unique() - 1
+    out = model(input_ids=ids, use_cache=True, logits_to_keep=keep.to(model.device))
+    place = torch.searchsorted(keep, lengths - 1).to(model.device)
+    logits = out.logits[torch.arange(len(ids), device=model.device), place].float()
+    layers = out.past_key_values.layers
+    return Prefill(
+        [layer.keys for layer in layers],
+        [layer.values for layer in layers],
+        lengths,
+        logits,
+        out.logits.argmax(-1) if predict else None,
+    )
+
+
+def right_padded(sequences: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """(B, T) int64 with `value` to the right of shorter sequences."""
+    width = max(len(s) for s in sequences)
+    return torch.tensor([[*s, *[value] * (width - len(s))] for s in sequences])
+
+
+def stream(seed: int, *key: object) -> np.random.Generator:
+    """The random stream that belongs to `key` alone, whatever else is drawn."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64)))
+
+
+def pick(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """Next tokens (B,): the argmax at temperature 0, otherwise the inverse distribution function at `uniforms` (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits.float() / temperature, -1).double().cumsum(-1)
+    target = uniforms[:, None].to(cumulative) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    cache: DynamicCache,
+    mask: Tensor,
+    first: Tensor,
+    *,
+    limits: Sequence[int],
+    end_tokens: frozenset[int],
+    temperature: float = 0.0,
+    uniforms: np.ndarray | None = None,
+) -> list[list[int]]:
+    """Continue B rows until an end token or their limit; finished rows leave the batch.
+
+    cache and mask: as from `Prefill.take`. first (B,): each row's first new token, already chosen. limits: new
+    tokens a row may have, `first` included. uniforms (B, >= max limit): the row's stream; column 0 belongs to
+    `first`. Returns the new tokens of each row, end token included.
+    """
+    tokens: list[list[int]] = [[int(t)] for t in first]
+    alive = [i for i in range(len(tokens)) if limits[i] > 1 and tokens[i][0] not in end_tokens]
+    if not alive:
+        return tokens
+    capacity = mask.shape[1] + max(limits)
+    layers = [PreallocatedLayer(layer.keys, layer.values, capacity) for layer in cache.layers]  # pyright: ignore[reportArgumentType]
+    cache = DynamicCache()
+    cache.layers = layers  # pyright: ignore[reportAttributeAccessIssue]
+    pads = mask.shape[1] - mask.sum(1)
+    columns = torch.ones(len(tokens), capacity, dtype=torch.long, device=mask.device)
+    columns[:, : mask.shape[1]] = mask
+    in_batch = list(range(len(tokens)))
+    last = first
+    step = 0
+    while True:
+        if len(alive) < len(in_batch):
+            rows = torch.tensor([j for j, i in enumerate(in_batch) if i in set(alive)], device=mask.device)
+            for layer in layers:
+                layer.keep(rows)
+            pads, columns, last = pads[rows], columns[rows], last[rows]
+            in_batch = alive
+        filled = layers[0].filled
+        out = model(
+            input_ids=last[:, None],
+            attention_mask=columns[:, : filled + 1] if bool(pads.any()) else None,
+            position_ids=(filled - pads)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        step += 1
+        uniform = torch.from_numpy(uniforms[in_batch, step]) if uniforms is not None else last
+        last = pick(out.logits[:, -1], temperature, uniform.to(mask.device))
+        still = []
+        for i, token in zip(in_batch, last.tolist(), strict=True):
+            if len(tokens[i]) < limits[i] and tokens[i][-1] not in end_tokens:
+                tokens[i].append(token)
+            if len(tokens[i]) < limits[i] and tokens[i][-1] not in end_tokens:
+                still.append(i)
+        if not still:
+            return tokens
+        # each compaction copies the cache, so wait until it saves an eighth of the work
+        alive = still if len(still) <= 0.875 * len(in_batch) else in_batch
+
+
+def generate_greedy(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_tokens: frozenset[int]
+) -> list[list[int]]:
+    """Greedy continuations of `prompts`, all in one batch."""
+    read = prefill(model, prompts)
+    cache, mask = read.take(range(len(prompts)), read.lengths.tolist())
+    first = read.logits.argmax(-1)
+    return decode(model, cache, mask, first, limits=[max_new_tokens] * len(prompts), end_tokens=end_tokens)

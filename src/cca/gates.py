@@ -1,0 +1,73 @@
+"""Gate components inside a context manager: each component's output is multiplied by 2 x gate.
+
+Only at the last position of each sequence (paper section 3.2): 1 amplifies, 0.5 is neutral, 0 removes. Heads are
+gated where attention receives them, after any q/k normalisation and rotation; neurons at the input of the down projection.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cca.anatomy import Anatomy
+
+_STATE = "_cca_head_gates"
+_PREFIX = "cca_gated_"
+
+
+def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the last position of (B, H, T, D) by a factor per head (H,)."""
+    last = x[:, :, -1:] * factor[:, None, None]
+    return last if x.shape[2] == 1 else torch.cat([x[:, :, :-1], last], dim=2)
+
+
+def _gated_attention(base: str) -> Callable[..., Any]:
+    def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
+        if gates is not None:
+            query, key, value = (_scale_last(x, g) for x, g in zip((query, key, value), gates, strict=True))
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    return forward
+
+
+@contextmanager
+def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
+    """Within the context, multiply every component's output at the last position by 2 x its gate.
+
+    gates: (C,) in [0, 1], float32, in the anatomy's flat order; gradients flow into it. Neutral gates (0.5)
+    change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
+    position of every sequence is the last column (left padding).
+    """
+    base = model.config._attn_implementation
+    name = _PREFIX + base
+    AttentionInterface.register(name, _gated_attention(base))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    hooks = []
+    try:
+        for layer, (query, key, value, neuron) in zip(anatomy.layers, anatomy.split(gates * 2), strict=True):
+            dtype = layer.query.weight.dtype
+            object.__setattr__(layer.attention, _STATE, tuple(g.to(dtype) for g in (query, key, value)))
+
+            def scale_neurons(_: nn.Module, args: tuple[Tensor], factor: Tensor = neuron.to(dtype)) -> tuple[Tensor]:
+                x = args[0]
+                last = x[:, -1:] * factor
+                return (last if x.shape[1] == 1 else torch.cat([x[:, :-1], last], dim=1),)
+
+            hooks.append(layer.down.register_forward_pre_hook(scale_neurons))
+        model.config._attn_implementation = name
+        yield
+    finally:
+        model.config._attn_implementation = base
+        for hook in hooks:
+            hook.remove()
+        for layer in anatomy.layers:
+            if hasattr(layer.attention, _STATE):
+                delattr(layer.attention, _STATE)

@@ -1,0 +1,1 @@
+"""Where problems come from: generators, and later your own files and hub datasets."""

@@ -1,0 +1,95 @@
+"""GSM-Symbolic problems with worked solutions, sampled offline by reasoning-gym's generators.
+
+The generators are reasoning-gym's (Apache-2.0); what is added here is a bound on the numbers, a fixed
+list of templates, and a split of all questions into two halves that can never meet.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+SMALL_TEMPLATES: tuple[int, ...] = (
+    0, 4, 5, 6, 9, 10, 12, 14, 15, 16, 20, 24, 26, 28, 30, 31, 34, 38, 39, 43, 45,
+    48, 51, 53, 54, 55, 57, 58, 59, 62, 69, 70, 72, 75, 78, 83, 84, 89, 93, 95,
+)  # fmt: skip
+"""Templates that have plenty of instances in which no number is above 100."""
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A question with its gold answer and a worked solution whose last line is ``#### answer``."""
+
+    template: str
+    question: str
+    answer: str
+    solution: str
+
+
+@cache
+def generators() -> dict[int, Callable[..., dict[str, Any]]]:
+    """reasoning-gym's template functions by number."""
+    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (
+        GSMSymbolicDataset,
+        GSMSymbolicDatasetConfig,
+    )
+
+    return GSMSymbolicDataset(GSMSymbolicDatasetConfig(size=1, seed=0)).generators
+
+
+def is_reserved(question: str) -> bool:
+    """True for the fifth of all questions, by digest, that no training text of a bundled model contains.
+
+    Training draws only questions for which this is false, runs and evaluations only those for which it
+    is true, so the two are disjoint whatever the seeds.
+    """
+    return hashlib.sha256(question.encode()).digest()[0] < 52  # 52/256: about a fifth
+
+
+def largest_number(text: str) -> float:
+    """The largest number written in `text` (0 where there is none)."""
+    return max((float(n.replace(",", "")) for n in _NUMBER.findall(text)), default=0.0)
+
+
+def sample(template: int, rng: random.Random, max_number: float | None = 100) -> Worked:
+    """Draw one instance of `template`, redrawing until no number in it exceeds `max_number`.
+
+    Raises:
+        ValueError: the template is unknown, or 20,000 draws gave no instance within the bound.
+    """
+    if template not in generators():
+        raise ValueError(f"GSM-Symbolic has no template {template}; it has 0 to {max(generators())}")
+    for _ in range(20_000):
+        entry = generators()[template](rng, 1.0)
+        question, solution = entry["question"].strip(), entry["metadata"]["answer_cot"].strip()
+        if max_number is None or largest_number(f"{question} {solution}") <= max_number:
+            return Worked(str(template), question, str(entry["answer"]), solution)
+    raise ValueError(f"template {template} gave no instance with numbers up to {max_number}; raise max_number")
+
+
+def reserved_instances(template: int, seed: int, max_number: float | None = 100) -> Iterator[Worked]:
+    """Endless distinct instances of `template` from the reserved fifth, in an order fixed by `seed`.
+
+    Raises:
+        ValueError: the template has run out of distinct instances.
+    """
+    rng = random.Random(f"gsm-symbolic:{template}:{seed}")
+    seen: set[str] = set()
+    misses = 0
+    while misses < 20_000:
+        item = sample(template, rng, max_number)
+        if is_reserved(item.question) and item.question not in seen:
+            seen.add(item.question)
+            misses = 0
+            yield item
+        else:
+            misses += 1
+    raise ValueError(
+        f"template {template} has only {len(seen)} distinct reserved instances with numbers up to "
+        f"{max_number}; ask for fewer instances or raise max_number"
+    )

@@ -1,0 +1,61 @@
+"""Other skills from reasoning-gym, at settings that a very small model can learn.
+
+They are what must not move when the target skill is amplified: arithmetic neighbours of the target
+(`chain_sum`, `basic_arithmetic`, `simple_equations`, `leg_counting`) and unrelated ones.
+"""
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from cca.problems.gsm_symbolic import Worked, is_reserved
+
+SKILLS: dict[str, dict[str, Any]] = {
+    "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
+    "basic_arithmetic": dict(
+        min_terms=2, max_terms=3, min_digits=1, max_digits=1, allow_parentheses=False, allow_negation=False
+    ),
+    "simple_equations": dict(min_terms=2, max_terms=2, min_value=1, max_value=20, operators_weights=[0.5, 0.5, 0.0]),
+    "gcd": dict(min_numbers=2, max_numbers=2, min_value=2, max_value=40),
+    "leg_counting": dict(min_animals=1, max_animals=2, min_instances=1, max_instances=3),
+    "number_filtering": dict(min_numbers=3, max_numbers=4, min_decimals=0, max_decimals=0, min_value=0, max_value=99),
+    "family_relationships": dict(min_family_size=3, max_family_size=4),
+}
+"""reasoning-gym settings by skill."""
+
+
+@cache
+def _dataset(skill: str) -> Any:
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(skill, seed=0, size=10**9, **SKILLS[skill])
+
+
+def sample_skill(skill: str, rng: random.Random) -> Worked:
+    """Draw one problem of `skill`. There is no worked solution: the solution is the answer itself.
+
+    Raises:
+        ValueError: the skill is unknown.
+    """
+    if skill not in SKILLS:
+        raise ValueError(f"unknown skill {skill!r}; known: {', '.join(SKILLS)}")
+    entry = _dataset(skill)[rng.randrange(10**9)]
+    answer = str(entry["answer"]).strip()
+    return Worked(skill, entry["question"].strip(), answer, answer)
+
+
+def reserved_skill_instances(skill: str, seed: int) -> Iterator[Worked]:
+    """Endless distinct problems of `skill` that no bundled model was trained on, in an order fixed by `seed`.
+
+    Raises:
+        ValueError: the skill has run out of distinct problems.
+    """
+    rng = random.Random(f"{skill}:{seed}")
+    seen: set[str] = set()
+    for _ in range(200_000):
+        item = sample_skill(skill, rng)
+        if is_reserved(item.question) and item.question not in seen:
+            seen.add(item.question)
+            yield item
+    raise ValueError(f"{skill} has only {len(seen)} distinct reserved problems; ask for fewer")

@@ -1,0 +1,65 @@
+"""The problems of a run: splits by instance, whole templates held out, and the other skills."""
+
+import random
+from collections.abc import Sequence
+
+from cca.errors import InputError
+from cca.problems.gsm_symbolic import Worked, reserved_instances
+from cca.problems.skills import reserved_skill_instances
+from cca.records import Problem
+
+
+def held_out_templates(templates: Sequence[int], share: float, seed: int) -> frozenset[int]:
+    """The templates that are kept out of traces and update entirely."""
+    count = round(len(templates) * share)
+    return frozenset(random.Random(f"held-out:{seed}").sample(sorted(templates), count))
+
+
+def build_problems(
+    *,
+    templates: Sequence[int],
+    max_number: float | None,
+    train: int,
+    validation: int,
+    test: int,
+    held_out: float,
+    skills: Sequence[str],
+    per_skill: int,
+    seed: int,
+) -> list[Problem]:
+    """Draw all problems of a run; instances of a template are distinct, so splits are disjoint.
+
+    Raises:
+        InputError: there is nothing to train on or evaluate, or a source has too few distinct problems.
+    """
+    kept_out = held_out_templates(templates, held_out, seed)
+    if not templates or len(kept_out) == len(templates):
+        raise InputError("no template is left to train on; list more problems.templates or lower problems.held_out")
+    for name, count in (("train", train), ("validation", validation), ("test", test)):
+        if count == 0:
+            raise InputError(f"problems.{name} is 0, so there are no {name} problems; set it to at least 1")
+    problems: list[Problem] = []
+    try:
+        for template in templates:
+            draw = reserved_instances(template, seed, max_number)
+            plan = (
+                [("held_out", test)]
+                if template in kept_out
+                else [("train", train), ("validation", validation), ("test", test)]
+            )
+            number = 0
+            for split, count in plan:
+                for _ in range(count):
+                    problems.append(_problem(next(draw), number, split))
+                    number += 1
+        for skill in skills:
+            draw = reserved_skill_instances(skill, seed)
+            problems += [_problem(next(draw), i, f"skill:{skill}") for i in range(per_skill)]
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return problems
+
+
+def _problem(item: Worked, number: int, split: str) -> Problem:
+    name = f"{item.template}-{number}"
+    return Problem(name, item.template, number, split, item.question, item.answer, item.solution)

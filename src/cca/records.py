@@ -1,0 +1,150 @@
+"""What the stages hand to each other, one JSON line each.
+
+Token ids are kept as they were generated; nothing is ever decoded and encoded again.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+
+class Record:
+    """A dataclass that goes to and from one JSON line."""
+
+    def line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        data: dict[str, Any] = json.loads(line)
+        return cls(**{f.name: data[f.name] for f in fields(cls)})  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Problem(Record):
+    """A question with its gold answer."""
+
+    id: str
+    template: str
+    instance: int
+    split: str
+    """``train``, ``validation``, ``test``, ``held_out`` (whole templates) or ``skill:NAME``."""
+    question: str
+    answer: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the model wrote for a prompt. `tokens` includes the end token where the model wrote one."""
+
+    tokens: tuple[int, ...]
+    text: str
+    answer: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class TracePair(Record):
+    """A problem's greedy trace and, where one was found, the first sampled trace of opposite correctness."""
+
+    problem: str
+    split: str
+    template: str
+    prompt: tuple[int, ...]
+    greedy: Trace
+    sampled: Trace | None
+    drawn: int
+    """How many samples were looked at, up to and including the opposite one."""
+    reason: str | None
+    """Why there is no sampled trace (``no_opposite``, ``template_solved``), or None."""
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        data = json.loads(line)
+
+        def trace(value: dict[str, Any]) -> Trace:
+            return Trace(tuple(value["tokens"]), value["text"], value["answer"], value["correct"])
+
+        data["prompt"] = tuple(data["prompt"])
+        data["greedy"] = trace(data["greedy"])
+        data["sampled"] = trace(data["sampled"]) if data["sampled"] else None
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Pivot(Record):
+    """The training example of stages 2 and 3: after `prefix`, `desired` should beat `undesired`."""
+
+    problem: str
+    split: str
+    template: str
+    method: str
+    prefix: tuple[int, ...]
+    desired: int
+    undesired: int
+    position: int
+    """Index in the trace of the token that turned it."""
+    greedy_correct: bool
+    on_slip: bool | None = None
+    """Whether the pivot is the planted slip's own token; None where the wrong trace contains no planted slip."""
+    completions: int = 0
+    """Completions generated to find it."""
+    deviations: int = 0
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        data = json.loads(line)
+        return cls(**{**data, "prefix": tuple(data["prefix"])})
+
+
+@dataclass(frozen=True)
+class Score(Record):
+    """One graded greedy answer of the base or the updated model."""
+
+    arm: str
+    set: str
+    problem: str
+    template: str
+    answer: str
+    correct: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Metric(Record):
+    """One measured step of stage 3."""
+
+    step: int
+    loss: float | None
+    """Mean of logit[undesired] - logit[desired] over the training pivots, before the step."""
+    margin: float
+    """Mean logit[desired] - logit[undesired] over the validation pivots."""
+    won: float
+    """Share of validation pivots at which the desired token beats the undesired one."""
+    accuracy: float
+    """Greedy accuracy on the validation problems."""
+    n: int = field(default=0)
+
+
+def write_lines(path: Path, records: Iterable[Record]) -> None:
+    """Append `records` to `path`, one JSON line each, flushed to the disk."""
+    import os
+
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(record.line() + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_lines(path: Path, kind: type[R]) -> Iterator[R]:
+    """The records in `path`; nothing where the file does not exist."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield kind.parse(line)

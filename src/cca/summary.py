@@ -1,0 +1,89 @@
+"""What a run found, as one plain dictionary: `summary.json`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cca import stats
+from cca.anatomy import Anatomy
+from cca.circuit import Circuit
+from cca.delta import Delta
+from cca.records import Metric, Pivot, Score, TracePair
+
+
+def pivot_summary(pairs: Sequence[TracePair], pivots: Mapping[str, Sequence[Pivot]], method: str) -> dict[str, Any]:
+    """Counts of stage 1; `on_slip` by method, over the pivots whose wrong trace makes its planted slip."""
+    reasons: dict[str, int] = {}
+    for pair in pairs:
+        if pair.reason:
+            reasons[pair.reason] = reasons.get(pair.reason, 0) + 1
+    chosen = pivots[method]
+    return {
+        "problems": len(pairs),
+        "traces": len(pairs) + sum(pair.drawn for pair in pairs if pair.reason != "template_solved"),
+        "found": len(chosen),
+        "yield": len(chosen) / len(pairs),
+        "without": reasons,
+        "completions": sum(p.completions for p in chosen),
+        "on_slip": {name: on_slip(found) for name, found in pivots.items()},
+    }
+
+
+def on_slip(pivots: Sequence[Pivot]) -> dict[str, Any] | None:
+    """The share of pivots on the planted slip's own token, with its interval; None where nothing was planted."""
+    judged = [p.on_slip for p in pivots if p.on_slip is not None]
+    if not judged:
+        return None
+    share = stats.accuracy(judged)
+    return {"n": share.n, "share": share.value, "ci95": list(share.ci95)}
+
+
+def circuit_summary(anatomy: Anatomy, circuit: Circuit) -> dict[str, Any]:
+    """Sizes of the circuit."""
+    return {
+        "components": anatomy.size,
+        "selected": int(circuit.selected.sum()),
+        "density": circuit.density,
+        "by_kind": anatomy.counts(circuit.selected),
+        "stopped": circuit.stopped,
+    }
+
+
+def update_summary(delta: Delta, metrics: Sequence[Metric], best_step: int) -> dict[str, Any]:
+    """Size of the update and what the validation saw at step 0 and at the kept step."""
+    first = metrics[0]
+    best = next(m for m in metrics if m.step == best_step)
+    return {
+        "best_step": best_step,
+        "rows": delta.row_count,
+        "parameters": delta.parameter_count,
+        "validation": {"n": best.n, "base": first.accuracy, "updated": best.accuracy},
+        "held_out_pivots_won": {"base": first.won, "updated": best.won},
+        "held_out_margin": {"base": first.margin, "updated": best.margin},
+    }
+
+
+def comparisons(scores: Sequence[Score], drifts: Mapping[str, float], seed: int) -> dict[str, dict[str, Any]]:
+    """Base against updated for each evaluation set, in order of appearance."""
+    arms: dict[str, dict[str, dict[str, Score]]] = {}
+    for score in scores:
+        arms.setdefault(score.set, {"base": {}, "updated": {}})[score.arm][score.problem] = score
+    found: dict[str, dict[str, Any]] = {}
+    for name, arm in arms.items():
+        problems = sorted(arm["base"])
+        base = [arm["base"][p].correct for p in problems]
+        updated = [arm["updated"][p].correct for p in problems]
+        result = stats.paired(base, updated, [arm["base"][p].template for p in problems], seed)
+        found[name] = {
+            "n": result.n,
+            "base": result.base,
+            "base_ci95": list(stats.accuracy(base).ci95),
+            "updated": result.updated,
+            "updated_ci95": list(stats.accuracy(updated).ci95),
+            "difference": result.difference,
+            "ci95": list(result.ci95),
+            "gained": result.gained,
+            "lost": result.lost,
+            "mcnemar_p": result.mcnemar_p,
+            "drift_kl": drifts[name],
+        }
+    return found
