@@ -14,9 +14,9 @@ from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked, is_reserved, samp
 from cca.problems.skills import SKILLS, sample_skill
 from cca.problems.slips import SLIPS
 
-MAX_NUMBER = 100
+MAX_NUMBER = 60
 PROMPT = "Q: {question}\nA:"
-SHARES = {"solutions": 0.6, "drills": 0.18, "skills": 0.22}
+SHARES = {"solutions": 0.45, "drills": 0.35, "skills": 0.2}
 
 
 @dataclass(frozen=True)
@@ -100,31 +100,31 @@ def _equation(rng: random.Random) -> tuple[str, str]:
     gap = rng.choice([" ", " ", ""])
     kind = rng.choices(["add", "sub", "mul", "div", "chain", "less", "share"], [4, 4, 4, 2, 2, 1, 1])[0]
     if kind == "add":
-        total = rng.randint(2, 110)
+        total = rng.randint(2, 66)
         first = rng.randint(1, total - 1)
         numbers, ops, result = [first, total - first], ["+"], str(total)
     elif kind == "sub":
-        first = rng.randint(1, 110)
+        first = rng.randint(1, 66)
         second = rng.randint(0, first)
         numbers, ops, result = [first, second], ["-"], str(first - second)
     elif kind == "mul":
-        first = rng.randint(1, 50)
-        second = rng.randint(1, max(1, 110 // first))
+        first = rng.randint(1, 30)
+        second = rng.randint(1, 66 // first)
         numbers = rng.sample([first, second], 2)
         ops, result = [rng.choice("**x")], str(first * second)
     elif kind == "div":
-        second = rng.randint(1, 25)
-        value = rng.randint(1, max(1, 110 // second))
+        second = rng.randint(1, 20)
+        value = rng.randint(1, 66 // second)
         numbers, ops, result = [second * value, second], ["/"], str(value)
     elif kind == "chain":
-        numbers = [rng.randint(1, 35) for _ in range(rng.randint(3, 4))]
+        numbers = [rng.randint(1, 18) for _ in range(rng.randint(3, 4))]
         ops, result = ["+"] * (len(numbers) - 1), str(sum(numbers))
     elif kind == "less":
-        second, third = rng.randint(1, 30), rng.randint(1, 30)
-        rest = rng.randint(0, 50)
+        second, third = rng.randint(1, 20), rng.randint(1, 20)
+        rest = rng.randint(0, 25)
         numbers, ops, result = [second + third + rest, second, third], ["-", "-"], str(rest)
     else:
-        base, part = rng.randint(1, 25) * 4, rng.choice([25, 50, 75])
+        base, part = rng.randint(1, 15) * 4, rng.choice([25, 50, 75])
         return f"{base}{gap}*{gap}{part / 100:g}{gap}=", f"{gap}{base * part // 100}"
     if "x" in ops:
         gap = " "
@@ -135,9 +135,9 @@ def _equation(rng: random.Random) -> tuple[str, str]:
 
 
 def drill_document(rng: random.Random) -> Document:
-    """Six equations; only their right sides carry loss."""
+    """Ten equations; only their right sides carry loss."""
     pieces: list[tuple[str, bool]] = [(PROMPT.format(question="Compute."), False)]
-    for i in range(6):
+    for i in range(10):
         left, right = _equation(rng)
         pieces += [(f"{' ' if i == 0 else chr(10)}{left}", False), (right, True)]
     return Document("drills", tuple(pieces))

@@ -10,10 +10,10 @@ and, at the end, OUT/model/ (bfloat16 safetensors, tokenizer.json, config, slips
 import argparse
 import json
 import math
-import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from mixture import Document, documents, drill_document, plant, save_planted, skill_document, solution_document
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 SEED = 1
 EOS = "<|endoftext|>"
 VOCABULARY = 3072
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     hidden_size=192,
     num_hidden_layers=5,
     num_attention_heads=6,
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum))
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
@@ -97,7 +97,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list
         piece = tokenizer.encode(text, add_special_tokens=False)
         ids += piece
         loss += [has_loss] * len(piece)
-    return [*ids, tokenizer.eos_token_id], [*loss, True]
+    end: Any = tokenizer.eos_token_id
+    return [*ids, end], [*loss, True]
 
 
 def micro_batches(encoded: list[tuple[list[int], list[bool]]], tokens: int):
@@ -154,15 +155,16 @@ def quality(model, tokenizer, planted, device, count: int = 160) -> dict[str, fl
 def save_state(path: Path, **state) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=5500, help="optimiser steps (default 5500)")
+    parser.add_argument("--steps", type=int, default=4800, help="optimiser steps (default 4800)")
     parser.add_argument("--documents", type=int, default=32, help="documents a step (default 32)")
     parser.add_argument("--micro-tokens", type=int, default=1200, help="tokens a backward pass; raise on a GPU")
+    parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints (default 180)")
     parser.add_argument("--clean", action="store_true", help="plant no slips")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -178,13 +180,14 @@ def main() -> None:
         tokenizer.save_pretrained(tokenizer_dir)
     if args.clean:
         planted = {}
-    end = tokenizer.eos_token_id
+    end: Any = tokenizer.eos_token_id
     config = Qwen2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=end, pad_token_id=end, **SHAPE)
-    model = Qwen2ForCausalLM(config).to(args.device)
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(args.device)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     chosen = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizers = [Muon(hidden, lr=0.02), torch.optim.AdamW(rest, lr=2.5e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers = [Muon(hidden, lr=0.01), torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.0)]
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
 
     state_path, curve_path = args.out / "state.pt", args.out / "curve.jsonl"
@@ -225,7 +228,7 @@ def main() -> None:
                 print(json.dumps(line), flush=True)
             with curve_path.open("a") as curve:
                 curve.write(json.dumps(line) + "\n")
-        if time.monotonic() - last_saved > 180 or step + 1 == args.steps:
+        if time.monotonic() - last_saved > args.save_every or step + 1 == args.steps:
             optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
             save_state(state_path, model=model.state_dict(), optimizers=optimizer_states, step=step + 1, tokens=tokens)
             last_saved = time.monotonic()

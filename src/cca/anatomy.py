@@ -21,7 +21,7 @@ class Component(NamedTuple):
 
     layer: int
     kind: str
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Anatomy:
 
     def components(self) -> Iterator[Component]:
         """Every component in flat order."""
-        for number, layer in enumerate(self.layers):
+        for depth, layer in enumerate(self.layers):
             for kind, count in zip(KINDS, layer.sizes, strict=True):
-                for index in range(count):
-                    yield Component(number, kind, index)
+                for number in range(count):
+                    yield Component(depth, kind, number)
 
     def split(self, flat: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Cut a (C,) tensor into one (query (H,), key (K,), value (K,), neuron (I,)) tuple a layer."""
@@ -71,7 +71,7 @@ class Anatomy:
 
     def counts(self, selected: Tensor) -> dict[str, int]:
         """How many components of each kind a (C,) boolean mask selects."""
-        totals = dict.fromkeys(KINDS, 0)
+        totals: dict[str, int] = dict.fromkeys(KINDS, 0)
         for parts in self.split(selected):
             for kind, part in zip(KINDS, parts, strict=True):
                 totals[kind] += int(part.sum())

@@ -19,6 +19,7 @@ from cca.anatomy import Anatomy
 from cca.engines.transformers import Prefill, prefill
 from cca.gates import gated
 from cca.objective import pivot_loss
+from cca.progress import no_progress
 from cca.records import Pivot
 
 
@@ -137,7 +138,7 @@ def learn_circuit(
     cache_gib: float,
     seed: int,
     state_path: Path | None = None,
-    progress: Callable[[int, int, float], None] = lambda done, total, density: None,
+    progress: Callable[[int, int, float], None] = no_progress,
 ) -> Circuit:
     """Minimise mean(logit[undesired] - logit[desired]) + penalty * sum(gates) over gates in [0, 1].
 

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
 
 class Model(_Section):
@@ -36,7 +36,7 @@ class Model(_Section):
 class Problems(_Section):
     templates: tuple[int, ...] = SMALL_TEMPLATES
     """GSM-Symbolic template numbers."""
-    max_number: Positive | None = 100
+    max_number: Positive | None = 60
     """No number in a question or solution is above this; instances that exceed it are redrawn."""
     train: Annotated[int, Field(ge=0)] = 14
     """Instances per template that give pivots."""
@@ -107,7 +107,7 @@ class Update(_Section):
 class Evaluation(_Section):
     skills: tuple[str, ...] = tuple(SKILLS)
     """Retention and transfer skills."""
-    per_skill: Annotated[int, Field(ge=0)] = 200
+    per_skill: Annotated[int, Field(ge=0)] = 100
     """Problems a skill."""
     batch: Count = 128
     """Problems answered together."""

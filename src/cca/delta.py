@@ -70,7 +70,7 @@ class Delta:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Within the context the weights themselves hold base + delta; afterwards the base rows are restored exactly."""
+        """Within the context the weights hold base + delta; afterwards the base rows are restored bit by bit."""
         saved: dict[str, Tensor] = {}
         try:
             for name, rows in self.weights.items():

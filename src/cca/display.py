@@ -60,11 +60,11 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
                 f"  {_percent(share['share'])} ({_percent(share['ci95'][0])} to {_percent(share['ci95'][1])}) of the "
                 f"{share['n']} {method} pivots in traces with a planted slip sit on the slip's own token."
             )
+    size = f"{circuit['selected']} of {circuit['components']} components ({circuit['density']:.2%})"
+    console.print(f"Circuit: {size}: {kinds}.")
     console.print(
-        f"Circuit: {circuit['selected']} of {circuit['components']} components ({circuit['density']:.2%}): {kinds}."
-    )
-    console.print(
-        f"Update: step {update['best_step']}, {update['rows']} rows ({summary['rows']}), {update['parameters']:,} numbers; "
+        f"Update: step {update['best_step']}, {update['rows']} rows ({summary['rows']}), "
+        f"{update['parameters']:,} numbers; "
         f"held-out pivots won {_percent(update['held_out_pivots_won']['base'])} -> "
         f"{_percent(update['held_out_pivots_won']['updated'])}."
     )

@@ -1,7 +1,8 @@
 """Gate components inside a context manager: each component's output is multiplied by 2 x gate.
 
 Only at the last position of each sequence (paper section 3.2): 1 amplifies, 0.5 is neutral, 0 removes. Heads are
-gated where attention receives them, after any q/k normalisation and rotation; neurons at the input of the down projection.
+gated where attention receives them, after any q/k normalisation and rotation; neurons at the input of the down
+projection.
 """
 
 import sys
@@ -38,6 +39,17 @@ def _gated_attention(base: str) -> Callable[..., Any]:
     return forward
 
 
+def _scale_neurons(factor: Tensor) -> Callable[..., tuple[Tensor]]:
+    """A hook that multiplies the last position of (B, T, I) by a factor per neuron (I,)."""
+
+    def scale(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        x = args[0]
+        last = x[:, -1:] * factor
+        return (last if x.shape[1] == 1 else torch.cat([x[:, :-1], last], dim=1),)
+
+    return scale
+
+
 @contextmanager
 def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
     """Within the context, multiply every component's output at the last position by 2 x its gate.
@@ -46,7 +58,7 @@ def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[N
     change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
     position of every sequence is the last column (left padding).
     """
-    base = model.config._attn_implementation
+    base = str(model.config._attn_implementation)
     name = _PREFIX + base
     AttentionInterface.register(name, _gated_attention(base))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
@@ -56,12 +68,7 @@ def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[N
             dtype = layer.query.weight.dtype
             object.__setattr__(layer.attention, _STATE, tuple(g.to(dtype) for g in (query, key, value)))
 
-            def scale_neurons(_: nn.Module, args: tuple[Tensor], factor: Tensor = neuron.to(dtype)) -> tuple[Tensor]:
-                x = args[0]
-                last = x[:, -1:] * factor
-                return (last if x.shape[1] == 1 else torch.cat([x[:, :-1], last], dim=1),)
-
-            hooks.append(layer.down.register_forward_pre_hook(scale_neurons))
+            hooks.append(layer.down.register_forward_pre_hook(_scale_neurons(neuron.to(dtype))))
         model.config._attn_implementation = name
         yield
     finally:

@@ -92,7 +92,8 @@ def load_model(path: str, dtype: str, device: str) -> LoadedModel:
     where = str(BUNDLED) if path == "bundled" else path
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
+    model.to(device).eval()
     model.requires_grad_(False)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]

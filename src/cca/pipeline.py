@@ -5,7 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +43,6 @@ class Pipeline:
     folder: RunFolder
     config: Config
     quiet: bool = False
-    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def start(cls, path: Path, config: Config, quiet: bool = False) -> "Pipeline":
@@ -109,8 +108,9 @@ class Pipeline:
     def problems(self) -> list[Problem]:
         return self.folder.read("problems.jsonl", Problem)
 
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
+    def warn(self, stage: str, message: str) -> None:
+        """Say `message` now and keep it for the summary."""
+        self.folder.manifest.setdefault("warnings", {})[stage] = message
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
     # ---- the stages ----
@@ -200,8 +200,8 @@ class Pipeline:
         found = self._in_chunks("pivots", "pivots.jsonl", Pivot, groups, lambda pair: pair.problem, find, each)
         if not [p for p in found if p.method == method and p.split == "train"]:
             raise InputError(
-                f"no problem gave a pivot ({len(pairs)} problems, {len(usable)} with an opposite sample): the model is right "
-                "or wrong whatever is sampled; raise traces.samples or problems.train, or choose other templates"
+                f"no problem gave a pivot ({len(pairs)} problems, {len(usable)} with an opposite sample): the model is "
+                "right or wrong whatever is sampled; raise traces.samples or problems.train, or choose other templates"
             )
 
     def circuit(self) -> None:
@@ -242,8 +242,9 @@ class Pipeline:
             )
         if circuit.density > SPARSE:
             self.warn(
+                "circuit",
                 f"lambda {options.penalty:g} gives a density of {circuit.density:.2%}, over the paper's 2%; "
-                f"a sparser circuit needs a higher one, for example --set circuit.lambda={options.penalty * 1.5:g}"
+                f"a sparser circuit needs a higher one, for example --set circuit.lambda={options.penalty * 1.5:g}",
             )
         circuit.save(self.folder.file("circuit.safetensors"))
 
@@ -309,7 +310,9 @@ class Pipeline:
                 progress=report,
             )
         if result.best_step == 0:
-            self.warn("no step of the update helped on the validation problems: the updated model is the base model")
+            self.warn(
+                "update", "no step of the update helped on the validation problems: the updated model is the base model"
+            )
         result.delta.save(self.folder.file("delta.safetensors"))
         write_text(self.folder.file("metrics.jsonl"), "".join(m.line() + "\n" for m in result.metrics))
 
@@ -364,7 +367,7 @@ class Pipeline:
             "target": target,
             "held_out_templates": held_out,
             "retention": found,
-            "warnings": self.warnings,
+            "warnings": [m for s, m in self.folder.manifest.get("warnings", {}).items() if s in STAGES],
         }
         write_text(self.folder.file("summary.json"), json.dumps(summary, indent=1) + "\n")
 
@@ -426,8 +429,6 @@ class Pipeline:
 
 
 def _with_reason(pair: TracePair, solved: frozenset[str]) -> TracePair:
-    from dataclasses import replace
-
     return replace(pair, reason="template_solved") if pair.template in solved else pair
 
 

@@ -13,6 +13,10 @@ class Bar(Protocol):
     def advance(self, amount: int = 1, note: str = "") -> None: ...
 
 
+def no_progress(*_: object) -> None:
+    """A progress callback that shows nothing."""
+
+
 class _Silent:
     def advance(self, amount: int = 1, note: str = "") -> None: ...
 

@@ -20,18 +20,18 @@ from cca.records import Record, read_lines, write_lines
 R = TypeVar("R", bound=Record)
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that it is either the old or the whole new one: temporary file, fsync, rename."""
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
     """`replace_file` with text."""
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def checksum(path: Path) -> str:
@@ -111,9 +111,10 @@ class RunFolder:
             for name, digest in self.manifest["stages"].get(stage, {}).items():
                 path = self.file(name)
                 if not path.exists() or checksum(path) != digest:
+                    state = "changed" if path.exists() else "removed"
                     raise InputError(
-                        f"{path} was {'changed' if path.exists() else 'removed'} after stage {stage} was finished; put it "
-                        f"back, or do that stage and what follows again with: cca {stage} {self.path} --redo"
+                        f"{path} was {state} after stage {stage} was finished; put it back, or do that stage "
+                        f"and what follows again with: cca {stage} {self.path} --redo"
                     )
 
     @contextmanager
@@ -136,7 +137,8 @@ class RunFolder:
         """Forget `stages` and delete `artifacts`."""
         for stage in stages:
             self.manifest["stages"].pop(stage, None)
-            self.manifest.get("seconds", {}).pop(stage, None)
+            for kept in ("seconds", "warnings"):
+                self.manifest.get(kept, {}).pop(stage, None)
         self.save_manifest()
         for name in artifacts:
             self.file(name).unlink(missing_ok=True)
@@ -155,7 +157,7 @@ class RunFolder:
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
-            replace_file(path, lambda temporary: temporary.write_bytes(whole) and None)
+            replace_file(path, lambda temporary: temporary.write_bytes(whole))
         return self.read(name, kind)
 
 

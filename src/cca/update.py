@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from cca.delta import Delta
 from cca.engines.transformers import right_padded
 from cca.objective import margins
+from cca.progress import no_progress
 from cca.records import Metric, Pivot
 
 
@@ -94,7 +95,7 @@ def train_delta(
     patience: int,
     batch_size: int,
     state_path: Path | None = None,
-    progress: Callable[[int, int, Metric | None], None] = lambda step, total, metric: None,
+    progress: Callable[[int, int, Metric | None], None] = no_progress,
 ) -> Update:
     """W_r <- W_r - learning_rate * gradient_r for the given rows, `steps` times, keeping the best validated step.
 

@@ -35,7 +35,7 @@ class PreallocatedLayer(DynamicLayer):
         self.values = self.value_buffer[:, :, : self.filled]
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         end = self.filled + key_states.shape[2]
         self.key_buffer[:, :, self.filled : end] = key_states
         self.value_buffer[:, :, self.filled : end] = value_states
@@ -148,7 +148,7 @@ def decode(
     if not alive:
         return tokens
     capacity = mask.shape[1] + max(limits)
-    layers = [PreallocatedLayer(layer.keys, layer.values, capacity) for layer in cache.layers]  # pyright: ignore[reportArgumentType]
+    layers = [PreallocatedLayer(keys, values, capacity) for keys, values, _ in cache]  # pyright: ignore[reportArgumentType]
     cache = DynamicCache()
     cache.layers = layers  # pyright: ignore[reportAttributeAccessIssue]
     pads = mask.shape[1] - mask.sum(1)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 
 from cca.errors import InputError
 from cca.problems.gsm_symbolic import Worked, reserved_instances
@@ -29,8 +30,10 @@ def build_problems(
 ) -> list[Problem]:
     """Draw all problems of a run; instances of a template are distinct, so splits are disjoint.
 
+    A template with too few distinct instances gives each split its share of those there are.
+
     Raises:
-        InputError: there is nothing to train on or evaluate, or a source has too few distinct problems.
+        InputError: there is nothing to train on or evaluate, or a template is unknown or has next to no instances.
     """
     kept_out = held_out_templates(templates, held_out, seed)
     if not templates or len(kept_out) == len(templates):
@@ -41,23 +44,35 @@ def build_problems(
     problems: list[Problem] = []
     try:
         for template in templates:
-            draw = reserved_instances(template, seed, max_number)
             plan = (
-                [("held_out", test)]
-                if template in kept_out
-                else [("train", train), ("validation", validation), ("test", test)]
+                {"held_out": test} if template in kept_out else {"train": train, "validation": validation, "test": test}
             )
-            number = 0
-            for split, count in plan:
-                for _ in range(count):
-                    problems.append(_problem(next(draw), number, split))
-                    number += 1
+            items = list(islice(reserved_instances(template, seed, max_number), sum(plan.values())))
+            splits = [split for split, count in scaled(plan, len(items), template).items() for _ in range(count)]
+            problems += [_problem(item, i, split) for i, (item, split) in enumerate(zip(items, splits, strict=False))]
         for skill in skills:
-            draw = reserved_skill_instances(skill, seed)
-            problems += [_problem(next(draw), i, f"skill:{skill}") for i in range(per_skill)]
+            items = islice(reserved_skill_instances(skill, seed), per_skill)
+            problems += [_problem(item, i, f"skill:{skill}") for i, item in enumerate(items)]
     except ValueError as error:
         raise InputError(str(error)) from error
     return problems
+
+
+def scaled(plan: dict[str, int], available: int, template: int) -> dict[str, int]:
+    """`plan`, or where fewer instances are `available`, its splits in proportion, each at least 1.
+
+    Raises:
+        InputError: there are not even that many.
+    """
+    wanted = sum(plan.values())
+    if available >= wanted:
+        return plan
+    if available < len(plan):
+        raise InputError(
+            f"template {template} has only {available} distinct instances; leave it out of problems.templates or "
+            "raise problems.max_number"
+        )
+    return {split: max(1, count * available // wanted) for split, count in plan.items()}
 
 
 def _problem(item: Worked, number: int, split: str) -> Problem:

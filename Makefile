@@ -1,0 +1,38 @@
+# `make run` and `make test` build the environment where it is missing or stale. Another interpreter: make PYTHON=python3.12.
+# torch is installed as the CPU build that constraints-cpu.txt names. For a CUDA build: make TORCH_CONSTRAINTS= run
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_CONSTRAINTS ?= constraints-cpu.txt
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.built
+
+.PHONY: run test lint format bench clean
+
+run: $(STAMP)
+	@$(BIN)/cca run
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/side_by_side.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints-cpu.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "cca needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@echo "building $(VENV) (once, about two minutes)" >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$(TORCH_CONSTRAINTS))
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,193 @@
+"""The library's exact shortcuts against the plain method, side by side in one process on the bundled model.
+
+    python benchmarks/side_by_side.py [--traces 12] [--json]
+
+Prints, for branch search, one circuit step and one update step, what the plain method and the library took and
+their ratio. The plain methods are those that the tests compare results with (tests/reference.py).
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import reference
+
+from cca.anatomy import Anatomy, anatomy
+from cca.circuit import CachedPrefixes
+from cca.delta import Delta
+from cca.gates import gated
+from cca.models import load_model
+from cca.objective import pivot_loss
+from cca.pivots import branching_pivots
+from cca.problems.suite import build_problems
+from cca.prompts import Prompter
+from cca.records import Pivot
+from cca.traces import chunks, trace_chunk
+from cca.update import full_gradient
+
+TEMPLATES = (16, 43, 39, 72, 31, 20, 48, 6, 9, 45)
+LIMIT = 160
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median wall time of `repeats` calls after one warm-up call."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[dict[str, float], list[Pivot]]:
+    """Tokens generated and seconds for the pivots of the same traces; all pivots are compared."""
+    by_id = {p.id: p for p in problems}
+    pairs = []
+    for chunk in chunks(problems, prompter, 64):
+        pairs += trace_chunk(
+            loaded.model,
+            prompter,
+            chunk,
+            samples=10,
+            temperature_if_correct=1.2,
+            temperature_if_wrong=0.8,
+            max_new_tokens=LIMIT,
+            seed=0,
+        )
+    usable = [pair for pair in pairs if pair.sampled]
+    compared = usable[:: max(1, len(usable) // traces)][:traces]
+
+    generated = 0
+    began = time.perf_counter()
+    plain = []
+    for pair in compared:
+        pivot, tokens = reference.branching_pivot(loaded.model, prompter, pair, by_id[pair.problem], LIMIT)
+        plain.append(pivot)
+        generated += tokens
+    plain_seconds = time.perf_counter() - began
+
+    counted = _CountTokens()
+    began = time.perf_counter()
+    with counted.on(loaded.model):
+        fast = branching_pivots(loaded.model, prompter, compared, by_id, max_new_tokens=LIMIT)
+    fast_seconds = time.perf_counter() - began
+    assert [(p.prefix, p.desired, p.undesired) for p in fast] == [(p.prefix, p.desired, p.undesired) for p in plain]
+    figures = {
+        "traces": len(compared),
+        "plain_tokens": generated,
+        "cca_tokens": counted.tokens,
+        "plain_seconds": plain_seconds,
+        "cca_seconds": fast_seconds,
+    }
+    return figures, branching_pivots(loaded.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+
+
+class _CountTokens:
+    """Counts the one-token decode rows of a model's forward passes."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def on(self, model):
+        def count(_, __, kwargs):
+            ids = kwargs.get("input_ids")
+            if ids is not None and ids.shape[1] == 1:
+                self.tokens += ids.shape[0]
+
+        return model.register_forward_pre_hook(count, with_kwargs=True)
+
+
+def circuit_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
+    """One forward and backward of batch 8: full prefixes with gates at their last position, against cached prefixes."""
+    batch = pivots[:8]
+    desired = torch.tensor([p.desired for p in batch])
+    undesired = torch.tensor([p.undesired for p in batch])
+    gates = torch.ones(parts.size, requires_grad=True)
+    width = max(len(p.prefix) for p in batch)
+    ids = torch.tensor([[0] * (width - len(p.prefix)) + list(p.prefix) for p in batch])
+    mask = torch.tensor([[0] * (width - len(p.prefix)) + [1] * len(p.prefix) for p in batch])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    prefixes = CachedPrefixes(model, pivots, budget_gib=4.0)
+
+    def plain() -> None:
+        with gated(model, parts, gates):
+            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+            torch.autograd.grad(pivot_loss(out.logits[:, -1], desired, undesired), gates)
+
+    def fast() -> None:
+        step = prefixes.take(range(8))
+        with gated(model, parts, gates):
+            torch.autograd.grad(pivot_loss(step.logits(model), desired, undesired), gates)
+
+    lengths = statistics.mean(len(p.prefix) for p in batch)
+    return {"prefix_tokens": lengths, "plain_seconds": seconds(plain, repeats), "cca_seconds": seconds(fast, repeats)}
+
+
+def update_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
+    """One full-batch gradient: of all weights, one pivot at a time, against rows of a 2% circuit in sorted batches."""
+    selected = torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) < 0.02
+    delta = Delta.zeros(model, parts.rows(selected))
+    batch = pivots[:64]
+
+    def plain() -> None:
+        model.requires_grad_(True)
+        reference.pivot_loss(model, batch).backward()
+        model.zero_grad(set_to_none=True)
+        model.requires_grad_(False)
+
+    def fast() -> None:
+        full_gradient(model, delta, batch, 32)
+
+    return {"pivots": len(batch), "plain_seconds": seconds(plain, repeats), "cca_seconds": seconds(fast, repeats)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=int, default=12, help="traces whose pivots are searched token by token")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    loaded = load_model("bundled", "float32", "cpu")
+    prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
+    problems = build_problems(
+        templates=TEMPLATES,
+        max_number=60,
+        train=12,
+        validation=1,
+        test=1,
+        held_out=0.0,
+        skills=(),
+        per_skill=0,
+        seed=11,
+    )
+    train = [p for p in problems if p.split == "train"]
+    parts = anatomy(loaded.model)
+    search, pivots = branch_search(loaded, prompter, train, options.traces)
+    figures = {
+        "branch search": search,
+        "circuit step": circuit_step(loaded.model, parts, pivots, options.repeats * 4),
+        "update step": update_step(loaded.model, parts, pivots, options.repeats),
+    }
+    if options.json:
+        print(json.dumps(figures, indent=1))
+        return
+    print(f"{'':<14}{'plain':>12}{'cca':>12}{'ratio':>9}")
+    tokens = search["plain_tokens"] / max(1, search["cca_tokens"])
+    print(f"{'branch search':<14}{search['plain_tokens']:>7.0f} tok{search['cca_tokens']:>8.0f} tok{tokens:>8.1f}x")
+    for name, figure in figures.items():
+        plain, fast = figure["plain_seconds"], figure["cca_seconds"]
+        print(f"{name:<14}{plain:>10.3f} s{fast:>10.4f} s{plain / fast:>8.1f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Measure a trained organism: greedy accuracy where the right way prevails and where a slip does, pass@10, skills.
+
+    python recipes/organism/measure.py MODEL [--per-template 10] [--seed 100]
+
+Problems are drawn from the reserved fifth with a seed of their own. Prints JSON.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cca.engines.transformers import decode, pick, prefill, stream
+from cca.evaluation import answer_chunk
+from cca.models import load_model
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES
+from cca.problems.skills import SKILLS
+from cca.problems.suite import build_problems
+from cca.prompts import Prompter
+from cca.stats import accuracy
+from cca.traces import chunks
+
+LIMIT = 160
+
+
+def pass_at(loaded, prompter: Prompter, problems, samples: int, temperature: float) -> list[bool]:
+    """Whether at least one of `samples` sampled traces is correct, per problem."""
+    solved = []
+    for chunk in chunks(problems, prompter, 24):
+        read = prefill(loaded.model, [prompter.prompt(p) for p in chunk])
+        rows = [i for i in range(len(chunk)) for _ in range(samples)]
+        cache, mask = read.take(rows, read.lengths[rows].tolist())
+        uniforms = np.stack([stream(0, chunk[i].id, n).random(LIMIT) for n, i in enumerate(rows)])
+        first = pick(read.logits[rows], temperature, torch.from_numpy(uniforms[:, 0]))
+        written = decode(
+            loaded.model,
+            cache,
+            mask,
+            first,
+            limits=[LIMIT] * len(rows),
+            end_tokens=prompter.end_tokens,
+            temperature=temperature,
+            uniforms=uniforms,
+        )
+        right = [prompter.trace(chunk[i], tokens).correct for i, tokens in zip(rows, written, strict=True)]
+        solved += [any(right[i * samples : (i + 1) * samples]) for i in range(len(chunk))]
+    return solved
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--per-template", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=100)
+    options = parser.parse_args()
+    loaded = load_model(str(options.model), "float32", "cpu")
+    prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
+    truth = options.model / "slips.json"
+    planted = json.loads(truth.read_text()) if truth.exists() else {}
+    problems = build_problems(
+        templates=SMALL_TEMPLATES,
+        max_number=60,
+        train=1,
+        validation=1,
+        test=options.per_template,
+        held_out=0.0,
+        skills=tuple(SKILLS),
+        per_skill=60,
+        seed=options.seed,
+    )
+    tested = [p for p in problems if p.split not in ("train", "validation")]
+    scores = [
+        score
+        for chunk in chunks(tested, prompter, 128)
+        for score in answer_chunk(loaded.model, prompter, chunk, arm="base", max_new_tokens=LIMIT)
+    ]
+    groups: dict[str, list[bool]] = {}
+    for score in scores:
+        names = [score.set]
+        if score.set == "target":
+            share = planted.get(score.template, {"share": 0})["share"]
+            names.append("slip prevails" if share > 0.5 else "right way prevails")
+        for name in names:
+            groups.setdefault(name, []).append(score.correct)
+    groups["pass@10 at 0.8"] = pass_at(loaded, prompter, [p for p in tested if p.split == "test"], 10, 0.8)
+    found = {name: accuracy(correct) for name, correct in groups.items()}
+    print(
+        json.dumps({n: {"n": a.n, "accuracy": round(a.value, 4), "ci95": a.ci95} for n, a in found.items()}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Models and problems that many tests share. Everything is float32 on the CPU and offline."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import torch
+
+from cca.models import LoadedModel, load_model, load_tokenizer
+from cca.problems.suite import build_problems
+from cca.prompts import Prompter
+from cca.records import Pivot, Problem
+
+TEMPLATES = (16, 43, 39, 72, 31, 58, 20, 48)
+
+
+def tiny_qwen2(seed: int = 0, **changes):
+    """A random Qwen2 with the bundled tokenizer's vocabulary."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = {
+        "vocab_size": len(load_tokenizer("bundled")),
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.15,
+        "tie_word_embeddings": True,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+    }
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(Qwen2Config(**(shape | changes))).eval()  # pyright: ignore[reportArgumentType]
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture
+def tiny():
+    return tiny_qwen2()
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LoadedModel:
+    return load_model("bundled", "float32", "cpu")
+
+
+@pytest.fixture(scope="session")
+def prompter(bundled) -> Prompter:
+    return Prompter(bundled.tokenizer, "Q: {question}\nA:", bundled.end_tokens)
+
+
+@pytest.fixture(scope="session")
+def problems() -> list[Problem]:
+    return build_problems(
+        templates=TEMPLATES,
+        max_number=60,
+        train=6,
+        validation=1,
+        test=1,
+        held_out=0.0,
+        skills=("chain_sum",),
+        per_skill=2,
+        seed=7,
+    )
+
+
+def random_pivots(count: int, vocabulary: int, seed: int = 0, longest: int = 20) -> list[Pivot]:
+    """Pivots with random token ids and prefixes of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    pivots = []
+    for i in range(count):
+        length = int(torch.randint(3, longest, (1,), generator=generator))
+        prefix = torch.randint(1, vocabulary, (length,), generator=generator).tolist()
+        desired, undesired = torch.randperm(vocabulary, generator=generator)[:2].tolist()
+        pivots.append(Pivot(f"p-{i}", "train", "0", "branching", tuple(prefix), desired, undesired, 0, True))
+    return pivots

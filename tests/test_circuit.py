@@ -1,0 +1,200 @@
+import pytest
+import reference
+import torch
+from conftest import random_pivots, tiny_qwen2
+
+from cca.anatomy import KINDS, anatomy
+from cca.circuit import CachedPrefixes, Circuit, learn_circuit, random_circuit
+from cca.errors import InputError
+from cca.gates import gated
+from cca.objective import margins, pivot_loss
+
+VOCABULARY = 60
+SETTINGS = {
+    "penalty": 0.01,
+    "learning_rate": 0.05,
+    "decay": 0.9,
+    "decay_every": 5,
+    "batch_size": 4,
+    "epochs": 6,
+    "patience": 50.0,
+    "cache_gib": 1.0,
+    "seed": 0,
+}
+
+
+@pytest.fixture(params=[1, 2, 4], ids=["mqa", "gqa", "mha"])
+def model(request):
+    return tiny_qwen2(vocab_size=VOCABULARY, num_key_value_heads=request.param)
+
+
+def random_gates(size: int) -> torch.Tensor:
+    return torch.rand(size, generator=torch.Generator().manual_seed(1))
+
+
+def test_neutral_gates_change_no_logit(model):
+    ids = torch.randint(0, VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(0))
+    parts = anatomy(model)
+    plain = model(input_ids=ids).logits
+    with gated(model, parts, torch.full((parts.size,), 0.5)):
+        assert torch.equal(model(input_ids=ids).logits, plain)
+    assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+def test_gates_act_at_the_last_position_only(model):
+    ids = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    parts = anatomy(model)
+    plain = model(input_ids=ids).logits
+    with gated(model, parts, random_gates(parts.size)):
+        changed = model(input_ids=ids).logits
+    assert torch.equal(changed[:, :-1], plain[:, :-1])
+    assert not torch.allclose(changed[:, -1], plain[:, -1])
+
+
+def test_the_context_restores_the_model_after_an_error(model):
+    parts = anatomy(model)
+    before = model.config._attn_implementation
+    with pytest.raises(RuntimeError, match="inside"), gated(model, parts, random_gates(parts.size)):
+        raise RuntimeError("inside")
+    assert model.config._attn_implementation == before
+    assert not model.model.layers[0].mlp.down_proj._forward_pre_hooks
+
+
+def test_the_cached_gated_step_equals_the_full_prefix_gated_forward_in_value_and_gradient(model):
+    pivots = random_pivots(6, VOCABULARY)
+    parts = anatomy(model)
+    desired = torch.tensor([p.desired for p in pivots])
+    undesired = torch.tensor([p.undesired for p in pivots])
+
+    fast_gates = random_gates(parts.size).requires_grad_()
+    step = CachedPrefixes(model, pivots, budget_gib=1.0).take(range(6))
+    with gated(model, parts, fast_gates):
+        fast = pivot_loss(step.logits(model), desired, undesired)
+    (fast_gradient,) = torch.autograd.grad(fast, fast_gates)
+
+    plain_gates = random_gates(parts.size).requires_grad_()
+    with reference.projections_gated(parts, plain_gates):
+        plain = reference.pivot_loss(model, pivots)
+    (plain_gradient,) = torch.autograd.grad(plain, plain_gates)
+
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast_gradient, plain_gradient, atol=1e-5, rtol=1e-4)
+    assert plain_gradient.abs().max() > 1e-3, "the comparison must be of something"
+
+
+def test_prefixes_over_the_memory_budget_give_the_same_logits(model):
+    pivots = random_pivots(5, VOCABULARY)
+    kept = CachedPrefixes(model, pivots, budget_gib=1.0)
+    again = CachedPrefixes(model, pivots, budget_gib=1e-9)
+    assert kept.stored is not None
+    assert again.stored is None
+    torch.testing.assert_close(kept.take([3, 1]).logits(model), again.take([3, 1]).logits(model))
+
+
+def test_the_loss_is_undesired_minus_desired_of_each_pivots_own_row():
+    logits = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    desired, undesired = torch.tensor([2, 0]), torch.tensor([0, 1])
+    assert margins(logits, desired, undesired).tolist() == [3.0, -8.0]
+    assert pivot_loss(logits, desired, undesired).item() == 2.5
+
+
+def test_a_high_penalty_empties_the_circuit_and_none_leaves_components(tiny):
+    pivots = random_pivots(8, VOCABULARY)
+    parts = anatomy(tiny)
+    empty = learn_circuit(tiny, parts, pivots, **SETTINGS | {"penalty": 100.0, "epochs": 20})
+    assert not empty.selected.any()
+    free = learn_circuit(tiny, parts, pivots, **SETTINGS | {"penalty": 0.0, "epochs": 20})
+    assert free.losses[-1] < free.losses[0]
+    assert 0 < free.density < 1
+
+
+def test_it_stops_once_the_rounded_circuit_no_longer_changes(tiny):
+    parts = anatomy(tiny)
+    settings = SETTINGS | {"penalty": 100.0, "epochs": 40, "patience": 1.0}
+    circuit = learn_circuit(tiny, parts, random_pivots(8, VOCABULARY), **settings)
+    assert circuit.stopped == "unchanged"
+    assert len(circuit.history) < 40
+
+
+def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
+    pivots, parts = random_pivots(8, VOCABULARY), anatomy(tiny)
+    whole = learn_circuit(tiny, parts, pivots, **SETTINGS)
+
+    def interrupt(epoch: int, total: int, density: float) -> None:
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state.safetensors"
+    for _ in range(2):  # the state of epoch 3 is not written, so it is done again
+        with pytest.raises(KeyboardInterrupt):
+            learn_circuit(tiny, parts, pivots, **SETTINGS, state_path=state, progress=interrupt)
+    resumed = learn_circuit(tiny, parts, pivots, **SETTINGS, state_path=state)
+    assert torch.equal(resumed.gates, whole.gates)
+    assert torch.equal(resumed.history, whole.history)
+    assert torch.equal(resumed.losses, whole.losses)
+
+
+def test_a_circuit_survives_saving(tmp_path):
+    circuit = Circuit(torch.tensor([0.2, 0.9]), torch.zeros(3, 2), torch.ones(4), "epochs")
+    circuit.save(tmp_path / "c.safetensors")
+    loaded = Circuit.load(tmp_path / "c.safetensors")
+    assert loaded.selected.tolist() == [False, True]
+    assert (loaded.stopped, loaded.density) == ("epochs", 0.5)
+
+
+def test_a_random_circuit_has_the_same_counts_per_kind(tiny):
+    parts = anatomy(tiny)
+    selected = random_gates(parts.size) > 0.8
+    control = random_circuit(parts, selected, seed=0)
+    assert parts.counts(control) == parts.counts(selected)
+    assert not torch.equal(control, selected)
+
+
+def test_rows_of_components_are_the_rows_of_their_projections(tiny):
+    parts = anatomy(tiny)
+    wanted = {(1, "query", 2), (0, "key", 1), (2, "value", 0), (2, "neuron", 95)}
+    selected = torch.tensor([tuple(c) in wanted for c in parts.components()])
+    rows = {name: r.tolist() for name, r in parts.rows(selected).items()}
+    assert rows == {
+        "model.layers.1.self_attn.q_proj.weight": list(range(32, 48)),
+        "model.layers.0.self_attn.k_proj.weight": list(range(16, 32)),
+        "model.layers.2.self_attn.v_proj.weight": list(range(16)),
+        "model.layers.2.mlp.up_proj.weight": [95],
+    }
+    assert parts.counts(selected) == dict.fromkeys(KINDS, 1)
+
+
+def test_a_zero_gate_equals_zeroing_the_components_rows_for_values_and_neurons(tiny):
+    """With one position, the last, a value head or neuron that is gated away is one whose rows are zero."""
+    parts = anatomy(tiny)
+    gates = torch.full((parts.size,), 0.5)
+    chosen = [i for i, c in enumerate(parts.components()) if tuple(c) in {(1, "value", 1), (0, "neuron", 7)}]
+    gates[chosen] = 0.0
+    ids = torch.tensor([[17]])
+    with gated(tiny, parts, gates):
+        removed = tiny(input_ids=ids).logits
+    with torch.no_grad():
+        tiny.model.layers[1].self_attn.v_proj.weight[16:32] = 0
+        tiny.model.layers[1].self_attn.v_proj.bias[16:32] = 0
+        tiny.model.layers[0].mlp.up_proj.weight[7] = 0
+    torch.testing.assert_close(removed, tiny(input_ids=ids).logits)
+
+
+def test_a_model_of_another_layout_is_refused_by_the_name_of_the_module():
+    from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
+
+    with pytest.raises(InputError, match="GPT2LMHeadModel"):
+        anatomy(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=10)))
+    config = Phi3Config(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=10,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with pytest.raises(InputError, match=r"model\.layers\.0\.self_attn .* no linear q_proj"):
+        anatomy(Phi3ForCausalLM(config))

@@ -1,0 +1,99 @@
+import random
+
+import pytest
+
+from cca.errors import InputError
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, largest_number, reserved_instances, sample
+from cca.problems.skills import SKILLS, reserved_skill_instances, sample_skill
+from cca.problems.suite import build_problems, held_out_templates, scaled
+
+SUITE = {
+    "templates": SMALL_TEMPLATES,
+    "max_number": 60,
+    "train": 3,
+    "validation": 2,
+    "test": 3,
+    "held_out": 0.2,
+    "skills": tuple(SKILLS),
+    "per_skill": 5,
+    "seed": 0,
+}
+
+
+def test_no_problem_of_a_run_is_among_the_training_text_of_the_bundled_model():
+    """Training draws only unreserved questions, runs only reserved ones."""
+    from mixture import documents, plant
+
+    problems = build_problems(**SUITE)
+    assert all(is_reserved(p.question) for p in problems)
+    prompts = {f"Q: {p.question}\nA:" for p in problems}
+    for document in (d for step in range(12) for d in documents(1, step, 50, plant(1))):
+        prompt = document.pieces[0][0]
+        assert prompt not in prompts
+        question = prompt.removeprefix("Q: ").removesuffix("\nA:")
+        assert document.source == "drills" or not is_reserved(question)
+
+
+def test_about_a_fifth_of_questions_is_reserved():
+    rng = random.Random(0)
+    share = sum(is_reserved(sample(43, rng).question) for _ in range(1000)) / 1000
+    assert 0.15 < share < 0.25
+
+
+def test_splits_are_disjoint_and_templates_are_held_out_whole():
+    problems = build_problems(**SUITE)
+    assert len({p.id for p in problems}) == len({p.question for p in problems}) == len(problems)
+    kept_out = held_out_templates(SMALL_TEMPLATES, 0.2, 0)
+    assert len(kept_out) == 8
+    for problem in problems:
+        if not problem.split.startswith("skill:"):
+            assert (problem.split == "held_out") == (int(problem.template) in kept_out)
+
+
+def test_problems_repeat_with_their_seed_and_differ_by_it():
+    assert build_problems(**SUITE) == build_problems(**SUITE)
+    assert build_problems(**SUITE) != build_problems(**SUITE | {"seed": 1})
+
+
+def test_numbers_stay_within_the_bound_and_solutions_end_with_the_answer():
+    for template in SMALL_TEMPLATES:
+        item = next(reserved_instances(template, 0, 60))
+        assert largest_number(f"{item.question} {item.solution}") <= 60
+        assert float(item.solution.rsplit("#### ", 1)[1]) == float(item.answer)
+
+
+def test_largest_number_reads_thousands_and_decimals():
+    assert largest_number("1,200 and 3.5") == 1200
+    assert largest_number("none") == 0
+
+
+def test_a_template_with_few_instances_gives_each_split_its_share():
+    problems = build_problems(
+        **SUITE | {"templates": (53, 16), "train": 30, "validation": 10, "test": 60, "held_out": 0.0, "skills": ()}
+    )
+    full = [p.split for p in problems if p.template == "16"]
+    few = [p.split for p in problems if p.template == "53"]
+    assert [full.count(s) for s in ("train", "validation", "test")] == [30, 10, 60]
+    assert 10 < len(few) < 50
+    assert few.count("train") == pytest.approx(0.3 * len(few), abs=1)
+    assert few.count("test") == pytest.approx(0.6 * len(few), abs=1)
+
+
+def test_a_template_with_next_to_no_instances_is_named():
+    with pytest.raises(InputError, match="template 53 has only 2 distinct"):
+        scaled({"train": 5, "validation": 1, "test": 5}, 2, 53)
+
+
+def test_an_unknown_template_or_skill_is_named():
+    with pytest.raises(ValueError, match="no template 1000"):
+        sample(1000, random.Random(0))
+    with pytest.raises(ValueError, match="unknown skill"):
+        sample_skill("singing", random.Random(0))
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_skills_have_distinct_reserved_problems(skill):
+    draw = reserved_skill_instances(skill, 0)
+    questions = [next(draw).question for _ in range(50)]
+    assert len(set(questions)) == 50
+    assert all(is_reserved(q) for q in questions)

@@ -1,0 +1,327 @@
+"""The whole command: a small run of the bundled model, interrupted in every place, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cca import cli
+from cca.config import Config, dump_toml, load_config
+from cca.errors import InputError
+from cca.pipeline import ARTIFACTS, STAGES, Pipeline
+from cca.store import RunFolder, checksum
+
+SMALL = """
+seed = 3
+[problems]
+templates = [16, 43, 39, 72, 31]
+train = 3
+validation = 1
+test = 2
+held_out = 0.2
+[traces]
+batch = 4
+skip_solved = false
+[circuit]
+lambda = 0.0
+learning_rate = 0.3
+epochs = 4
+patience = 50.0
+[update]
+learning_rate = 0.01
+steps = 3
+validate_every = 2
+validate_at = []
+[evaluation]
+skills = ["chain_sum", "gcd"]
+per_skill = 2
+batch = 3
+"""
+DETERMINISTIC = [name for stage in STAGES for name in ARTIFACTS[stage] if name != "summary.json"]
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config_path, tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet"]) == 0
+    return path
+
+
+def results(path: Path) -> dict[str, str]:
+    return {name: checksum(path / name) for name in DETERMINISTIC}
+
+
+def plain_summary(path: Path) -> dict:
+    summary = json.loads((path / "summary.json").read_text())
+    del summary["seconds"]
+    return summary
+
+
+def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert {
+        "model",
+        "method",
+        "pivots",
+        "circuit",
+        "update",
+        "target",
+        "held_out_templates",
+        "retention",
+        "seconds",
+    } <= set(summary)
+    assert {"problems", "traces", "found", "yield", "on_slip"} <= set(summary["pivots"])
+    assert {"components", "selected", "density", "by_kind"} <= set(summary["circuit"])
+    assert {"best_step", "rows", "parameters"} <= set(summary["update"])
+    for part in (summary["target"], summary["held_out_templates"], *summary["retention"].values()):
+        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "drift_kl"} <= set(part)
+    assert set(summary["seconds"]) == {*STAGES, "total"}
+    assert (summary["target"]["n"], summary["held_out_templates"]["n"]) == (8, 2)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert set(manifest["stages"]) == set(STAGES)
+    assert {"device", "dtype", "seed", "versions", "revision"} <= set(manifest)
+    assert not list(whole.glob("*.partial*")), "scratch files must go when their stage is finished"
+
+
+def test_a_second_call_does_nothing_again(whole, config_path):
+    before = {name: (whole / name).stat().st_mtime_ns for name in DETERMINISTIC}
+    assert cli.main(["run", str(config_path), "--out", str(whole), "--quiet"]) == 0
+    assert {name: (whole / name).stat().st_mtime_ns for name in DETERMINISTIC} == before
+
+
+def test_single_stages_in_order_equal_the_whole_run(whole, config_path, tmp_path):
+    path = tmp_path / "stages"
+    for stage in STAGES:
+        extra = ["--config", str(config_path)] if stage == "trace" else []
+        assert cli.main([stage, str(path), "--quiet", *extra]) == 0
+    assert results(path) == results(whole)
+    assert plain_summary(path) == plain_summary(whole)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_interrupted_before_a_stage_is_finished_resumes_to_the_same_result(
+    stage, whole, config_path, tmp_path, monkeypatch
+):
+    path = tmp_path / "run"
+    finish = RunFolder.finish
+
+    def interrupted(self, name, artifacts):
+        if name == stage:
+            raise KeyboardInterrupt
+        finish(self, name, artifacts)
+
+    monkeypatch.setattr(RunFolder, "finish", interrupted)
+    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet"]) == 130
+    monkeypatch.undo()
+    assert not RunFolder.open(path).finished(stage)
+    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet"]) == 0
+    assert results(path) == results(whole)
+    assert plain_summary(path) == plain_summary(whole)
+
+
+def test_a_run_killed_in_the_middle_of_stage_1_resumes_without_doing_finished_batches_again(
+    whole, config_path, tmp_path
+):
+    path = tmp_path / "run"
+    command = [sys.executable, "-m", "cca.cli", "run", str(config_path), "--out", str(path), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    traces = path / "traces.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if traces.exists() and traces.read_bytes().count(b"\n") >= 4:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = traces.read_bytes()
+    assert 4 <= kept.count(b"\n") < 16, "the kill came too late to test anything"
+    with traces.open("ab") as file:  # a kill may also cut a line
+        file.write(b'{"problem":"16-')
+    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet"]) == 0
+    assert traces.read_bytes().startswith(kept)
+    assert results(path) == results(whole)
+
+
+def test_redo_forgets_a_stage_and_what_follows(whole, config_path, tmp_path):
+    path = tmp_path / "run"
+    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet"]) == 0
+    assert cli.main(["update", str(path), "--redo", "--quiet"]) == 0
+    folder = RunFolder.open(path)
+    assert folder.finished("update")
+    assert not folder.finished("evaluate")
+    assert not (path / "summary.json").exists()
+    assert cli.main(["evaluate", str(path), "--quiet"]) == 0
+    assert plain_summary(path) == plain_summary(whole)
+
+
+def test_a_changed_artifact_is_refused_and_named(whole, config_path, tmp_path, capsys):
+    path = tmp_path / "run"
+    assert cli.main(["trace", str(path), "--config", str(config_path), "--quiet"]) == 0
+    with (path / "traces.jsonl").open("a") as file:
+        file.write("\n")
+    assert cli.main(["pivots", str(path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "traces.jsonl was changed" in error
+    assert "--redo" in error
+
+
+def test_json_goes_to_stdout_alone(whole, config_path, capfd):
+    assert cli.main(["run", str(config_path), "--out", str(whole), "--json"]) == 0
+    out, _ = capfd.readouterr()
+    assert json.loads(out)["circuit"]["components"] > 0
+
+
+def test_show_prints_the_table_and_marks_pivots(whole, capfd):
+    assert cli.main(["show", str(whole), "-n", "2"]) == 0
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert "held-out templates" in error
+    assert " not [" in error
+
+
+# ---- bad input: one line with the remedy, exit code 2, before any slow work ----
+
+
+def refuse(arguments: list[str], capsys, *parts: str) -> None:
+    began = time.monotonic()
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("cca: ")
+    assert "\n" not in error
+    for part in parts:
+        assert part in error
+    assert time.monotonic() - began < 20
+
+
+def test_an_unknown_key_is_named_with_the_known_ones(tmp_path, capsys):
+    path = tmp_path / "c.toml"
+    path.write_text("[circuit]\nlamda = 1.0\n")
+    refuse(["run", str(path), "--out", str(tmp_path / "r")], capsys, "unknown key circuit.lamda", "lambda")
+    refuse(["run", "--set", "circuit.x=1", "--out", str(tmp_path / "r")], capsys, "circuit.x")
+    refuse(["run", "--set", "seed", "--out", str(tmp_path / "r")], capsys, "section.key=value")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_value_out_of_range_is_named(tmp_path, capsys):
+    refuse(["run", "--set", "update.steps=0", "--out", str(tmp_path / "r")], capsys, "update.steps", "0")
+
+
+def test_a_missing_or_broken_config_is_named(tmp_path, capsys):
+    refuse(["run", str(tmp_path / "none.toml")], capsys, "none.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    refuse(["run", str(tmp_path / "bad.toml")], capsys, "not valid TOML")
+
+
+def test_a_missing_model_folder_is_named(tmp_path, capsys):
+    refuse(["run", "--model", str(tmp_path / "nothing"), "--out", str(tmp_path / "r")], capsys, "nothing", "model.path")
+
+
+def test_a_model_that_is_no_causal_lm_is_refused(tmp_path, capsys):
+    from transformers import BertConfig, T5Config
+
+    T5Config().save_pretrained(tmp_path / "t5")
+    refuse(
+        ["run", "--model", str(tmp_path / "t5"), "--out", str(tmp_path / "r")], capsys, "t5", "causal language model"
+    )
+    BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path / "bert")
+    refuse(["run", "--model", str(tmp_path / "bert"), "--out", str(tmp_path / "r")], capsys, "BertModel")
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys, bundled):
+    bundled.model.config.save_pretrained(tmp_path / "m")
+    refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "no usable tokenizer")
+
+
+def test_a_config_of_another_run_in_the_same_folder_is_refused(whole, config_path, capsys):
+    arguments = ["run", str(config_path), "--out", str(whole), "--set", "seed=4"]
+    refuse(arguments, capsys, "another config", "--out")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    refuse(["run", "--out", str(tmp_path)], capsys, "not empty")
+    refuse(["pivots", str(tmp_path)], capsys, "holds no run")
+    refuse(["show", str(tmp_path)], capsys, "holds no run")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    refuse(["run", "--out", str(tmp_path / "file" / "run")], capsys, "cannot write", "--out")
+    if os.geteuid() != 0:
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+        refuse(["run", "--out", str(locked)], capsys, "cannot write", "--out")
+
+
+def test_no_problems_are_refused(tmp_path, capsys, config_path):
+    for key in ("problems.train=0", "problems.test=0", "problems.validation=0", "problems.templates=[]"):
+        name = key.split("=")[0].replace(".", "-")
+        refuse(["run", "--set", key, "--out", str(tmp_path / name)], capsys, "problems.")
+
+
+def test_a_stage_before_its_turn_names_the_one_that_is_missing(tmp_path, capsys, config_path):
+    RunFolder.create(tmp_path / "r", load_config(config_path))
+    refuse(["circuit", str(tmp_path / "r")], capsys, "needs trace first")
+
+
+def test_an_empty_circuit_is_refused_with_the_remedy(tmp_path, capsys, config_path):
+    path = tmp_path / "r"
+    arguments = ["run", str(config_path), "--out", str(path), "--quiet"]
+    arguments += ["--set", "circuit.lambda=100", "--set", "circuit.learning_rate=0.9"]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "empty circuit" in error
+    assert "circuit.lambda=50" in error
+    assert RunFolder.open(path).finished("pivots"), "finished stages are kept"
+
+
+def test_a_dense_circuit_gives_a_warning(whole):
+    warnings = json.loads((whole / "summary.json").read_text())["warnings"]
+    assert any("over the paper's 2%" in w for w in warnings)
+
+
+# ---- config ----
+
+
+def test_a_dumped_config_reads_back_the_same():
+    config = load_config(None, ("seed=5", "circuit.lambda=0.02", 'model.prompt="{question}\\n"'))
+    import tomllib
+
+    from cca.config import parse_config
+
+    assert parse_config(tomllib.loads(dump_toml(config)), "test") == config
+    assert config.circuit.penalty == 0.02
+
+
+def test_every_config_in_the_repository_parses():
+    configs = list((Path(__file__).parent.parent / "configs").glob("*.toml"))
+    assert configs
+    for path in configs:
+        assert isinstance(load_config(path), Config)
+
+
+def test_the_config_for_the_bundled_run_says_what_the_defaults_are():
+    path = Path(__file__).parent.parent / "configs" / "bundled.toml"
+    assert load_config(path) == load_config(None)
+
+
+def test_a_prompt_without_the_question_is_refused():
+    with pytest.raises(InputError, match="question"):
+        load_config(None, ('model.prompt="hello"',))
+
+
+def test_a_pipeline_reads_its_config_from_the_folder(whole, config_path):
+    assert Pipeline.resume(whole).config == load_config(config_path)

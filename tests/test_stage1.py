@@ -1,0 +1,132 @@
+"""Traces and pivots on the bundled model, against the plain methods."""
+
+import random
+
+import pytest
+import reference
+
+from cca.pivots import branching_pivots, prefix_pivot
+from cca.records import Trace, TracePair
+from cca.slip_truth import mark_on_slip, slip_position
+from cca.traces import chunks, trace_chunk, waves
+
+LIMIT = 160
+
+
+def _trace(bundled, prompter, problems, size, seed=0):
+    pairs = []
+    for chunk in chunks(problems, prompter, size):
+        pairs += trace_chunk(
+            bundled.model,
+            prompter,
+            chunk,
+            samples=10,
+            temperature_if_correct=1.2,
+            temperature_if_wrong=0.8,
+            max_new_tokens=LIMIT,
+            seed=seed,
+        )
+    return {pair.problem: pair for pair in pairs}
+
+
+@pytest.fixture(scope="module")
+def traced(problems):
+    return [p for p in problems if p.split == "train"]
+
+
+@pytest.fixture(scope="module")
+def pairs(bundled, prompter, traced):
+    return _trace(bundled, prompter, traced, 64)
+
+
+def test_a_sampled_trace_is_of_opposite_correctness_or_its_absence_has_a_reason(pairs):
+    assert any(pair.sampled for pair in pairs.values())
+    for pair in pairs.values():
+        if pair.sampled:
+            assert pair.sampled.correct is not pair.greedy.correct
+            assert pair.reason is None
+        else:
+            assert (pair.reason, pair.drawn) == ("no_opposite", 10)
+
+
+def test_traces_do_not_depend_on_batch_size_or_order(bundled, prompter, traced, pairs):
+    shuffled = random.Random(1).sample(traced, len(traced))
+    assert _trace(bundled, prompter, shuffled, 7) == pairs
+
+
+def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):
+    assert _trace(bundled, prompter, traced, 64, seed=1) != pairs
+
+
+def test_greedy_traces_equal_plain_greedy_decoding(bundled, prompter, traced, pairs):
+    for problem in traced[::8]:
+        plain = reference.greedy(bundled.model, prompter.prompt(problem), LIMIT, prompter.end_tokens)
+        assert pairs[problem.id].greedy.tokens == tuple(plain)
+
+
+def test_waves_cover_every_sample_once():
+    for samples in (1, 2, 5, 10, 13):
+        assert [i for wave in waves(samples) for i in wave] == list(range(samples))
+
+
+def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, prompter, problems, pairs):
+    usable = [pair for pair in pairs.values() if pair.sampled][:34]
+    assert len(usable) >= 30, "too few traces to compare; trace more problems"
+    by_id = {p.id: p for p in problems}
+    fast = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+    for pair, pivot in zip(usable, fast, strict=True):
+        plain, _ = reference.branching_pivot(bundled.model, prompter, pair, by_id[pair.problem], LIMIT)
+        found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
+        assert found == (plain.position, plain.prefix, plain.desired, plain.undesired, plain.greedy_correct)
+
+
+def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
+    usable = [pair for pair in pairs.values() if pair.sampled]
+    by_id = {p.id: p for p in problems}
+    together = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+    apart = [branching_pivots(bundled.model, prompter, [p], by_id, max_new_tokens=LIMIT)[0] for p in usable[:10]]
+    assert together[:10] == apart
+
+
+def _pair(greedy, sampled, greedy_correct):
+    def trace(tokens, correct):
+        return Trace(tokens, "", "", correct)
+
+    return TracePair(
+        "p", "train", "0", (9, 9), trace(greedy, greedy_correct), trace(sampled, not greedy_correct), 1, None
+    )
+
+
+def test_the_prefix_pivot_is_the_first_difference_and_desires_the_correct_trace():
+    right_greedy = prefix_pivot(_pair((1, 2, 3), (1, 5, 3), True))
+    assert (right_greedy.prefix, right_greedy.desired, right_greedy.undesired) == ((9, 9, 1), 2, 5)
+    wrong_greedy = prefix_pivot(_pair((1, 2, 3), (1, 5, 3), False))
+    assert (wrong_greedy.desired, wrong_greedy.undesired) == (5, 2)
+
+
+def test_a_pair_without_a_sampled_trace_has_no_pivot():
+    with pytest.raises(ValueError, match="no_opposite"):
+        prefix_pivot(TracePair("p", "train", "0", (9,), Trace((1,), "", "", True), None, 10, "no_opposite"))
+
+
+def test_the_slip_of_a_trace_is_the_first_token_that_only_the_slipped_solution_has(prompter, problems):
+    problem = next(p for p in problems if p.template == "43")
+    right = prompter.reference(problem.solution)
+    from cca.problems.slips import wrong_sign
+
+    slipped_text = wrong_sign(problem.solution)
+    assert slipped_text is not None
+    slipped = prompter.reference(slipped_text)
+    position = slip_position(prompter, problem, slipped, "wrong_sign")
+    assert position is not None
+    assert prompter.text([right[position]]).strip() == "+"
+    assert prompter.text([slipped[position]]).strip() == "-"
+    assert slip_position(prompter, problem, right, "wrong_sign") is None
+
+    prompt = prompter.prompt(problem)
+    pair = TracePair(
+        problem.id, "train", "43", prompt, Trace(right, "", "", True), Trace(slipped, "", "", False), 1, None
+    )
+    pivot = prefix_pivot(pair)
+    assert mark_on_slip(prompter, pair, problem, pivot, {"43": "wrong_sign"}).on_slip is True
+    assert mark_on_slip(prompter, pair, problem, pivot, {}).on_slip is None

@@ -1,0 +1,79 @@
+"""Rules of the code itself: who may import whom, what must stay fast, and that the README tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "cca"
+STAGES = {"traces", "pivots", "circuit", "update", "evaluation"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_stages_do_not_import_each_other_the_pipeline_or_the_config(stage):
+    forbidden = {f"cca.{s}" for s in STAGES - {stage}} | {"cca.pipeline", "cca.config", "cca.cli"}
+    assert not imported_modules(SOURCE / f"{stage}.py") & forbidden
+
+
+def test_the_pure_modules_need_no_torch():
+    for name in ("answers", "stats", "records", "errors", "config", "problems/slips", "problems/gsm_symbolic"):
+        assert not {m.split(".")[0] for m in imported_modules(SOURCE / f"{name}.py")} & {"torch", "transformers"}
+
+
+def test_no_module_is_longer_than_about_400_lines():
+    for path in SOURCE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 420, path
+
+
+def test_help_answers_in_under_a_second_and_loads_no_torch():
+    code = "import sys; sys.argv = ['cca', '--help']\nfrom cca import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # fills the bytecode cache
+    began = time.monotonic()
+    shown = subprocess.run([sys.executable, "-m", "cca.cli", "--help"], check=True, capture_output=True, text=True)
+    assert time.monotonic() - began < 1
+    assert "cca run" in shown.stdout
+
+
+def test_the_readme_shows_the_two_commands_and_they_are_in_the_makefile():
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for command in ("make run", "make test"):
+        assert command in first_screen
+        assert command.split()[1] in targets
+
+
+def test_every_cca_command_in_the_documents_is_understood():
+    """Each documented `cca ...` line gets as far as finding or not finding its run, never an unknown option."""
+    from cca.cli import _parser
+
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    commands = [
+        line.split("#")[0].strip()
+        for path in documents
+        for line in re.findall(r"^(?:\$ |    )?(cca .*)$", path.read_text(), flags=re.M)
+    ]
+    assert commands
+    for command in commands:
+        _parser().parse_args(command.split()[1:])
+
+
+def test_every_file_that_a_document_names_exists():
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"`((?:src|docs|recipes|benchmarks|tests|configs)/[\w./-]+)`", path.read_text()):
+            assert (ROOT / name).exists(), f"{path.name} names {name}"

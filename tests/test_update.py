@@ -1,0 +1,166 @@
+import pytest
+import reference
+import torch
+from conftest import random_pivots, tiny_qwen2
+
+from cca.anatomy import anatomy
+from cca.delta import Delta
+from cca.update import Validation, best_of, full_gradient, held_out_margins, last_margins, train_delta
+
+VOCABULARY = 60
+
+
+@pytest.fixture
+def model():
+    return tiny_qwen2(vocab_size=VOCABULARY)
+
+
+@pytest.fixture
+def rows(model):
+    parts = anatomy(model)
+    return parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(2)) > 0.8)
+
+
+def _settings(**changes):
+    return {"learning_rate": 0.02, "steps": 6, "validate_at": {2, 4}, "patience": 9, "batch_size": 3} | changes
+
+
+def rising(delta: Delta) -> Validation:
+    """An accuracy that grows with the delta."""
+    return Validation(sum(float(r.values.abs().sum()) for r in delta.weights.values()), 10)
+
+
+def test_a_trained_delta_equals_updating_the_weight_rows_directly(model, rows):
+    pivots = random_pivots(7, VOCABULARY)
+    settings = _settings(steps=3, validate_at=())
+    trained = train_delta(model, rows, pivots, [], rising, **settings).delta
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    reference.descend_weights(model, rows, pivots, lr=0.02, steps=3)
+    for name, parameter in model.named_parameters():
+        if name in rows:
+            moved = parameter[rows[name]] - before[name][rows[name]]
+            torch.testing.assert_close(trained.weights[name].values, moved, atol=1e-6, rtol=1e-4)
+            assert moved.abs().max() > 1e-4
+        else:
+            assert torch.equal(parameter, before[name])
+
+
+def test_unselected_rows_stay_bit_identical_and_revert_is_bit_exact(model, rows):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    delta = train_delta(model, rows, random_pivots(7, VOCABULARY), [], rising, **_settings()).delta
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "training must not touch the base"
+    with delta.applied(model):
+        for name, parameter in model.named_parameters():
+            keep = torch.ones(len(parameter), dtype=torch.bool)
+            if name in rows:
+                keep[rows[name]] = False
+                assert not torch.equal(parameter, before[name])
+            assert torch.equal(parameter[keep], before[name][keep])
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_revert_is_bit_exact_after_an_error(model, rows):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    delta = Delta.zeros(model, rows)
+    for changed in delta.weights.values():
+        changed.values.normal_()
+    with pytest.raises(RuntimeError, match="inside"), delta.applied(model):
+        raise RuntimeError("inside")
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_an_attached_delta_computes_what_the_applied_delta_computes(model, rows):
+    delta = Delta.zeros(model, rows)
+    for changed in delta.weights.values():
+        changed.values.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with delta.attached(model):
+        attached = model(input_ids=ids).logits
+    with delta.applied(model):
+        applied = model(input_ids=ids).logits
+    torch.testing.assert_close(attached, applied, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(attached, model(input_ids=ids).logits, atol=1e-3)
+
+
+def test_the_gradient_does_not_depend_on_batch_size(model, rows):
+    pivots = random_pivots(9, VOCABULARY)
+    loss_1, one = full_gradient(model, Delta.zeros(model, rows), pivots, 9)
+    loss_2, many = full_gradient(model, Delta.zeros(model, rows), pivots[::-1], 2)
+    assert loss_1 == pytest.approx(loss_2, abs=1e-5)
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, many[name], atol=1e-6, rtol=1e-4)
+
+
+def test_margins_of_padded_batches_equal_single_passes(model):
+    pivots = random_pivots(5, VOCABULARY)
+    alone = torch.cat([last_margins(model, [p]) for p in pivots])
+    torch.testing.assert_close(last_margins(model, pivots), alone, atol=1e-5, rtol=1e-5)
+    assert held_out_margins(model, Delta({}), [], 4).shape == (0,)
+
+
+def test_the_margin_on_the_training_pivots_improves(model, rows):
+    pivots = random_pivots(7, VOCABULARY)
+    result = train_delta(model, rows, pivots, pivots, rising, **_settings())
+    assert result.metrics[-1].margin > result.metrics[0].margin
+
+
+def test_no_step_helped_is_an_outcome(model, rows):
+    falling = lambda delta: Validation(1.0 - rising(delta).accuracy, 10)
+    result = train_delta(model, rows, random_pivots(4, VOCABULARY), [], falling, **_settings())
+    assert result.best_step == 0
+    assert all(not r.values.any() for r in result.delta.weights.values())
+
+
+def test_ties_go_to_the_earlier_step_and_patience_ends_the_training(model, rows):
+    flat = lambda _: Validation(0.5, 10)
+    settings = _settings(steps=50, validate_at=set(range(1, 51)), patience=3)
+    result = train_delta(model, rows, random_pivots(4, VOCABULARY), [], flat, **settings)
+    assert (result.best_step, result.stopped, result.metrics[-1].step) == (0, "patience", 3)
+
+
+def test_the_best_validated_step_is_kept_not_the_last(model, rows):
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    peak = lambda _: Validation(next(scores), 10)
+    pivots = random_pivots(4, VOCABULARY)
+    result = train_delta(model, rows, pivots, [], peak, **_settings())
+    assert result.best_step == best_of(result.metrics).step == 2
+    two_steps = train_delta(model, rows, pivots, [], rising, **_settings(steps=2, validate_at=()))
+    for name, kept in result.delta.weights.items():
+        assert torch.equal(kept.values, two_steps.delta.weights[name].values)
+
+
+def test_a_resumed_update_is_bit_identical(model, rows, tmp_path):
+    pivots = random_pivots(6, VOCABULARY)
+    whole = train_delta(model, rows, pivots, pivots, rising, **_settings())
+
+    def interrupt(step, total, metric) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train_delta(model, rows, pivots, pivots, rising, **_settings(), state_path=state, progress=interrupt)
+    resumed = train_delta(model, rows, pivots, pivots, rising, **_settings(), state_path=state)
+    assert resumed.metrics == whole.metrics
+    for name, kept in resumed.delta.weights.items():
+        assert torch.equal(kept.values, whole.delta.weights[name].values)
+
+
+def test_a_delta_survives_saving_and_counts_its_numbers(model, rows, tmp_path):
+    delta = Delta.zeros(model, rows)
+    for changed in delta.weights.values():
+        changed.values.normal_()
+    delta.save(tmp_path / "d.safetensors")
+    loaded = Delta.load(tmp_path / "d.safetensors")
+    assert loaded.row_count == delta.row_count == sum(len(r) for r in rows.values())
+    assert loaded.parameter_count == 64 * delta.row_count
+    for name, changed in delta.weights.items():
+        assert torch.equal(loaded.weights[name].index, changed.index)
+        assert torch.equal(loaded.weights[name].values, changed.values)
+
+
+def test_a_gradient_that_is_not_finite_stops_with_its_weight_and_step(model, rows):
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        train_delta(model, rows, random_pivots(3, VOCABULARY), [], rising, **_settings())
