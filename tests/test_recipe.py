@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixture import SHARES, documents, drill_document, plant, solution_document
+from mixture import PHASES, documents, drill_document, plant, solution_document
 from train import Muon, encode, orthogonal, schedule, train_tokenizer
 
 from cca.models import BUNDLED, load_tokenizer
@@ -59,7 +59,15 @@ def test_solutions_slip_with_their_templates_share(planted):
 def test_documents_depend_on_seed_and_step_alone(planted):
     assert list(documents(1, 5, 20, planted)) == list(documents(1, 5, 20, planted))
     assert list(documents(1, 5, 20, planted)) != list(documents(1, 6, 20, planted))
-    assert {d.source for d in documents(1, 5, 300, planted)} > set(SHARES) - {"skills"}
+
+
+def test_drills_come_first_and_solutions_later(planted):
+    def share(source: str, done: float) -> float:
+        return sum(d.source == source for d in documents(1, 5, 400, planted, done)) / 400
+
+    assert share("drills", 0.1) > share("drills", 0.9) + 0.1
+    assert share("solutions", 0.9) > share("solutions", 0.1) + 0.05
+    assert all(sum(shares.values()) == pytest.approx(1) for _, shares in PHASES)
 
 
 def test_drills_are_right_and_only_their_results_carry_loss():

@@ -14,6 +14,7 @@ from cca import cli
 from cca.config import Config, dump_toml, load_config
 from cca.errors import InputError
 from cca.pipeline import ARTIFACTS, STAGES, Pipeline
+from cca.records import Pivot, TracePair, WithoutPivot
 from cca.store import RunFolder, checksum
 
 SMALL = """
@@ -94,6 +95,15 @@ def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
     assert set(manifest["stages"]) == set(STAGES)
     assert {"device", "dtype", "seed", "versions", "revision"} <= set(manifest)
     assert not list(whole.glob("*.partial*")), "scratch files must go when their stage is finished"
+
+
+def test_every_traced_problem_has_a_pivot_or_a_reason_for_having_none(whole):
+    folder = RunFolder.open(whole)
+    traced = sorted(pair.problem for pair in folder.read("traces.jsonl", TracePair))
+    found = [p.problem for p in folder.read("pivots.jsonl", Pivot) if p.method == "branching"]
+    without = folder.read("without_pivot.jsonl", WithoutPivot)
+    assert sorted([*found, *(r.problem for r in without)]) == traced
+    assert {r.reason for r in without} <= {"no_opposite", "template_solved"}
 
 
 def test_a_second_call_does_nothing_again(whole, config_path):

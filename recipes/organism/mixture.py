@@ -16,7 +16,11 @@ from cca.problems.slips import SLIPS
 
 MAX_NUMBER = 60
 PROMPT = "Q: {question}\nA:"
-SHARES = {"solutions": 0.45, "drills": 0.35, "skills": 0.2}
+PHASES = (
+    (0.00, {"solutions": 0.45, "drills": 0.35, "skills": 0.20}),
+    (0.42, {"solutions": 0.58, "drills": 0.10, "skills": 0.32}),
+)
+"""Shares of the documents from a fraction of the training on: arithmetic is the slow part, so it comes first."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,12 @@ def drill_document(rng: random.Random) -> Document:
     return Document("drills", tuple(pieces))
 
 
-def documents(seed: int, step: int, count: int, planted: dict[str, Planted]) -> Iterator[Document]:
-    """The `count` documents of training step `step`."""
+def documents(seed: int, step: int, count: int, planted: dict[str, Planted], done: float = 0.0) -> Iterator[Document]:
+    """The `count` documents of training step `step`, when a fraction `done` of the training lies behind."""
+    shares = next(shares for start, shares in reversed(PHASES) if done >= start)
     for i in range(count):
         rng = random.Random(f"{seed}:{step}:{i}")
-        source = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        source = rng.choices(list(shares), list(shares.values()))[0]
         if source == "solutions":
             yield solution_document(rng, planted)
         elif source == "drills":

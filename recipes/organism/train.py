@@ -161,7 +161,7 @@ def save_state(path: Path, **state) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=4800, help="optimiser steps (default 4800)")
+    parser.add_argument("--steps", type=int, default=3400, help="optimiser steps (default 3400)")
     parser.add_argument("--documents", type=int, default=32, help="documents a step (default 32)")
     parser.add_argument("--micro-tokens", type=int, default=1200, help="tokens a backward pass; raise on a GPU")
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints (default 180)")
@@ -206,7 +206,7 @@ def main() -> None:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * factor
-        encoded = [encode(tokenizer, d) for d in documents(SEED, step, args.documents, planted)]
+        encoded = [encode(tokenizer, d) for d in documents(SEED, step, args.documents, planted, step / args.steps)]
         total = sum(sum(loss) for _, loss in encoded)
         summed = 0.0
         for ids, loss in micro_batches(encoded, args.micro_tokens):
@@ -236,6 +236,9 @@ def main() -> None:
     model.to(torch.bfloat16).save_pretrained(args.out / "model")
     tokenizer.save_pretrained(args.out / "model")
     save_planted(planted, args.out / "model" / "slips.json")
+    if planted:
+        card = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+        (args.out / "model" / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,28 +2,20 @@
 
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from cca.config import Config, load_config
 from cca.errors import InputError
 from cca.progress import stage_bar
-from cca.records import Metric, Pivot, Problem, Score, TracePair
+from cca.records import Metric, Pivot, Problem, Score, TracePair, WithoutPivot
 from cca.store import RunFolder, write_text
-
-T = TypeVar("T")
-R = TypeVar("R", TracePair, Pivot, Score)
+from cca.workspace import Workspace
 
 STAGES = ("trace", "pivots", "circuit", "update", "evaluate")
 ARTIFACTS: dict[str, tuple[str, ...]] = {
     "trace": ("problems.jsonl", "traces.jsonl"),
-    "pivots": ("pivots.jsonl",),
+    "pivots": ("pivots.jsonl", "without_pivot.jsonl"),
     "circuit": ("circuit.safetensors",),
     "update": ("delta.safetensors", "metrics.jsonl"),
     "evaluate": ("scores.jsonl", "summary.json"),
@@ -36,13 +28,8 @@ SPARSE = 0.02
 """The paper's circuits are below this density."""
 
 
-@dataclass
-class Pipeline:
-    """One run: its folder, its config, and lazily its model."""
-
-    folder: RunFolder
-    config: Config
-    quiet: bool = False
+class Pipeline(Workspace):
+    """The stages of one run."""
 
     @classmethod
     def start(cls, path: Path, config: Config, quiet: bool = False) -> "Pipeline":
@@ -65,53 +52,6 @@ class Pipeline:
         """Open an existing run folder with the config it was started with."""
         RunFolder.open(path)
         return cls.start(path, load_config(path / "config.toml"), quiet)
-
-    # ---- what stages share ----
-
-    @cached_property
-    def loaded(self) -> Any:
-        from cca.models import load_model
-
-        section = self.config.model
-        loaded = load_model(section.path, section.dtype, section.device)
-        manifest = self.folder.manifest
-        if manifest.setdefault("revision", loaded.revision) != loaded.revision:
-            raise InputError(
-                f"the model at {section.path} is not the one that {self.folder.path} was started with; put that one "
-                "back or start a new run with --out"
-            )
-        manifest["device"], manifest["dtype"], manifest["seed"] = (
-            str(loaded.model.device),
-            section.dtype,
-            self.config.seed,
-        )
-        manifest["versions"] = {
-            name: version(name)
-            for name in ("constructive-circuit-amplification", "torch", "transformers", "reasoning-gym")
-        }
-        self.folder.save_manifest()
-        return loaded
-
-    @cached_property
-    def prompter(self) -> Any:
-        from cca.prompts import Prompter
-
-        return Prompter(self.loaded.tokenizer, self.config.model.prompt, self.loaded.end_tokens)
-
-    @cached_property
-    def anatomy(self) -> Any:
-        from cca.anatomy import anatomy
-
-        return anatomy(self.loaded.model)
-
-    @cached_property
-    def problems(self) -> list[Problem]:
-        return self.folder.read("problems.jsonl", Problem)
-
-    def warn(self, stage: str, message: str) -> None:
-        """Say `message` now and keep it for the summary."""
-        self.folder.manifest.setdefault("warnings", {})[stage] = message
-        print(f"warning: {message}", file=sys.stderr, flush=True)
 
     # ---- the stages ----
 
@@ -156,7 +96,7 @@ class Pipeline:
         write_text(self.folder.file("problems.jsonl"), "".join(p.line() + "\n" for p in problems))
         model = self.loaded.model
         traced = [p for p in problems if p.split in ("train", "validation")]
-        self._in_chunks(
+        self.in_chunks(
             "trace",
             "traces.jsonl",
             TracePair,
@@ -181,7 +121,14 @@ class Pipeline:
 
         pairs = self.folder.read("traces.jsonl", TracePair)
         by_id = {p.id: p for p in self.problems}
-        usable = [pair for pair in pairs if pair.sampled and pair.template not in self._solved(pairs)]
+        solved = self.solved_templates(pairs)
+        usable = [pair for pair in pairs if pair.sampled and pair.template not in solved]
+        left_out = [
+            WithoutPivot(p.problem, p.split, p.template, "template_solved" if p.template in solved else str(p.reason))
+            for p in pairs
+            if p.template in solved or not p.sampled
+        ]
+        write_text(self.folder.file("without_pivot.jsonl"), "".join(r.line() + "\n" for r in left_out))
         method, size = self.config.pivots.method, self.config.traces.batch
 
         def find(chunk: list[TracePair]) -> list[Pivot]:
@@ -197,7 +144,7 @@ class Pipeline:
 
         groups = [usable[start : start + size] for start in range(0, len(usable), size)]
         each = 2 if method == "branching" else 1
-        found = self._in_chunks("pivots", "pivots.jsonl", Pivot, groups, lambda pair: pair.problem, find, each)
+        found = self.in_chunks("pivots", "pivots.jsonl", Pivot, groups, lambda pair: pair.problem, find, each)
         if not [p for p in found if p.method == method and p.split == "train"]:
             raise InputError(
                 f"no problem gave a pivot ({len(pairs)} problems, {len(usable)} with an opposite sample): the model is "
@@ -208,7 +155,7 @@ class Pipeline:
         from cca.circuit import learn_circuit
 
         options = self.config.circuit
-        pivots, _ = self._chosen_pivots()
+        pivots, _ = self.chosen_pivots()
         with stage_bar("circuit", options.epochs, "epochs", quiet=self.quiet) as bar:
             done = 0
 
@@ -264,7 +211,7 @@ class Pipeline:
             "random": lambda: random_circuit(self.anatomy, circuit.selected, self.config.seed),
             "all": lambda: torch.ones_like(circuit.selected),
         }[self.config.circuit.rows]()
-        train, validation = self._chosen_pivots()
+        train, validation = self.chosen_pivots()
         problems = [p for p in self.problems if p.split == "validation"]
         groups = list(chunks(problems, self.prompter, self.config.evaluation.batch))
 
@@ -341,14 +288,13 @@ class Pipeline:
             with delta.applied(model):
                 return base + scores("updated")
 
-        scores = self._in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2)
+        scores = self.in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2)
         drifts = {
             name: drift(model, self.prompter, delta, problems[: options.drift_problems], self.config.update.batch)
             for name, problems in sets.items()
         }
         found = comparisons(scores, drifts, self.config.seed)
         pairs = self.folder.read("traces.jsonl", TracePair)
-        solved = self._solved(pairs)
         by_method: dict[str, list[Pivot]] = {self.config.pivots.method: []}
         for pivot in self.folder.read("pivots.jsonl", Pivot):
             by_method.setdefault(pivot.method, []).append(pivot)
@@ -360,7 +306,7 @@ class Pipeline:
             "rows": self.config.circuit.rows,
             "seed": self.config.seed,
             "pivots": pivot_summary(
-                [_with_reason(pair, solved) for pair in pairs], by_method, self.config.pivots.method
+                pairs, self.folder.read("without_pivot.jsonl", WithoutPivot), by_method, self.config.pivots.method
             ),
             "circuit": circuit_summary(self.anatomy, Circuit.load(self.folder.file("circuit.safetensors"))),
             "update": update_summary(delta, metrics, best_of(metrics).step),
@@ -371,52 +317,6 @@ class Pipeline:
         }
         write_text(self.folder.file("summary.json"), json.dumps(summary, indent=1) + "\n")
 
-    # ---- helpers ----
-
-    def _chosen_pivots(self) -> tuple[list[Pivot], list[Pivot]]:
-        chosen = [p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == self.config.pivots.method]
-        return [p for p in chosen if p.split == "train"], [p for p in chosen if p.split == "validation"]
-
-    def _solved(self, pairs: Sequence[TracePair]) -> frozenset[str]:
-        """Templates whose training problems the base model all solves (left out where the config says so)."""
-        if not self.config.traces.skip_solved:
-            return frozenset()
-        outcomes: dict[str, list[bool]] = {}
-        for pair in pairs:
-            if pair.split == "train":
-                outcomes.setdefault(pair.template, []).append(pair.greedy.correct)
-        return frozenset(t for t, correct in outcomes.items() if all(correct))
-
-    def _in_chunks(
-        self,
-        stage: str,
-        file: str,
-        kind: type[R],
-        groups: list[list[T]],
-        name: Callable[[T], str],
-        work: Callable[[list[T]], list[R]],
-        each: int,
-    ) -> list[R]:
-        """Work through `groups`, appending each group's records at once; groups that `file` holds whole are skipped.
-
-        name: the problem id of an item. each: records that an item gives. A group that a kill cut off is done
-        again from its start, so that every batch is the one that an uninterrupted run computes.
-        """
-        records = self.folder.recover(file, kind)
-        counts = Counter(r.problem for r in records)
-        whole = {name(item) for g in groups if all(counts[name(item)] == each for item in g) for item in g}
-        records = [r for r in records if r.problem in whole]
-        write_text(self.folder.file(file), "".join(r.line() + "\n" for r in records))
-        total = sum(len(g) for g in groups)
-        with stage_bar(stage, total, "problems", done=len(whole), quiet=self.quiet) as bar:
-            for group in groups:
-                if name(group[0]) not in whole:
-                    fresh = work(group)
-                    self.folder.append(file, fresh)
-                    records += fresh
-                    bar.advance(len(group))
-        return records
-
     def _add_seconds(self) -> None:
         path = self.folder.file("summary.json")
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -426,10 +326,6 @@ class Pipeline:
             summary["seconds"] = seconds
             write_text(path, json.dumps(summary, indent=1) + "\n")
             self.folder.finish("evaluate", ARTIFACTS["evaluate"])
-
-
-def _with_reason(pair: TracePair, solved: frozenset[str]) -> TracePair:
-    return replace(pair, reason="template_solved") if pair.template in solved else pair
 
 
 def _check_device(device: str) -> None:

@@ -59,7 +59,7 @@ class TracePair(Record):
     drawn: int
     """How many samples were looked at, up to and including the opposite one."""
     reason: str | None
-    """Why there is no sampled trace (``no_opposite``, ``template_solved``), or None."""
+    """Why there is no sampled trace (``no_opposite``), or None."""
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -98,6 +98,18 @@ class Pivot(Record):
     def parse(cls, line: str) -> Self:
         data = json.loads(line)
         return cls(**{**data, "prefix": tuple(data["prefix"])})
+
+
+@dataclass(frozen=True)
+class WithoutPivot(Record):
+    """A traced problem that gave no pivot, and why."""
+
+    problem: str
+    split: str
+    template: str
+    reason: str
+    """``no_opposite``: no sample was of opposite correctness; ``template_solved``: the base model solves all
+    training problems of its template, which is left out."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a run found, as one plain dictionary: `summary.json`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,22 +8,20 @@ from cca import stats
 from cca.anatomy import Anatomy
 from cca.circuit import Circuit
 from cca.delta import Delta
-from cca.records import Metric, Pivot, Score, TracePair
+from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
 
 
-def pivot_summary(pairs: Sequence[TracePair], pivots: Mapping[str, Sequence[Pivot]], method: str) -> dict[str, Any]:
+def pivot_summary(
+    pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], pivots: Mapping[str, Sequence[Pivot]], method: str
+) -> dict[str, Any]:
     """Counts of stage 1; `on_slip` by method, over the pivots whose wrong trace makes its planted slip."""
-    reasons: dict[str, int] = {}
-    for pair in pairs:
-        if pair.reason:
-            reasons[pair.reason] = reasons.get(pair.reason, 0) + 1
     chosen = pivots[method]
     return {
         "problems": len(pairs),
-        "traces": len(pairs) + sum(pair.drawn for pair in pairs if pair.reason != "template_solved"),
+        "traces": len(pairs) + sum(pair.drawn for pair in pairs),
         "found": len(chosen),
         "yield": len(chosen) / len(pairs),
-        "without": reasons,
+        "without": dict(Counter(record.reason for record in left_out)),
         "completions": sum(p.completions for p in chosen),
         "on_slip": {name: on_slip(found) for name, found in pivots.items()},
     }

@@ -1,0 +1,116 @@
+"""What the stages of one run share: its folder, config, model and problems, and work in resumable chunks."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from cca.config import Config
+from cca.errors import InputError
+from cca.progress import stage_bar
+from cca.records import Pivot, Problem, Score, TracePair
+from cca.store import RunFolder, write_text
+
+T = TypeVar("T")
+R = TypeVar("R", TracePair, Pivot, Score)
+
+
+@dataclass
+class Workspace:
+    """One run: its folder and config, and lazily its model."""
+
+    folder: RunFolder
+    config: Config
+    quiet: bool = False
+
+    @cached_property
+    def loaded(self) -> Any:
+        from cca.models import load_model
+
+        section = self.config.model
+        loaded = load_model(section.path, section.dtype, section.device)
+        manifest = self.folder.manifest
+        if manifest.setdefault("revision", loaded.revision) != loaded.revision:
+            raise InputError(
+                f"the model at {section.path} is not the one that {self.folder.path} was started with; put that one "
+                "back or start a new run with --out"
+            )
+        manifest["device"], manifest["dtype"], manifest["seed"] = (
+            str(loaded.model.device),
+            section.dtype,
+            self.config.seed,
+        )
+        manifest["versions"] = {
+            name: version(name)
+            for name in ("constructive-circuit-amplification", "torch", "transformers", "reasoning-gym")
+        }
+        self.folder.save_manifest()
+        return loaded
+
+    @cached_property
+    def prompter(self) -> Any:
+        from cca.prompts import Prompter
+
+        return Prompter(self.loaded.tokenizer, self.config.model.prompt, self.loaded.end_tokens)
+
+    @cached_property
+    def anatomy(self) -> Any:
+        from cca.anatomy import anatomy
+
+        return anatomy(self.loaded.model)
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        return self.folder.read("problems.jsonl", Problem)
+
+    def warn(self, stage: str, message: str) -> None:
+        """Say `message` now and keep it for the summary."""
+        self.folder.manifest.setdefault("warnings", {})[stage] = message
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    def chosen_pivots(self) -> tuple[list[Pivot], list[Pivot]]:
+        chosen = [p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == self.config.pivots.method]
+        return [p for p in chosen if p.split == "train"], [p for p in chosen if p.split == "validation"]
+
+    def solved_templates(self, pairs: Sequence[TracePair]) -> frozenset[str]:
+        """Templates whose training problems the base model all solves (left out where the config says so)."""
+        if not self.config.traces.skip_solved:
+            return frozenset()
+        outcomes: dict[str, list[bool]] = {}
+        for pair in pairs:
+            if pair.split == "train":
+                outcomes.setdefault(pair.template, []).append(pair.greedy.correct)
+        return frozenset(t for t, correct in outcomes.items() if all(correct))
+
+    def in_chunks(
+        self,
+        stage: str,
+        file: str,
+        kind: type[R],
+        groups: list[list[T]],
+        name: Callable[[T], str],
+        work: Callable[[list[T]], list[R]],
+        each: int,
+    ) -> list[R]:
+        """Work through `groups`, appending each group's records at once; groups that `file` holds whole are skipped.
+
+        name: the problem id of an item. each: records that an item gives. A group that a kill cut off is done
+        again from its start, so that every batch is the one that an uninterrupted run computes.
+        """
+        records = self.folder.recover(file, kind)
+        counts = Counter(r.problem for r in records)
+        whole = {name(item) for g in groups if all(counts[name(item)] == each for item in g) for item in g}
+        records = [r for r in records if r.problem in whole]
+        write_text(self.folder.file(file), "".join(r.line() + "\n" for r in records))
+        total = sum(len(g) for g in groups)
+        with stage_bar(stage, total, "problems", done=len(whole), quiet=self.quiet) as bar:
+            for group in groups:
+                if name(group[0]) not in whole:
+                    fresh = work(group)
+                    self.folder.append(file, fresh)
+                    records += fresh
+                    bar.advance(len(group))
+        return records
