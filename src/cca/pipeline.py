@@ -290,7 +290,7 @@ class Pipeline(Workspace):
 
         scores = self.in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2)
         drifts = {
-            name: drift(model, self.prompter, delta, problems[: options.drift_problems], self.config.update.batch)
+            name: drift(model, self.prompter, delta, spread(problems, options.drift_problems), self.config.update.batch)
             for name, problems in sets.items()
         }
         found = comparisons(scores, drifts, self.config.seed)
@@ -326,6 +326,13 @@ class Pipeline(Workspace):
             summary["seconds"] = seconds
             write_text(path, json.dumps(summary, indent=1) + "\n")
             self.folder.finish("evaluate", ARTIFACTS["evaluate"])
+
+
+def spread(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """At most `count` of `problems`, evenly spaced, so that every template has its part."""
+    if len(problems) <= count:
+        return list(problems)
+    return [problems[i * len(problems) // count] for i in range(count)]
 
 
 def _check_device(device: str) -> None:
