@@ -23,34 +23,52 @@ def greedy(model, prompt: Sequence[int], max_new_tokens: int, end_tokens: frozen
     return tokens
 
 
+def _completions(
+    model, prompter: Prompter, pair: TracePair, heads: Sequence[Sequence[int]], limit: int
+) -> list[list[int]]:
+    """Each head of the sampled trace completed greedily by `model.generate`, to `limit` tokens in all."""
+    end = min(prompter.end_tokens)
+    width = max(len(head) for head in heads)
+    prompt = list(pair.prompt)
+    ids = torch.tensor([[end] * (width - len(head)) + prompt + list(head) for head in heads])
+    mask = torch.tensor([[0] * (width - len(head)) + [1] * (len(prompt) + len(head)) for head in heads])
+    shortest = min(len(head) for head in heads)
+    out = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=max(1, limit - shortest), pad_token_id=end
+    )
+    completed = []
+    for head, row in zip(heads, out[:, ids.shape[1] :].tolist(), strict=True):
+        tokens = list(head)
+        for token in row:
+            if len(tokens) >= limit or (tokens and tokens[-1] in prompter.end_tokens):
+                break
+            tokens.append(token)
+        completed.append(tokens)
+    return completed
+
+
 @torch.no_grad()
-def branching_pivot(model, prompter: Prompter, pair: TracePair, problem: Problem, limit: int) -> tuple[Pivot, int]:
+def branching_pivot(
+    model, prompter: Prompter, pair: TracePair, problem: Problem, limit: int, group: int = 1
+) -> tuple[Pivot, int]:
     """A greedy completion after every token of the sampled trace until one is graded unlike the greedy trace.
 
-    Also returns how many tokens were generated. `model.generate` writes the completions.
+    Completes `group` prefixes at a time. Also returns how many tokens were generated.
     """
     assert pair.sampled is not None
     y = pair.sampled.tokens
     generated = 0
-    for k in range(len(y)):
-        start = [*pair.prompt, *y[: k + 1]]
-        completion = list(y[: k + 1])
-        if y[k] not in prompter.end_tokens and len(completion) < limit:
-            ids = torch.tensor([start])
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=limit - len(completion),
-                pad_token_id=min(prompter.end_tokens),
-            )
-            completion += out[0, len(start) :].tolist()
-            generated += out.shape[1] - len(start)
-        if prompter.trace(problem, completion).correct is not pair.greedy.correct:
+    for start in range(0, len(y), group):
+        ks = range(start, min(len(y), start + group))
+        heads = [y[: k + 1] for k in ks]
+        for k, tokens in zip(ks, _completions(model, prompter, pair, heads, limit), strict=True):
+            generated += len(tokens) - (k + 1)
+            if prompter.trace(problem, tokens).correct is pair.greedy.correct:
+                continue
             prefix = (*pair.prompt, *y[:k])
             z = int(model(input_ids=torch.tensor([prefix])).logits[0, -1].argmax())
             desired, undesired = (z, y[k]) if pair.greedy.correct else (y[k], z)
-            pivot = Pivot(
+            found = Pivot(
                 pair.problem,
                 pair.split,
                 pair.template,
@@ -61,7 +79,7 @@ def branching_pivot(model, prompter: Prompter, pair: TracePair, problem: Problem
                 k,
                 pair.greedy.correct,
             )
-            return pivot, generated
+            return found, generated
     raise AssertionError("the whole sampled trace is graded like the greedy trace")
 
 

@@ -75,7 +75,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
     by_id = {p.id: p for p in problems}
     fast = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
     for pair, pivot in zip(usable, fast, strict=True):
-        plain, _ = reference.branching_pivot(bundled.model, prompter, pair, by_id[pair.problem], LIMIT)
+        plain, _ = reference.branching_pivot(bundled.model, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
         assert found == (plain.position, plain.prefix, plain.desired, plain.undesired, plain.greedy_correct)
 

@@ -67,11 +67,16 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         InputError: there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     where = str(BUNDLED) if path == "bundled" else path
     try:
-        return AutoTokenizer.from_pretrained(where)
+        # AutoTokenizer overrules a declared generic class by the model type's own (for qwen2 and others), which splits
+        # text in another way than tokenizer.json says; a model trained with that file needs that file
+        declared = get_tokenizer_config(where).get("tokenizer_class")
+        generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(where)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
