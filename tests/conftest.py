@@ -63,7 +63,7 @@ def problems() -> list[Problem]:
     return build_problems(
         templates=TEMPLATES,
         max_number=60,
-        train=6,
+        train=12,
         validation=1,
         test=1,
         held_out=0.0,

@@ -69,7 +69,7 @@ class Pivots(_Section):
 
 
 class Circuit(_Section):
-    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.04
+    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.065
     """``lambda``: the price of a component. Higher gives a sparser circuit."""
     learning_rate: Positive = 5e-3
     """Adam's."""
@@ -90,15 +90,15 @@ class Circuit(_Section):
 
 
 class Update(_Section):
-    learning_rate: Positive = 0.06
+    learning_rate: Positive = 0.03
     """Step size of plain gradient descent."""
     steps: Count = 30
     """At most."""
-    validate_every: Count = 5
+    validate_every: Count = 3
     """Validation at these steps ..."""
-    validate_at: tuple[int, ...] = (2, 4, 6, 8)
+    validate_at: tuple[int, ...] = ()
     """... and at these."""
-    patience: Count = 3
+    patience: Count = 4
     """Stop after this many validations without a new best."""
     batch: Count = 32
     """Pivots a forward and backward pass; the gradient is always that of all pivots."""
