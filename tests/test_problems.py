@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import pytest
 
@@ -7,7 +8,7 @@ from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, largest_numb
 from cca.problems.skills import SKILLS, reserved_skill_instances, sample_skill
 from cca.problems.suite import build_problems, held_out_templates, scaled
 
-SUITE = {
+SUITE: dict[str, Any] = {
     "templates": SMALL_TEMPLATES,
     "max_number": 60,
     "train": 3,
@@ -68,9 +69,8 @@ def test_largest_number_reads_thousands_and_decimals():
 
 
 def test_a_template_with_few_instances_gives_each_split_its_share():
-    problems = build_problems(
-        **SUITE | {"templates": (53, 16), "train": 30, "validation": 10, "test": 60, "held_out": 0.0, "skills": ()}
-    )
+    counts = {"train": 30, "validation": 10, "test": 60, "held_out": 0.0}
+    problems = build_problems(**SUITE | counts | {"templates": (53, 16), "skills": ()})
     full = [p.split for p in problems if p.template == "16"]
     few = [p.split for p in problems if p.template == "53"]
     assert [full.count(s) for s in ("train", "validation", "test")] == [30, 10, 60]
