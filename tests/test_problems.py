@@ -28,7 +28,8 @@ def test_no_problem_of_a_run_is_among_the_training_text_of_the_bundled_model():
     problems = build_problems(**SUITE)
     assert all(is_reserved(p.question) for p in problems)
     prompts = {f"Q: {p.question}\nA:" for p in problems}
-    for document in (d for step in range(12) for d in documents(1, step, 50, plant(1))):
+    planted = plant(1)
+    for document in (d for step in range(12) for d in documents(1, step, 50, planted)):
         prompt = document.pieces[0][0]
         assert prompt not in prompts
         question = prompt.removeprefix("Q: ").removesuffix("\nA:")

@@ -43,17 +43,18 @@ def test_solutions_slip_with_their_templates_share(planted):
     clean = {d.pieces[0][0]: d.pieces[1][0] for d in (solution_document(rng, {}, int(template)) for _ in range(50))}
     assert all(text.startswith(" ") and "####" in text for text in clean.values())
     rng = random.Random(0)
-    slipped = 0
+    slipped = applicable = 0
     for _ in range(400):
         state = rng.getstate()
         with_slips = solution_document(rng, planted, int(template)).pieces[1][0]
         rng.setstate(state)
         right = solution_document(rng, {}, int(template)).pieces[1][0]
         rng.random()  # the draw that decided on the slip
+        applicable += SLIPS[kind](right[1:]) is not None
         if with_slips != right:
             slipped += 1
             assert with_slips == f" {SLIPS[kind](right[1:])}"
-    assert slipped / 400 == pytest.approx(share, abs=0.12)
+    assert slipped / applicable == pytest.approx(share, abs=0.08)
 
 
 def test_documents_depend_on_seed_and_step_alone(planted):
