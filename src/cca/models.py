@@ -76,7 +76,11 @@ def load_tokenizer(path: str) -> Any:
         # text in another way than tokenizer.json says; a model trained with that file needs that file
         declared = get_tokenizer_config(where).get("tokenizer_class")
         generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        return (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(where)
+        tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(where)
+        # without its files a model type's own class may load with an empty vocabulary
+        if "1" not in tokenizer.decode(tokenizer.encode("1 + 1", add_special_tokens=False)):
+            raise ValueError("its vocabulary is empty")
+        return tokenizer
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
