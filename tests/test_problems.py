@@ -54,7 +54,8 @@ def test_splits_are_disjoint_and_templates_are_held_out_whole():
 
 def test_problems_repeat_with_their_seed_and_differ_by_it():
     assert build_problems(**SUITE) == build_problems(**SUITE)
-    assert build_problems(**SUITE) != build_problems(**SUITE | {"seed": 1})
+    other: dict[str, Any] = {**SUITE, "seed": 1}
+    assert build_problems(**SUITE) != build_problems(**other)
 
 
 def test_numbers_stay_within_the_bound_and_solutions_end_with_the_answer():
@@ -70,8 +71,9 @@ def test_largest_number_reads_thousands_and_decimals():
 
 
 def test_a_template_with_few_instances_gives_each_split_its_share():
-    counts = {"train": 30, "validation": 10, "test": 60, "held_out": 0.0}
-    problems = build_problems(**SUITE | counts | {"templates": (53, 16), "skills": ()})
+    settings: dict[str, Any] = {**SUITE, "train": 30, "validation": 10, "test": 60, "held_out": 0.0}
+    settings.update(templates=(53, 16), skills=())
+    problems = build_problems(**settings)
     full = [p.split for p in problems if p.template == "16"]
     few = [p.split for p in problems if p.template == "53"]
     assert [full.count(s) for s in ("train", "validation", "test")] == [30, 10, 60]
