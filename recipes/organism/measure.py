@@ -9,10 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from cca.engines.transformers import decode, pick, prefill, stream
+from cca.engines.transformers import prefill
 from cca.evaluation import answer_chunk
 from cca.models import load_model
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
@@ -20,7 +17,7 @@ from cca.problems.skills import SKILLS
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.stats import accuracy
-from cca.traces import chunks
+from cca.traces import chunks, sample
 
 LIMIT = 160
 
@@ -30,21 +27,9 @@ def pass_at(loaded, prompter: Prompter, problems, samples: int, temperature: flo
     solved = []
     for chunk in chunks(problems, prompter, 24):
         read = prefill(loaded.model, [prompter.prompt(p) for p in chunk])
-        rows = [i for i in range(len(chunk)) for _ in range(samples)]
-        cache, mask = read.take(rows, read.lengths[rows].tolist())
-        uniforms = np.stack([stream(0, chunk[i].id, n).random(LIMIT) for n, i in enumerate(rows)])
-        first = pick(read.logits[rows], temperature, torch.from_numpy(uniforms[:, 0]))
-        written = decode(
-            loaded.model,
-            cache,
-            mask,
-            first,
-            limits=[LIMIT] * len(rows),
-            end_tokens=prompter.end_tokens,
-            temperature=temperature,
-            uniforms=uniforms,
-        )
-        right = [prompter.trace(chunk[i], tokens).correct for i, tokens in zip(rows, written, strict=True)]
+        draws = [(i, n) for i in range(len(chunk)) for n in range(samples)]
+        written = sample(loaded.model, prompter, chunk, read, draws, temperature, LIMIT, seed=0)
+        right = [prompter.trace(chunk[i], tokens).correct for (i, _), tokens in zip(draws, written, strict=True)]
         solved += [any(right[i * samples : (i + 1) * samples]) for i in range(len(chunk))]
     return solved
 

@@ -64,7 +64,7 @@ def trace_chunk(
             if not draws:
                 continue
             for (i, n), tokens in zip(
-                draws, _sample(model, prompter, problems, read, draws, temperature, max_new_tokens, seed), strict=True
+                draws, sample(model, prompter, problems, read, draws, temperature, max_new_tokens, seed), strict=True
             ):
                 trace = prompter.trace(problems[i], tokens)
                 if trace.correct is not correct and i not in found:
@@ -87,7 +87,7 @@ def trace_chunk(
     return pairs
 
 
-def _sample(
+def sample(
     model: PreTrainedModel,
     prompter: Prompter,
     problems: Sequence[Problem],
@@ -97,6 +97,10 @@ def _sample(
     max_new_tokens: int,
     seed: int,
 ) -> list[list[int]]:
+    """Sampled traces for `draws`, pairs of (row of `problems` and `read`, sample number), all in one batch.
+
+    A trace depends on seed, problem and sample number alone. Returns the tokens of each draw, end token included.
+    """
     rows = [i for i, _ in draws]
     cache, mask = read.take(rows, read.lengths[rows].tolist())
     uniforms = np.stack([stream(seed, problems[i].id, n).random(max_new_tokens) for i, n in draws])
