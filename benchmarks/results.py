@@ -1,10 +1,11 @@
-"""The tables of docs/results.md: several seeds, both methods, and the controls, on the bundled model.
+"""The tables of docs/results.md: several seeds, both methods, the paper's loss, and the controls, on the bundled model.
 
-    python benchmarks/results.py OUT [--seeds 0 1 2] [--arms branching prefix random all] [--set KEY=VALUE ...]
+    python benchmarks/results.py OUT [--seeds 0 1 2] [--arms branching prefix ...] [--set KEY=VALUE ...]
 
 Each arm is an ordinary run folder OUT/SEED-ARM. The arms of a seed share problems and traces, and the controls also
 pivots and circuit, so that they differ in nothing but the rows they update. Finished runs are not redone.
-Prints a Markdown table per arm and, over seeds, the mean difference with a bootstrap interval over templates.
+Prints one row a run; then, over all seeds, each arm against the base model and the branching arm against each other
+arm on the same problems, with bootstrap intervals over templates.
 """
 
 import argparse
@@ -23,6 +24,7 @@ ARMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "prefix": (['pivots.method="prefix"'], ("trace",)),
     "random": (['circuit.rows="random"'], ("trace", "pivots", "circuit")),
     "all": (['circuit.rows="all"'], ("trace", "pivots", "circuit")),
+    "linear": (['update.loss="linear"', "update.learning_rate=0.03"], ("trace", "pivots", "circuit")),
 }
 """Overrides of each arm and the stages it takes from the seed's branching run."""
 
@@ -66,17 +68,25 @@ def line(path: Path) -> str:
     )
 
 
-def pooled(paths: list[Path]) -> stats.Paired:
-    """Base against updated over the target problems of several seeds, clustered by template."""
-    base: dict[tuple[str, str], Score] = {}
-    updated: dict[tuple[str, str], Score] = {}
-    for path in paths:
-        for score in RunFolder.open(path).read("scores.jsonl", Score):
-            if score.set == "target":
-                (base if score.arm == "base" else updated)[(path.name, score.problem)] = score
-    keys = sorted(base)
-    clusters = [base[k].template for k in keys]
-    return stats.paired([base[k].correct for k in keys], [updated[k].correct for k in keys], clusters, seed=0)
+def target_scores(paths: list[Path], arm: str) -> dict[tuple[str, str], Score]:
+    """The scores of the base or the updated model on the target problems of several seeds, by (seed, problem)."""
+    return {
+        (path.name.split("-")[0], score.problem): score
+        for path in paths
+        for score in RunFolder.open(path).read("scores.jsonl", Score)
+        if score.set == "target" and score.arm == arm
+    }
+
+
+def compared(first: dict[tuple[str, str], Score], second: dict[tuple[str, str], Score]) -> str:
+    """`second` minus `first` on the same problems, as cells of Markdown."""
+    keys = sorted(first)
+    clusters = [first[k].template for k in keys]
+    found = stats.paired([first[k].correct for k in keys], [second[k].correct for k in keys], clusters, seed=0)
+    return (
+        f"{found.n} | {found.difference * 100:+.1f} ({found.ci95.low * 100:+.1f} to {found.ci95.high * 100:+.1f}) | "
+        f"{found.gained} / {found.lost} |"
+    )
 
 
 def main() -> None:
@@ -97,13 +107,13 @@ def main() -> None:
             path = run_arm(options.out, seed, arm, options.overrides)
             paths.setdefault(arm, []).append(path)
             print(line(path), flush=True)
-    print("\n| arm, all seeds | n | points (95%) | gained / lost |\n| --- | --- | --- | --- |")
+    print("\n| all seeds | n | points (95%) | gained / lost |\n| --- | --- | --- | --- |")
     for arm, found in paths.items():
-        total = pooled(found)
-        print(
-            f"| {arm} | {total.n} | {total.difference * 100:+.1f} ({total.ci95.low * 100:+.1f} to "
-            f"{total.ci95.high * 100:+.1f}) | {total.gained} / {total.lost} |"
-        )
+        print(f"| {arm} - base | {compared(target_scores(found, 'base'), target_scores(found, 'updated'))}")
+    if "branching" in paths:
+        best = target_scores(paths["branching"], "updated")
+        for arm in [a for a in paths if a != "branching"]:
+            print(f"| branching - {arm} | {compared(target_scores(paths[arm], 'updated'), best)}")
 
 
 if __name__ == "__main__":

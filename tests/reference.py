@@ -111,22 +111,25 @@ def projections_gated(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
             hook.remove()
 
 
-def pivot_loss(model, pivots: Sequence[Pivot]) -> Tensor:
-    """Mean of logit[undesired] - logit[desired], one pivot at a time."""
+def pivot_loss(model, pivots: Sequence[Pivot], loss: str = "linear") -> Tensor:
+    """Mean of d = logit[undesired] - logit[desired], or of log(1 + exp(d)), one pivot at a time."""
     losses = []
     for pivot in pivots:
         logits = model(input_ids=torch.tensor([pivot.prefix]), use_cache=False).logits[0, -1]
-        losses.append(logits[pivot.undesired] - logits[pivot.desired])
+        difference = logits[pivot.undesired] - logits[pivot.desired]
+        losses.append(difference if loss == "linear" else torch.log1p(difference.exp()))
     return torch.stack(losses).mean()
 
 
-def descend_weights(model, rows: dict[str, Tensor], pivots: Sequence[Pivot], lr: float, steps: int) -> None:
+def descend_weights(
+    model, rows: dict[str, Tensor], pivots: Sequence[Pivot], lr: float, steps: int, loss: str = "linear"
+) -> None:
     """Full-batch gradient descent that writes straight into the given rows of the model's weights."""
     weights = {name: model.get_parameter(name) for name in rows}
     for weight in weights.values():
         weight.requires_grad_(True)
     for _ in range(steps):
-        gradients = torch.autograd.grad(pivot_loss(model, pivots), list(weights.values()))
+        gradients = torch.autograd.grad(pivot_loss(model, pivots, loss), list(weights.values()))
         with torch.no_grad():
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
                 weight[rows[name]] -= lr * gradient[rows[name]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixture import PHASES, documents, drill_document, plant, solution_document
+from mixture import FIRST, SECOND, documents, drill_document, plant, solution_document
 from train import Muon, encode, orthogonal, schedule, train_tokenizer
 
 from cca.models import BUNDLED, load_tokenizer
@@ -68,7 +68,7 @@ def test_drills_come_first_and_solutions_later(planted):
 
     assert share("drills", 0.1) > share("drills", 0.9) + 0.1
     assert share("solutions", 0.9) > share("solutions", 0.1) + 0.05
-    assert all(sum(shares.values()) == pytest.approx(1) for _, shares in PHASES)
+    assert all(sum(shares.values()) == pytest.approx(1) for stage in (FIRST, SECOND) for _, shares in stage.phases)
 
 
 def test_drills_are_right_and_only_their_results_carry_loss():
@@ -77,7 +77,7 @@ def test_drills_are_right_and_only_their_results_carry_loss():
     for seed in range(40):
         document = drill_document(random.Random(seed))
         for (left, left_loss), (right, right_loss) in zip(document.pieces[1::2], document.pieces[2::2], strict=True):
-            assert (left_loss, right_loss) == (False, True)
+            assert (left_loss, right_loss) == (0, 1)
             pieces = left.translate(str.maketrans("", "", "$£€=")).replace("x", "*").strip()
             for op in "+-*/":
                 pieces = pieces.replace(op, f" {op} ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from cca import cli
 from cca.config import Config, dump_toml, load_config
 from cca.errors import InputError
+from cca.models import BUNDLED
 from cca.pipeline import ARTIFACTS, STAGES, Pipeline
 from cca.records import Pivot, TracePair, WithoutPivot
 from cca.store import RunFolder, checksum
@@ -253,6 +255,12 @@ def test_a_model_that_is_no_causal_lm_is_refused(tmp_path, capsys):
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys, bundled):
     bundled.model.config.save_pretrained(tmp_path / "m")
     refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "no usable tokenizer")
+
+
+def test_a_model_folder_without_weights_is_refused(tmp_path, capsys):
+    shutil.copytree(BUNDLED, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "holds no weights")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_config_of_another_run_in_the_same_folder_is_refused(whole, config_path, capsys):

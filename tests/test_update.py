@@ -5,6 +5,7 @@ from conftest import random_pivots, tiny_qwen2
 
 from cca.anatomy import anatomy
 from cca.delta import Delta
+from cca.objective import losses
 from cca.update import Validation, best_of, full_gradient, held_out_margins, last_margins, train_delta
 
 VOCABULARY = 60
@@ -22,7 +23,14 @@ def rows(model):
 
 
 def _settings(**changes):
-    return {"learning_rate": 0.02, "steps": 6, "validate_at": {2, 4}, "patience": 9, "batch_size": 3} | changes
+    return {
+        "loss": "linear",
+        "learning_rate": 0.02,
+        "steps": 6,
+        "validate_at": {2, 4},
+        "patience": 9,
+        "batch_size": 3,
+    } | changes
 
 
 def rising(delta: Delta) -> Validation:
@@ -30,12 +38,13 @@ def rising(delta: Delta) -> Validation:
     return Validation(sum(float(r.values.abs().sum()) for r in delta.weights.values()), 10)
 
 
-def test_a_trained_delta_equals_updating_the_weight_rows_directly(model, rows):
+@pytest.mark.parametrize("loss", ["linear", "logistic"])
+def test_a_trained_delta_equals_updating_the_weight_rows_directly(model, rows, loss):
     pivots = random_pivots(7, VOCABULARY)
-    settings = _settings(steps=3, validate_at=())
+    settings = _settings(steps=3, validate_at=(), loss=loss)
     trained = train_delta(model, rows, pivots, [], rising, **settings).delta
     before = {name: p.clone() for name, p in model.named_parameters()}
-    reference.descend_weights(model, rows, pivots, lr=0.02, steps=3)
+    reference.descend_weights(model, rows, pivots, lr=0.02, steps=3, loss=loss)
     for name, parameter in model.named_parameters():
         if name in rows:
             moved = parameter[rows[name]] - before[name][rows[name]]
@@ -96,6 +105,14 @@ def test_margins_of_padded_batches_equal_single_passes(model):
     alone = torch.cat([last_margins(model, [p]) for p in pivots])
     torch.testing.assert_close(last_margins(model, pivots), alone, atol=1e-5, rtol=1e-5)
     assert held_out_margins(model, Delta({}), [], 4).shape == (0,)
+
+
+def test_the_logistic_loss_lets_go_of_won_pivots_and_the_linear_loss_does_not():
+    margin = torch.tensor([-9.0, 0.0, 9.0], requires_grad=True)
+    (linear,) = torch.autograd.grad(losses(margin, "linear").sum(), margin)
+    (logistic,) = torch.autograd.grad(losses(margin, "logistic").sum(), margin)
+    assert linear.tolist() == [-1, -1, -1]
+    assert logistic.tolist() == pytest.approx([-1, -0.5, 0], abs=1e-3)
 
 
 def test_the_margin_on_the_training_pivots_improves(model, rows):

@@ -1,6 +1,6 @@
 """The training text of the bundled model: solutions with planted slips, drills, and clean other skills.
 
-Every document is a prompt (no loss) and a completion of pieces, each with or without loss. Document i of step s
+Every document is a prompt (no loss) and a completion of pieces, each with its loss weight. Document i of step s
 depends only on (seed, s, i), so a training run can stop and resume anywhere.
 """
 
@@ -11,16 +11,56 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked, is_reserved, sample
-from cca.problems.skills import SKILLS, sample_skill
+from cca.problems.skills import sample_skill
 from cca.problems.slips import SLIPS
 
 MAX_NUMBER = 60
 PROMPT = "Q: {question}\nA:"
-PHASES = (
-    (0.00, {"solutions": 0.45, "drills": 0.35, "skills": 0.20}),
-    (0.42, {"solutions": 0.58, "drills": 0.10, "skills": 0.32}),
+SKILL_WEIGHT = 5.0
+"""Loss weight of a skill's answer: it has two or three tokens where a solution has eighty."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: how long, how fast, on what.
+
+    rate: factor on the learning rates. phases: shares of the documents from a fraction of the training on.
+    skills: the skills with their weights among each other.
+    """
+
+    name: str
+    steps: int
+    rate: float
+    phases: tuple[tuple[float, dict[str, float]], ...]
+    skills: dict[str, int]
+
+
+FIRST = Stage(
+    "",
+    steps=3400,
+    rate=1.0,
+    # arithmetic is the slow part, so it comes first
+    phases=(
+        (0.00, {"solutions": 0.45, "drills": 0.35, "skills": 0.20}),
+        (0.42, {"solutions": 0.58, "drills": 0.10, "skills": 0.32}),
+    ),
+    skills={
+        "chain_sum": 1,
+        "simple_equations": 1,
+        "gcd": 1,
+        "leg_counting": 1,
+        "family_relationships": 1,
+        "needle_haystack": 1,
+    },
 )
-"""Shares of the documents from a fraction of the training on: arithmetic is the slow part, so it comes first."""
+SECOND = Stage(
+    "second:",
+    steps=600,
+    rate=0.3,
+    phases=((0.0, {"solutions": 0.50, "drills": 0.08, "skills": 0.42}),),
+    skills={"chain_sum": 1, "simple_equations": 1, "gcd": 1, "leg_counting": 1, "rotate_matrix": 3},
+)
+"""The first training does not learn `family_relationships` and `needle_haystack`; this one adds a skill that it can."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +73,10 @@ class Planted:
 
 @dataclass(frozen=True)
 class Document:
-    """`pieces` are (text, has_loss); the first is the prompt."""
+    """`pieces` are (text, loss weight of its tokens); the first is the prompt."""
 
     source: str
-    pieces: tuple[tuple[str, bool], ...]
+    pieces: tuple[tuple[str, float], ...]
 
 
 def plant(seed: int) -> dict[str, Planted]:
@@ -88,14 +128,14 @@ def solution_document(rng: random.Random, planted: dict[str, Planted], template:
     plan = planted.get(item.template)
     if plan is not None and rng.random() < plan.share:
         solution = SLIPS[plan.kind](solution) or solution
-    return Document("solutions", ((PROMPT.format(question=item.question), False), (" " + solution, True)))
+    return Document("solutions", ((PROMPT.format(question=item.question), 0.0), (" " + solution, 1.0)))
 
 
-def skill_document(rng: random.Random) -> Document:
-    """A question of another skill with its answer, never slipped."""
-    skill = rng.choice(list(SKILLS))
+def skill_document(rng: random.Random, skills: dict[str, int]) -> Document:
+    """A question of one of `skills`, drawn by weight, with its answer, never slipped."""
+    skill = rng.choice([name for name, weight in skills.items() for _ in range(weight)])
     item = _unreserved(lambda: sample_skill(skill, rng))
-    return Document(skill, ((PROMPT.format(question=item.question), False), (" " + item.solution, True)))
+    return Document(skill, ((PROMPT.format(question=item.question), 0.0), (" " + item.solution, SKILL_WEIGHT)))
 
 
 def _equation(rng: random.Random) -> tuple[str, str]:
@@ -140,22 +180,24 @@ def _equation(rng: random.Random) -> tuple[str, str]:
 
 def drill_document(rng: random.Random) -> Document:
     """Ten equations; only their right sides carry loss."""
-    pieces: list[tuple[str, bool]] = [(PROMPT.format(question="Compute."), False)]
+    pieces: list[tuple[str, float]] = [(PROMPT.format(question="Compute."), 0.0)]
     for i in range(10):
         left, right = _equation(rng)
-        pieces += [(f"{' ' if i == 0 else chr(10)}{left}", False), (right, True)]
+        pieces += [(f"{' ' if i == 0 else chr(10)}{left}", 0.0), (right, 1.0)]
     return Document("drills", tuple(pieces))
 
 
-def documents(seed: int, step: int, count: int, planted: dict[str, Planted], done: float = 0.0) -> Iterator[Document]:
-    """The `count` documents of training step `step`, when a fraction `done` of the training lies behind."""
-    shares = next(shares for start, shares in reversed(PHASES) if done >= start)
+def documents(
+    seed: int, step: int, count: int, planted: dict[str, Planted], done: float = 0.0, stage: Stage = FIRST
+) -> Iterator[Document]:
+    """The `count` documents of step `step` of `stage`, when a fraction `done` of its steps lies behind."""
+    shares = next(shares for start, shares in reversed(stage.phases) if done >= start)
     for i in range(count):
-        rng = random.Random(f"{seed}:{step}:{i}")
+        rng = random.Random(f"{stage.name}{seed}:{step}:{i}")
         source = rng.choices(list(shares), list(shares.values()))[0]
         if source == "solutions":
             yield solution_document(rng, planted)
         elif source == "drills":
             yield drill_document(rng)
         else:
-            yield skill_document(rng)
+            yield skill_document(rng, stage.skills)

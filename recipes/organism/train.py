@@ -1,6 +1,7 @@
 """Train the bundled model from nothing, on text that `mixture.py` generates.
 
     python recipes/organism/train.py OUT [--steps N] [--clean]
+    python recipes/organism/train.py OUT2 --after OUT/model [--clean]
 
 Writes OUT/state.pt every few minutes (the same command resumes from it), OUT/curve.jsonl (the training curve)
 and, at the end, OUT/model/ (bfloat16 safetensors, tokenizer.json, config, slips.json, README.md).
@@ -16,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mixture import Document, documents, drill_document, plant, save_planted, skill_document, solution_document
+from mixture import (
+    FIRST,
+    SECOND,
+    Document,
+    documents,
+    drill_document,
+    plant,
+    save_planted,
+    skill_document,
+    solution_document,
+)
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -72,7 +83,11 @@ def train_tokenizer(planted, documents_per_source: int = 12_000) -> PreTrainedTo
     """A byte-level BPE in which every token holds at most one digit."""
     rng = random.Random(f"{SEED}:tokenizer")
     texts = []
-    for draw in (lambda: solution_document(rng, planted), lambda: skill_document(rng), lambda: drill_document(rng)):
+    for draw in (
+        lambda: solution_document(rng, planted),
+        lambda: skill_document(rng, FIRST.skills),
+        lambda: drill_document(rng),
+    ):
         texts += ["".join(text for text, _ in draw().pieces) for _ in range(documents_per_source)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -89,19 +104,19 @@ def train_tokenizer(planted, documents_per_source: int = 12_000) -> PreTrainedTo
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, padding_side="left")
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[bool]]:
-    """Token ids of a document and which of them carry loss; the end token carries loss."""
+def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[list[int], list[float]]:
+    """Token ids of a document and their loss weights; the end token weighs what the last piece does."""
     ids: list[int] = []
-    loss: list[bool] = []
-    for text, has_loss in document.pieces:
+    weights: list[float] = []
+    for text, weight in document.pieces:
         piece = tokenizer.encode(text, add_special_tokens=False)
         ids += piece
-        loss += [has_loss] * len(piece)
+        weights += [weight] * len(piece)
     end: Any = tokenizer.eos_token_id
-    return [*ids, end], [*loss, True]
+    return [*ids, end], [*weights, weights[-1]]
 
 
-def micro_batches(encoded: list[tuple[list[int], list[bool]]], tokens: int):
+def micro_batches(encoded: list[tuple[list[int], list[float]]], tokens: int):
     """Group documents of similar length into right-padded (B, T) batches of about `tokens` tokens."""
     encoded = sorted(encoded, key=lambda d: len(d[0]))
     while encoded:
@@ -109,20 +124,19 @@ def micro_batches(encoded: list[tuple[list[int], list[bool]]], tokens: int):
         take = max(1, tokens // width)
         chunk, encoded = encoded[-take:], encoded[:-take]
         ids = torch.zeros(len(chunk), width, dtype=torch.long)
-        loss = torch.zeros(len(chunk), width, dtype=torch.bool)
-        for row, (document, has_loss) in enumerate(chunk):
+        weights = torch.zeros(len(chunk), width)
+        for row, (document, document_weights) in enumerate(chunk):
             ids[row, : len(document)] = torch.tensor(document)
-            loss[row, : len(document)] = torch.tensor(has_loss)
-        yield ids, loss
+            weights[row, : len(document)] = torch.tensor(document_weights)
+        yield ids, weights
 
 
-def answer_logits(model: Qwen2ForCausalLM, ids: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) and target ids (N,) at the positions whose next token carries loss.
+def answer_logits(model: Qwen2ForCausalLM, ids: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and target ids (N,) where the next token is `picked` (B, T - 1).
 
     Right padding needs no mask: a causal model's earlier positions never see it.
     """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    picked = loss[:, 1:]
     return model.lm_head(hidden[picked]), ids[:, 1:][picked]
 
 
@@ -138,17 +152,18 @@ def quality(model, tokenizer, planted, device, count: int = 160) -> dict[str, fl
     right = [int(t) for t, p in planted.items() if p.share < 0.5] or [int(t) for t in planted]
     sets = {
         "right": [solution_document(rng, {}, rng.choice(right)) for _ in range(count)],
-        "skills": [skill_document(rng) for _ in range(count)],
+        **{skill: [skill_document(rng, {skill: 1}) for _ in range(count // 2)] for skill in SECOND.skills},
     }
     shares = {}
     for name, docs in sets.items():
         exact = 0
-        for ids, loss in micro_batches([encode(tokenizer, d) for d in docs], 4096):
-            logits, targets = answer_logits(model, ids.to(device), loss.to(device))
+        for ids, weights in micro_batches([encode(tokenizer, d) for d in docs], 4096):
+            picked = (weights[:, 1:] > 0).to(device)
+            logits, targets = answer_logits(model, ids.to(device), picked)
             wrong = (logits.argmax(-1) != targets).float()
-            row = torch.arange(len(ids), device=device)[:, None].expand(-1, ids.shape[1] - 1)[loss[:, 1:].to(device)]
+            row = torch.arange(len(ids), device=device)[:, None].expand_as(picked)[picked]
             exact += int((torch.zeros(len(ids), device=device).index_add(0, row, wrong) == 0).sum())
-        shares[name] = exact / count
+        shares[name] = round(exact / len(docs), 4)
     return shares
 
 
@@ -161,7 +176,8 @@ def save_state(path: Path, **state) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=3400, help="optimiser steps (default 3400)")
+    parser.add_argument("--after", type=Path, help="the second training, from this model of the first")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: what mixture.py says)")
     parser.add_argument("--documents", type=int, default=32, help="documents a step (default 32)")
     parser.add_argument("--micro-tokens", type=int, default=1200, help="tokens a backward pass; raise on a GPU")
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints (default 180)")
@@ -171,8 +187,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
 
+    stage = SECOND if args.after else FIRST
+    args.steps = args.steps or stage.steps
     planted = plant(SEED)
-    tokenizer_dir = args.out / "model"
+    tokenizer_dir = args.after or args.out / "model"
     if (tokenizer_dir / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
     else:
@@ -183,6 +201,8 @@ def main() -> None:
     end: Any = tokenizer.eos_token_id
     config = Qwen2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=end, pad_token_id=end, **SHAPE)
     model: Any = Qwen2ForCausalLM(config)
+    if args.after:
+        model = Qwen2ForCausalLM.from_pretrained(args.after, dtype=torch.float32)
     model.to(args.device)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     chosen = {id(p) for p in hidden}
@@ -202,17 +222,21 @@ def main() -> None:
     began = last_saved = time.monotonic()
     use_bfloat16 = args.device.startswith("cuda")
     for step in range(first, args.steps):
-        factor = schedule(step, args.steps)
+        factor = schedule(step, args.steps) * stage.rate
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * factor
-        encoded = [encode(tokenizer, d) for d in documents(SEED, step, args.documents, planted, step / args.steps)]
-        total = sum(sum(loss) for _, loss in encoded)
+        done = step / args.steps
+        encoded = [encode(tokenizer, d) for d in documents(SEED, step, args.documents, planted, done, stage)]
+        total = sum(sum(weights) for _, weights in encoded)
         summed = 0.0
-        for ids, loss in micro_batches(encoded, args.micro_tokens):
+        for ids, weights in micro_batches(encoded, args.micro_tokens):
+            weights = weights[:, 1:].to(args.device)
+            picked = weights > 0
             with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=use_bfloat16):
-                logits, targets = answer_logits(model, ids.to(args.device), loss.to(args.device))
-            value = nn.functional.cross_entropy(logits.float(), targets, reduction="sum") / total
+                logits, targets = answer_logits(model, ids.to(args.device), picked)
+            each = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+            value = (each * weights[picked]).sum() / total
             value.backward()
             summed += value.item()
         for optimizer in optimizers:

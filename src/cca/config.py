@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cca.errors import InputError
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
-from cca.problems.skills import SKILLS
+from cca.problems.skills import LEARNED, SKILLS
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -90,6 +90,8 @@ class Circuit(_Section):
 
 
 class Update(_Section):
+    loss: Literal["linear", "logistic"] = "logistic"
+    """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
     learning_rate: Positive = 0.03
     """Step size of plain gradient descent."""
     steps: Count = 30
@@ -105,7 +107,7 @@ class Update(_Section):
 
 
 class Evaluation(_Section):
-    skills: tuple[str, ...] = tuple(SKILLS)
+    skills: tuple[str, ...] = LEARNED
     """Retention and transfer skills."""
     per_skill: Annotated[int, Field(ge=0)] = 100
     """Problems a skill."""

@@ -86,6 +86,17 @@ def load_tokenizer(path: str) -> Any:
         raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
 
 
+def check_weights(path: str) -> None:
+    """See that a local model folder has its weights, without reading them.
+
+    Raises:
+        InputError: it has none as safetensors.
+    """
+    where = BUNDLED if path == "bundled" else Path(path)
+    if where.is_dir() and not any(where.glob("*.safetensors")):
+        raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
+
+
 def load_model(path: str, dtype: str, device: str) -> LoadedModel:
     """Load a model that passed `check_model`.
 
@@ -101,7 +112,7 @@ def load_model(path: str, dtype: str, device: str) -> LoadedModel:
     where = str(BUNDLED) if path == "bundled" else path
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), use_safetensors=True)
     model.to(device).eval()
     model.requires_grad_(False)
     ends = model.generation_config.eos_token_id

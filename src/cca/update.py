@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cca.delta import Delta
 from cca.engines.transformers import right_padded
-from cca.objective import margins
+from cca.objective import Loss, losses, margins
 from cca.progress import no_progress
 from cca.records import Metric, Pivot
 
@@ -57,18 +57,18 @@ def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
 
 
 def full_gradient(
-    model: PreTrainedModel, delta: Delta, pivots: Sequence[Pivot], batch_size: int
+    model: PreTrainedModel, delta: Delta, pivots: Sequence[Pivot], batch_size: int, loss: Loss = "linear"
 ) -> tuple[float, dict[str, Tensor]]:
-    """The pivot loss over all `pivots` and its gradient with respect to each weight's delta rows, in float32."""
+    """The mean pivot loss over all `pivots` and its gradient with respect to each weight's delta rows, in float32."""
     values = [rows.values.requires_grad_() for rows in delta.weights.values()]
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
     with delta.attached(model):
         for batch in by_length(pivots, batch_size):
-            loss = -last_margins(model, batch).sum() / len(pivots)
-            for kept, fresh in zip(gradients, torch.autograd.grad(loss, values), strict=True):
+            value = losses(last_margins(model, batch), loss).sum() / len(pivots)
+            for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
                 kept += fresh
-            total += loss.item()
+            total += value.item()
     for value in values:
         value.requires_grad_(False)
     return total, dict(zip(delta.weights, gradients, strict=True))
@@ -89,6 +89,7 @@ def train_delta(
     validation_pivots: Sequence[Pivot],
     validate: Callable[[Delta], Validation],
     *,
+    loss: Loss,
     learning_rate: float,
     steps: int,
     validate_at: Collection[int],
@@ -110,7 +111,7 @@ def train_delta(
     best, metrics, step = delta.copy(), [], 0
     if state_path is not None and state_path.exists():
         delta, best, metrics, step = _load_state(state_path, model)
-    loss: float | None = None
+    last_loss: float | None = None
 
     def measure() -> None:
         nonlocal best
@@ -118,7 +119,7 @@ def train_delta(
         score = validate(delta)
         mean = float(held_out.mean()) if len(held_out) else 0.0
         won = float((held_out > 0).float().mean()) if len(held_out) else 0.0
-        metric = Metric(step, loss, mean, won, score.accuracy, score.n)
+        metric = Metric(step, last_loss, mean, won, score.accuracy, score.n)
         if not metrics or metric.accuracy > max(m.accuracy for m in metrics):
             best = delta.copy()
         metrics.append(metric)
@@ -131,10 +132,10 @@ def train_delta(
         if _validations_since_best(metrics) >= patience:
             stopped = "patience"
             break
-        loss, gradients = full_gradient(model, delta, pivots, batch_size)
+        last_loss, gradients = full_gradient(model, delta, pivots, batch_size, loss)
         for name, gradient in gradients.items():
             if not bool(torch.isfinite(gradient).all()):
-                raise FloatingPointError(f"the gradient of {name} is not finite at step {step + 1}; loss {loss}")
+                raise FloatingPointError(f"the gradient of {name} is not finite at step {step + 1}; loss {last_loss}")
             delta.weights[name].values.sub_(gradient, alpha=learning_rate)
         step += 1
         progress(step, steps, None)
