@@ -204,6 +204,15 @@ def test_show_prints_the_table_and_marks_pivots(whole, capfd):
     assert " not [" in error
 
 
+def test_show_can_list_only_the_pivots_that_miss_their_slip(whole, capfd):
+    missed = [p for p in RunFolder.open(whole).read("pivots.jsonl", Pivot) if p.on_slip is False]
+    missed = [p for p in missed if p.method == "branching"]
+    assert cli.main(["show", str(whole), "-n", "500", "--off-slip"]) == 0
+    error = capfd.readouterr().err
+    assert error.count("not on its slip") == len(missed)
+    assert ", on its slip" not in error
+
+
 # ---- bad input: one line with the remedy, exit code 2, before any slow work ----
 
 
@@ -273,6 +282,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     refuse(["run", "--out", str(tmp_path)], capsys, "not empty")
     refuse(["pivots", str(tmp_path)], capsys, "holds no run")
     refuse(["show", str(tmp_path)], capsys, "holds no run")
+    refuse(["show", str(tmp_path), "-n", "0"], capsys, "at least 1")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="summary table and ten pivots of a run")
     show.add_argument("run", type=Path, metavar="RUN", help="run folder")
     show.add_argument("-n", type=int, default=10, metavar="N", help="pivots to show (default 10)")
+    show.add_argument("--off-slip", action="store_true", help="only pivots that miss their trace's planted slip")
     show.add_argument("--json", action="store_true", help="print the summary as JSON on stdout instead")
     return parser
 
@@ -158,6 +159,8 @@ def _show(options: argparse.Namespace) -> int:
     from cca.records import Pivot
     from cca.store import RunFolder
 
+    if options.n < 1:
+        raise InputError(f"-n {options.n} shows nothing; give at least 1")
     folder = RunFolder.open(options.run)
     summary_path = folder.file("summary.json")
     if options.json and not summary_path.exists():
@@ -172,8 +175,11 @@ def _show(options: argparse.Namespace) -> int:
     pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == config.pivots.method]
     if not pivots:
         raise InputError(f"{options.run} has no pivots yet; find them with: cca pivots {options.run}")
+    if options.off_slip:
+        pivots = [p for p in pivots if p.on_slip is False]
     console = Console(stderr=True, highlight=False)
-    console.print(f"\n{min(options.n, len(pivots))} of {len(pivots)} pivots:\n")
+    what = "pivots that miss their planted slip" if options.off_slip else "pivots"
+    console.print(f"\n{min(options.n, len(pivots))} of {len(pivots)} {what}:\n")
     show_pivots(console, pivots, load_tokenizer(config.model.path).decode, options.n)
     return 0
 

@@ -81,8 +81,8 @@ class Circuit(_Section):
     """Pivots a step."""
     epochs: Count = 50
     """At most."""
-    patience: Positive = 0.2
-    """Stop when the rounded circuit has not changed for this many epochs."""
+    patience: Positive = 1.0
+    """Stop when the rounded circuit has not changed for this many epochs. The paper's 0.2 is of far longer epochs."""
     cache_gib: Positive = 4.0
     """Keys and values of all prefixes are kept where they fit in this many GiB, else read again each step."""
     rows: Literal["circuit", "random", "all"] = "circuit"
