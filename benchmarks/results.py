@@ -24,7 +24,7 @@ ARMS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "prefix": (['pivots.method="prefix"'], ("trace",)),
     "random": (['circuit.rows="random"'], ("trace", "pivots", "circuit")),
     "all": (['circuit.rows="all"'], ("trace", "pivots", "circuit")),
-    "linear": (['update.loss="linear"', "update.learning_rate=0.03"], ("trace", "pivots", "circuit")),
+    "linear": (['update.loss="linear"', "update.learning_rate=0.05"], ("trace", "pivots", "circuit")),
 }
 """Overrides of each arm and the stages it takes from the seed's branching run."""
 

@@ -40,7 +40,7 @@ class Problems(_Section):
     """No number in a question or solution is above this; instances that exceed it are redrawn."""
     train: Annotated[int, Field(ge=0)] = 14
     """Instances per template that give pivots."""
-    validation: Annotated[int, Field(ge=0)] = 7
+    validation: Annotated[int, Field(ge=0)] = 8
     """Instances per template that choose the step of the update."""
     test: Annotated[int, Field(ge=0)] = 28
     """Instances per template that are only evaluated."""
@@ -69,7 +69,7 @@ class Pivots(_Section):
 
 
 class Circuit(_Section):
-    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.065
+    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.04
     """``lambda``: the price of a component. Higher gives a sparser circuit."""
     learning_rate: Positive = 5e-3
     """Adam's."""
@@ -92,9 +92,9 @@ class Circuit(_Section):
 class Update(_Section):
     loss: Literal["linear", "logistic"] = "logistic"
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
-    learning_rate: Positive = 0.03
+    learning_rate: Positive = 0.15
     """Step size of plain gradient descent."""
-    steps: Count = 30
+    steps: Count = 12
     """At most."""
     validate_every: Count = 3
     """Validation at these steps ..."""
@@ -109,7 +109,7 @@ class Update(_Section):
 class Evaluation(_Section):
     skills: tuple[str, ...] = LEARNED
     """Retention and transfer skills."""
-    per_skill: Annotated[int, Field(ge=0)] = 100
+    per_skill: Annotated[int, Field(ge=0)] = 200
     """Problems a skill."""
     batch: Count = 128
     """Problems answered together."""
