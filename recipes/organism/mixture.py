@@ -55,10 +55,10 @@ FIRST = Stage(
 )
 SECOND = Stage(
     "second:",
-    steps=1000,
+    steps=2200,
     rate=0.3,
     phases=((0.0, {"solutions": 0.47, "drills": 0.08, "skills": 0.45}),),
-    skills={"chain_sum": 4, "simple_equations": 1, "gcd": 2, "leg_counting": 2, "rotate_matrix": 2},
+    skills={"chain_sum": 4, "simple_equations": 2, "gcd": 3, "leg_counting": 3, "rotate_matrix": 2},
 )
 """The first training does not learn `family_relationships` and `needle_haystack`; this one adds a skill that it can."""
 
