@@ -55,9 +55,9 @@ FIRST = Stage(
 )
 SECOND = Stage(
     "second:",
-    steps=2200,
+    steps=1000,
     rate=0.3,
-    phases=((0.0, {"solutions": 0.47, "drills": 0.08, "skills": 0.45}),),
+    phases=((0.0, {"solutions": 0.22, "drills": 0.06, "skills": 0.72}),),
     skills={"chain_sum": 4, "simple_equations": 2, "gcd": 3, "leg_counting": 3, "rotate_matrix": 2},
 )
 """The first training does not learn `family_relationships` and `needle_haystack`; this one adds a skill that it can."""

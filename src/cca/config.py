@@ -69,7 +69,7 @@ class Pivots(_Section):
 
 
 class Circuit(_Section):
-    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.04
+    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.045
     """``lambda``: the price of a component. Higher gives a sparser circuit."""
     learning_rate: Positive = 5e-3
     """Adam's."""
@@ -94,9 +94,9 @@ class Update(_Section):
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
     learning_rate: Positive = 0.15
     """Step size of plain gradient descent."""
-    steps: Count = 12
+    steps: Count = 8
     """At most."""
-    validate_every: Count = 3
+    validate_every: Count = 2
     """Validation at these steps ..."""
     validate_at: tuple[int, ...] = ()
     """... and at these."""
