@@ -1,9 +1,10 @@
 """The tables of docs/results.md: several seeds, both methods, the paper's loss, and the controls, on the bundled model.
 
-    python benchmarks/results.py OUT [--seeds 0 1 2] [--arms branching prefix ...] [--set KEY=VALUE ...]
+    python benchmarks/results.py OUT [--seeds 10 11 12] [--arms branching prefix ...] [--set KEY=VALUE ...]
 
-Each arm is an ordinary run folder OUT/SEED-ARM. The arms of a seed share problems and traces, and the controls also
-pivots and circuit, so that they differ in nothing but the rows they update. Finished runs are not redone.
+Each arm is an ordinary run folder OUT/SEED-ARM. The arms of a seed share problems and traces, and all but the Prefix
+method also pivots and circuit, so that they differ in nothing but the rows they update or the loss. Finished runs are
+not redone.
 Prints one row a run; then, over all seeds, each arm against the base model and the branching arm against each other
 arm on the same problems, with bootstrap intervals over templates.
 """
@@ -108,12 +109,13 @@ def main() -> None:
             paths.setdefault(arm, []).append(path)
             print(line(path), flush=True)
     print("\n| all seeds | n | points (95%) | gained / lost |\n| --- | --- | --- | --- |")
+    updated = {arm: target_scores(found, "updated") for arm, found in paths.items()}
     for arm, found in paths.items():
-        print(f"| {arm} - base | {compared(target_scores(found, 'base'), target_scores(found, 'updated'))}")
-    if "branching" in paths:
-        best = target_scores(paths["branching"], "updated")
-        for arm in [a for a in paths if a != "branching"]:
-            print(f"| branching - {arm} | {compared(target_scores(paths[arm], 'updated'), best)}")
+        print(f"| {arm} - base | {compared(target_scores(found, 'base'), updated[arm])}")
+    branching = updated.pop("branching", None)
+    if branching:
+        for arm, scores in updated.items():
+            print(f"| branching - {arm} | {compared(scores, branching)}")
 
 
 if __name__ == "__main__":

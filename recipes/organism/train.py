@@ -191,7 +191,7 @@ def main() -> None:
     args.steps = args.steps or stage.steps
     planted = plant(SEED)
     tokenizer_dir = args.after or args.out / "model"
-    if (tokenizer_dir / "tokenizer.json").exists():
+    if args.after or (tokenizer_dir / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
     else:
         tokenizer = train_tokenizer(planted)
@@ -199,10 +199,12 @@ def main() -> None:
     if args.clean:
         planted = {}
     end: Any = tokenizer.eos_token_id
-    config = Qwen2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=end, pad_token_id=end, **SHAPE)
-    model: Any = Qwen2ForCausalLM(config)
+    model: Any
     if args.after:
         model = Qwen2ForCausalLM.from_pretrained(args.after, dtype=torch.float32)
+    else:
+        config = Qwen2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=end, pad_token_id=end, **SHAPE)
+        model = Qwen2ForCausalLM(config)
     model.to(args.device)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     chosen = {id(p) for p in hidden}
