@@ -82,6 +82,24 @@ def test_the_cached_gated_step_equals_the_full_prefix_gated_forward_in_value_and
     assert plain_gradient.abs().max() > 1e-3, "the comparison must be of something"
 
 
+def test_the_cached_gated_step_is_the_same_where_attention_is_the_models_own(model):
+    pivots = random_pivots(6, VOCABULARY)
+    parts = anatomy(model)
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        gates = random_gates(parts.size).requires_grad_()
+        one_token = CachedPrefixes(model, pivots, budget_gib=1.0).take(range(6))
+        with gated(model, parts, gates):
+            logits = one_token.logits(model)
+        return logits, torch.autograd.grad(logits.logsumexp(-1).sum(), gates)[0]
+
+    ours = step()
+    model.set_attn_implementation("eager")
+    eager = step()
+    torch.testing.assert_close(ours[0], eager[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[1], eager[1], atol=1e-5, rtol=1e-4)
+
+
 def test_prefixes_over_the_memory_budget_give_the_same_logits(model):
     pivots = random_pivots(5, VOCABULARY)
     kept = CachedPrefixes(model, pivots, budget_gib=1.0)

@@ -28,7 +28,7 @@ def test_a_prefill_cut_anywhere_continues_like_the_shorter_sequence(tiny):
     read = prefill(tiny, PROMPTS, predict=True)
     assert read.predictions is not None
     cut = [2, 1, 5, 1]
-    cache, mask = read.take(range(4), cut)
+    cache, mask = read.take(range(4), cut, room=10)
     first = read.predictions[torch.arange(4), torch.tensor(cut) - 1]
     tokens = decode(tiny, cache, mask, first, limits=[10] * 4, end_tokens=END)
     assert tokens == [reference.greedy(tiny, p[:n], 10, END) for p, n in zip(PROMPTS, cut, strict=True)]
@@ -43,7 +43,7 @@ def test_prefill_logits_equal_single_passes(tiny):
 
 def _sampled(model, prompts, names, limit=16):
     read = prefill(model, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist())
+    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=limit)
     uniforms = np.stack([stream(3, name).random(limit) for name in names])
     first = pick(read.logits, 0.9, torch.from_numpy(uniforms[:, 0]))
     limits = [limit] * len(prompts)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cca.anatomy import Anatomy
-from cca.engines.transformers import Prefill, prefill
+from cca.engines.transformers import Prefill, cache_argument, prefill
 from cca.gates import gated
 from cca.objective import pivot_loss
 from cca.progress import no_progress
@@ -61,10 +61,10 @@ class CachedPrefixes:
     def take(self, rows: Sequence[int]) -> "OneTokenStep":
         """What a forward pass of the last tokens of the prefixes `rows` needs. Call it outside of any gating."""
         if self.stored is not None:
-            cache, mask = self.stored.take(rows, self.lengths[list(rows)].tolist())
+            cache, mask = self.stored.take(rows, self.lengths[list(rows)].tolist(), room=1)
         else:
             read = prefill(self.model, [self.heads[i] for i in rows])
-            cache, mask = read.take(range(len(rows)), read.lengths.tolist())
+            cache, mask = read.take(range(len(rows)), read.lengths.tolist(), room=1)
         return OneTokenStep(cache, mask, self.last[list(rows)])
 
 
@@ -81,7 +81,7 @@ class OneTokenStep(NamedTuple):
             input_ids=self.last[:, None],
             attention_mask=torch.cat([self.mask, self.mask.new_ones(len(self.last), 1)], dim=1),
             position_ids=self.mask.sum(1)[:, None],
-            past_key_values=self.cache,
+            **cache_argument(model, self.cache),
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

@@ -32,11 +32,38 @@ def _gated_attention(base: str) -> Callable[..., Any]:
     def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
         if gates is not None:
+            if base == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
+                mask = args[0] if args else kwargs["attention_mask"]
+                return _one_query(query, key, value, mask, kwargs.get("scaling"), gates), None
             query, key, value = (_scale_last(x, g) for x, g in zip((query, key, value), gates, strict=True))
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)  # pyright: ignore[reportArgumentType]
 
     return forward
+
+
+def _one_query(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, gates: tuple[Tensor, ...]
+) -> Tensor:
+    """What scaled dot-product attention gives for one gated query, with gradients for its own key and value only.
+
+    Earlier keys and values come from a cache and are constants, but for the attention function they are one tensor
+    with the newest, and it would compute and copy a gradient for each of them: most of a step's time.
+    query (B, H, 1, D), key and value (B, K, T, D); returns (B, 1, H, D).
+    """
+    query_gate, key_gate, value_gate = (gate[:, None, None] for gate in gates)
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    packed = (query * query_gate).reshape(len(query), key.shape[1], groups, -1)
+    newest_key, newest_value = key[:, :, -1:] * key_gate, value[:, :, -1:] * value_gate
+    earlier_key, earlier_value = key[:, :, :-1].detach(), value[:, :, :-1].detach()
+    scores = torch.cat([packed @ earlier_key.mT, packed @ newest_key.mT], dim=-1)
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is not None:
+        mask = mask if mask.shape[1] == 1 else mask.reshape(len(query), key.shape[1], groups, -1)
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.float().softmax(-1).to(query.dtype)
+    mixed = weights[..., :-1] @ earlier_value + weights[..., -1:] * newest_value
+    return mixed.reshape(len(query), heads, 1, -1).transpose(1, 2).contiguous()
 
 
 def _scale_neurons(factor: Tensor) -> Callable[..., tuple[Tensor]]:

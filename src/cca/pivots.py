@@ -135,7 +135,7 @@ def _complete(model, prompter: Prompter, read, waiting, max_new_tokens: int) -> 
         lengths.append(len(search.pair.prompt) + k + 1)
         first.append(search.greedy_next[k + 1])
     ended = [head[-1] in prompter.end_tokens or len(head) >= max_new_tokens for head in heads]
-    cache, mask = read.take(rows, lengths)
+    cache, mask = read.take(rows, lengths, room=max_new_tokens)
     tails = decode(
         model,
         cache,

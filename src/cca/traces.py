@@ -51,7 +51,7 @@ def trace_chunk(
     """
     prompts = [prompter.prompt(p) for p in problems]
     read = prefill(model, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist())
+    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=max_new_tokens)
     first = read.logits.argmax(-1)
     limits = [max_new_tokens] * len(prompts)
     written = decode(model, cache, mask, first, limits=limits, end_tokens=prompter.end_tokens)
@@ -102,7 +102,7 @@ def sample(
     A trace depends on seed, problem and sample number alone. Returns the tokens of each draw, end token included.
     """
     rows = [i for i, _ in draws]
-    cache, mask = read.take(rows, read.lengths[rows].tolist())
+    cache, mask = read.take(rows, read.lengths[rows].tolist(), room=max_new_tokens)
     uniforms = np.stack([stream(seed, problems[i].id, n).random(max_new_tokens) for i, n in draws])
     first = pick(read.logits[rows], temperature, torch.from_numpy(uniforms[:, 0]).to(mask.device))
     return decode(

@@ -7,8 +7,10 @@ row's own stream, so that a trace depends neither on the batch it was made in no
 """
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,28 +20,28 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values (B, K, T, D) in buffers with room for `capacity` positions, written in place."""
+    """Keys and values in buffers (B, K, capacity, D) of which the first `filled` positions count, written in place."""
 
-    def __init__(self, keys: Tensor, values: Tensor, capacity: int):
+    def __init__(self, key_buffer: Tensor, value_buffer: Tensor, filled: int):
         super().__init__()
-        self.dtype, self.device = keys.dtype, keys.device
-        self.filled = keys.shape[2]
-        shape = (*keys.shape[:2], capacity, keys.shape[3])
-        self.key_buffer, self.value_buffer = keys.new_zeros(shape), values.new_zeros(shape)
-        self.key_buffer[:, :, : self.filled] = keys
-        self.value_buffer[:, :, : self.filled] = values
+        self.dtype, self.device = key_buffer.dtype, key_buffer.device
+        self.key_buffer, self.value_buffer, self.filled = key_buffer, value_buffer, filled
         self._show()
 
+    @property
+    def capacity(self) -> int:
+        return self.key_buffer.shape[2]
+
     def _show(self) -> None:
-        self.keys = self.key_buffer[:, :, : self.filled]
-        self.values = self.value_buffer[:, :, : self.filled]
+        self.keys, self.values = (
+            b if self.filled == self.capacity else b[:, :, : self.filled] for b in (self.key_buffer, self.value_buffer)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        end = self.filled + key_states.shape[2]
-        self.key_buffer[:, :, self.filled : end] = key_states
-        self.value_buffer[:, :, self.filled : end] = value_states
-        self.filled = end
+        self.key_buffer = write_columns(self.key_buffer, key_states, self.filled)
+        self.value_buffer = write_columns(self.value_buffer, value_states, self.filled)
+        self.filled += key_states.shape[2]
         self._show()
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
@@ -48,6 +50,26 @@ class PreallocatedLayer(DynamicLayer):
         """Drop all but `rows` of the batch."""
         self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
         self._show()
+
+
+class _WriteColumns(torch.autograd.Function):
+    """`buffer[:, :, start:] = fresh` without the two copies that autograd makes of a sliced assignment's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, buffer: Tensor, fresh: Tensor, start: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.columns = slice(start, start + fresh.shape[2])
+        buffer[:, :, ctx.columns] = fresh
+        ctx.mark_dirty(buffer)
+        return buffer
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, gradient[:, :, ctx.columns], None
+
+
+def write_columns(buffer: Tensor, fresh: Tensor, start: int) -> Tensor:
+    """Write `fresh` (B, K, n, D) into positions `start` and on of `buffer`, whose older content is a constant."""
+    return cast(Tensor, _WriteColumns.apply(buffer, fresh, start))
 
 
 @dataclass
@@ -64,25 +86,37 @@ class Prefill:
     logits: Tensor
     predictions: Tensor | None
 
-    def take(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[DynamicCache, Tensor]:
-        """A cache with the first `lengths[i]` positions of row `rows[i]`, left-padded, and its mask (B, T)."""
+    def take(self, rows: Sequence[int], lengths: Sequence[int], room: int) -> tuple[DynamicCache, Tensor]:
+        """A cache with the first `lengths[i]` positions of row `rows[i]`, left-padded, and its mask (B, T).
+
+        room: how many more positions it can take in.
+        """
         device = self.keys[0].device
-        row = torch.tensor(rows, device=device)
         length = torch.tensor(lengths, device=device)
-        width = int(length.max())
-        column = torch.arange(width, device=device)[None] - (width - length)[:, None]
-        mask = (column >= 0).long()
-        column = column.clamp(min=0)
+        width = max(lengths)
+        column = torch.arange(width + room, device=device)[None] - (width - length)[:, None]
+        mask = (column[:, :width] >= 0).long()
+        places = torch.tensor(rows, device=device)[:, None], column.clamp(min=0).minimum(length[:, None] - 1)
         cache = DynamicCache()
-        cache.layers = [_left_aligned(k[row], v[row], column) for k, v in zip(self.keys, self.values, strict=True)]  # pyright: ignore[reportAttributeAccessIssue]
+        cache.layers += [
+            PreallocatedLayer(_gathered(k, *places), _gathered(v, *places), width)
+            for k, v in zip(self.keys, self.values, strict=True)
+        ]
         return cache, mask
 
 
-def _left_aligned(keys: Tensor, values: Tensor, column: Tensor) -> DynamicLayer:
-    index = column[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-    layer = DynamicLayer()
-    layer.update(keys.gather(2, index), values.gather(2, index))
-    return layer
+def _gathered(stored: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """`stored` (N, K, T, D) at rows (B, 1) and columns (B, C): (B, K, C, D), in one pass over memory."""
+    heads, width, size = stored.shape[1:]
+    head = torch.arange(heads, device=stored.device)[None, :, None]
+    flat = (row[:, :, None] * heads + head) * width + column[:, None, :]
+    return stored.reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
+
+
+def cache_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
+    """`cache` under the name that the model's forward pass takes: transformers 5.24 renamed `past_key_values`."""
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 @torch.no_grad()
@@ -91,13 +125,14 @@ def prefill(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predi
     lengths = torch.tensor([len(s) for s in sequences])
     ids = right_padded(sequences).to(model.device)
     keep = torch.arange(ids.shape[1]) if predict else lengths.unique() - 1
-    out = model(input_ids=ids, use_cache=True, logits_to_keep=keep.to(model.device))
+    cache = DynamicCache()
+    out = model(input_ids=ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=keep.to(model.device))
     place = torch.searchsorted(keep, lengths - 1).to(model.device)
     logits = out.logits[torch.arange(len(ids), device=model.device), place].float()
-    layers = out.past_key_values.layers
+    layers = cast(list[DynamicLayer], cache.layers)
     return Prefill(
-        [layer.keys for layer in layers],
-        [layer.values for layer in layers],
+        [cast(Tensor, layer.keys) for layer in layers],
+        [cast(Tensor, layer.values) for layer in layers],
         lengths,
         logits,
         out.logits.argmax(-1) if predict else None,
@@ -152,20 +187,17 @@ def decode(
 ) -> list[list[int]]:
     """Continue B rows until an end token or their limit; finished rows leave the batch.
 
-    cache and mask: as from `Prefill.take`. first (B,): each row's first new token, already chosen. limits: new
-    tokens a row may have, `first` included. uniforms (B, >= max limit): the row's stream; column 0 belongs to
-    `first`. Returns the new tokens of each row, end token included.
+    cache and mask: as from `Prefill.take`, with room for the longest limit. first (B,): each row's first new token,
+    already chosen. limits: new tokens a row may have, `first` included. uniforms (B, >= max limit): the row's
+    stream; column 0 belongs to `first`. Returns the new tokens of each row, end token included.
     """
     tokens: list[list[int]] = [[int(t)] for t in first]
     alive = [i for i in range(len(tokens)) if limits[i] > 1 and tokens[i][0] not in end_tokens]
     if not alive:
         return tokens
-    capacity = mask.shape[1] + max(limits)
-    layers = [PreallocatedLayer(keys, values, capacity) for keys, values, _ in cache]  # pyright: ignore[reportArgumentType]
-    cache = DynamicCache()
-    cache.layers = layers  # pyright: ignore[reportAttributeAccessIssue]
+    layers = cast(list[PreallocatedLayer], cache.layers)
     pads = mask.shape[1] - mask.sum(1)
-    columns = torch.ones(len(tokens), capacity, dtype=torch.long, device=mask.device)
+    columns = torch.ones(len(tokens), layers[0].capacity, dtype=torch.long, device=mask.device)
     columns[:, : mask.shape[1]] = mask
     in_batch = list(range(len(tokens)))
     last = first
@@ -182,7 +214,7 @@ def decode(
             input_ids=last[:, None],
             attention_mask=columns[:, : filled + 1] if bool(pads.any()) else None,
             position_ids=(filled - pads)[:, None],
-            past_key_values=cache,
+            **cache_argument(model, cache),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -206,6 +238,6 @@ def generate_greedy(
 ) -> list[list[int]]:
     """Greedy continuations of `prompts`, all in one batch."""
     read = prefill(model, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist())
+    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=max_new_tokens)
     first = read.logits.argmax(-1)
     return decode(model, cache, mask, first, limits=[max_new_tokens] * len(prompts), end_tokens=end_tokens)
