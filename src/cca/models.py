@@ -24,17 +24,23 @@ class LoadedModel:
     """Template -> kind of planted slip; empty for any but a bundled model."""
 
 
-def check_model(path: str) -> Any:
-    """The config of a causal language model, read without its weights.
+def _where(path: str) -> str:
+    """What to load from: ``bundled`` names the model inside this package."""
+    return str(BUNDLED) if path == "bundled" else path
+
+
+def check_model(path: str) -> None:
+    """See, without reading weights, that `path` is a model that the method can work with.
 
     Raises:
-        InputError: nothing is there, it is not a decoder-only causal language model, or it is quantised.
+        InputError: nothing is there, it is not a decoder-only causal language model, it is quantised, or a local
+            folder has no weights as safetensors.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    where = BUNDLED if path == "bundled" else Path(path)
-    looks_local = path == "bundled" or path.startswith((".", "/", "~")) or where.exists()
+    where = Path(_where(path))
+    looks_local = path.startswith((".", "/", "~")) or where.exists()
     if looks_local and not (where / "config.json").exists():
         raise InputError(
             f"no model at {where}: it has no config.json; set model.path to a folder written by save_pretrained"
@@ -58,7 +64,8 @@ def check_model(path: str) -> Any:
         )
     if getattr(config, "quantization_config", None):
         raise InputError(f"{path} is quantised; its rows cannot be changed. Choose the unquantised model")
-    return config
+    if where.is_dir() and not any(where.glob("*.safetensors")):
+        raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
 
 
 def load_tokenizer(path: str) -> Any:
@@ -70,7 +77,7 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    where = str(BUNDLED) if path == "bundled" else path
+    where = _where(path)
     try:
         # AutoTokenizer overrules a declared generic class by the model type's own (for qwen2 and others), which splits
         # text in another way than tokenizer.json says; a model trained with that file needs that file
@@ -86,19 +93,8 @@ def load_tokenizer(path: str) -> Any:
         raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
 
 
-def check_weights(path: str) -> None:
-    """See that a local model folder has its weights, without reading them.
-
-    Raises:
-        InputError: it has none as safetensors.
-    """
-    where = BUNDLED if path == "bundled" else Path(path)
-    if where.is_dir() and not any(where.glob("*.safetensors")):
-        raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
-
-
 def load_model(path: str, dtype: str, device: str) -> LoadedModel:
-    """Load a model that passed `check_model`.
+    """Load a model for all stages.
 
     device: ``auto`` or a torch device. Raises InputError as `check_model` and `load_tokenizer` do.
     """
@@ -109,7 +105,7 @@ def load_model(path: str, dtype: str, device: str) -> LoadedModel:
     check_model(path)
     tokenizer = load_tokenizer(path)
     logging.disable_progress_bar()  # one bar per stage, and loading is not one
-    where = str(BUNDLED) if path == "bundled" else path
+    where = _where(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), use_safetensors=True)

@@ -38,11 +38,10 @@ class Pipeline(Workspace):
         Raises:
             InputError: bad model, folder or config.
         """
-        from cca.models import check_model, check_weights, load_tokenizer
+        from cca.models import check_model, load_tokenizer
 
         check_model(config.model.path)
         load_tokenizer(config.model.path)
-        check_weights(config.model.path)
         _check_device(config.model.device)
         pipeline = cls(RunFolder.create(path, config), config, quiet)
         pipeline.folder.verify([s for s in STAGES if pipeline.folder.finished(s)])
