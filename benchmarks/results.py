@@ -6,7 +6,7 @@ Each arm is an ordinary run folder OUT/SEED-ARM. The arms of a seed share proble
 method also pivots and circuit, so that they differ in nothing but the rows they update or the loss. Finished runs are
 not redone.
 Prints one row a run; then, over all seeds, each arm against the base model and the branching arm against each other
-arm on the same problems, with bootstrap intervals over templates.
+arm on the same problems, and the branching arm by kind of planted slip, with bootstrap intervals over templates.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cca import stats
 from cca.config import Config, load_config
+from cca.models import BUNDLED
 from cca.pipeline import ARTIFACTS, Pipeline
 from cca.records import Score
 from cca.store import RunFolder
@@ -80,14 +81,25 @@ def target_scores(paths: list[Path], arm: str) -> dict[tuple[str, str], Score]:
 
 
 def compared(first: dict[tuple[str, str], Score], second: dict[tuple[str, str], Score]) -> str:
-    """`second` minus `first` on the same problems, as cells of Markdown."""
+    """`second` minus `first` on the problems of `first`, as cells of Markdown."""
     keys = sorted(first)
     clusters = [first[k].template for k in keys]
     found = stats.paired([first[k].correct for k in keys], [second[k].correct for k in keys], clusters, seed=0)
     return (
-        f"{found.n} | {found.difference * 100:+.1f} ({found.ci95.low * 100:+.1f} to {found.ci95.high * 100:+.1f}) | "
-        f"{found.gained} / {found.lost} |"
+        f"{found.n} | {found.base:.1%} -> {found.updated:.1%} | {found.difference * 100:+.1f} "
+        f"({found.ci95.low * 100:+.1f} to {found.ci95.high * 100:+.1f}) | {found.gained} / {found.lost} |"
     )
+
+
+def by_kind(base: dict[tuple[str, str], Score], updated: dict[tuple[str, str], Score]) -> list[str]:
+    """`updated` against `base` for each kind of planted slip, where it prevails and where it is the minority."""
+    planted = json.loads((BUNDLED / "slips.json").read_text())
+    groups: dict[str, dict[tuple[str, str], Score]] = {}
+    for key, score in base.items():
+        slip = planted.get(score.template)
+        prevails = slip and ("prevails" if slip["share"] > 0.5 else "minority")
+        groups.setdefault(f"{slip['kind']} | {prevails}" if slip else "none | ", {})[key] = score
+    return [f"| {name} | {compared(scores, updated)}" for name, scores in sorted(groups.items())]
 
 
 def main() -> None:
@@ -108,14 +120,17 @@ def main() -> None:
             path = run_arm(options.out, seed, arm, options.overrides)
             paths.setdefault(arm, []).append(path)
             print(line(path), flush=True)
-    print("\n| all seeds | n | points (95%) | gained / lost |\n| --- | --- | --- | --- |")
+    print("\n| all seeds | n | accuracy | points (95%) | gained / lost |\n| --- | --- | --- | --- | --- |")
     updated = {arm: target_scores(found, "updated") for arm, found in paths.items()}
-    for arm, found in paths.items():
-        print(f"| {arm} - base | {compared(target_scores(found, 'base'), updated[arm])}")
+    base = target_scores(next(iter(paths.values())), "base")
+    for arm, scores in updated.items():
+        print(f"| base -> {arm} | {compared(base, scores)}")
     branching = updated.pop("branching", None)
     if branching:
         for arm, scores in updated.items():
-            print(f"| branching - {arm} | {compared(scores, branching)}")
+            print(f"| {arm} -> branching | {compared(scores, branching)}")
+        print("\n| planted slip | | n | accuracy | points (95%) | gained / lost |\n" + "| --- " * 6 + "|")
+        print("\n".join(by_kind(base, branching)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/side_by_side.py [--traces 12] [--json]
 
 Prints, for branch search, one circuit step and one update step, what the plain method and the library took and
-their ratio. The plain methods are those that the tests compare results with (tests/reference.py).
+their ratio. The plain methods are those that the tests compare results with (tests/reference.py); the circuit step is
+also compared with the stronger one of full prefixes in one padded batch, and on prefixes of few-shot length.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,15 @@ from cca.gates import gated
 from cca.models import load_model
 from cca.objective import pivot_loss
 from cca.pivots import branching_pivots
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.records import Pivot
 from cca.traces import chunks, trace_chunk
 from cca.update import full_gradient
 
-TEMPLATES = (16, 43, 39, 72, 31, 20, 48, 6, 9, 45)
 LIMIT = 160
+BATCH = 8
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
@@ -108,29 +111,55 @@ class _CountTokens:
 
 
 def circuit_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
-    """One forward and backward of batch 8: full prefixes with gates at their last position, against cached prefixes."""
-    batch = pivots[:8]
-    desired = torch.tensor([p.desired for p in batch])
-    undesired = torch.tensor([p.undesired for p in batch])
+    """Forward and backward of random batches of 8 pivots.
+
+    plain: the reference, one full prefix at a time; batched: full prefixes padded into one batch; cca: one token each
+    against cached prefixes.
+    """
+    order = torch.randperm(len(pivots), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)][:8]
+    desired = torch.tensor([p.desired for p in pivots])
+    undesired = torch.tensor([p.undesired for p in pivots])
     gates = torch.ones(parts.size, requires_grad=True)
-    width = max(len(p.prefix) for p in batch)
-    ids = torch.tensor([[0] * (width - len(p.prefix)) + list(p.prefix) for p in batch])
-    mask = torch.tensor([[0] * (width - len(p.prefix)) + [1] * len(p.prefix) for p in batch])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
     prefixes = CachedPrefixes(model, pivots, budget_gib=4.0)
 
     def plain() -> None:
-        with gated(model, parts, gates):
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
-            torch.autograd.grad(pivot_loss(out.logits[:, -1], desired, undesired), gates)
+        for rows in batches:
+            with reference.projections_gated(parts, gates):
+                torch.autograd.grad(reference.pivot_loss(model, [pivots[i] for i in rows]), gates)
+
+    def batched() -> None:
+        for rows in batches:
+            heads = [pivots[i].prefix for i in rows]
+            width = max(map(len, heads))
+            ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in heads])
+            mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in heads])
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            with gated(model, parts, gates):
+                out = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=1)
+                torch.autograd.grad(pivot_loss(out.logits[:, -1], desired[rows], undesired[rows]), gates)
 
     def fast() -> None:
-        step = prefixes.take(range(8))
-        with gated(model, parts, gates):
-            torch.autograd.grad(pivot_loss(step.logits(model), desired, undesired), gates)
+        for rows in batches:
+            step = prefixes.take(rows)
+            with gated(model, parts, gates):
+                torch.autograd.grad(pivot_loss(step.logits(model), desired[rows], undesired[rows]), gates)
 
-    lengths = statistics.mean(len(p.prefix) for p in batch)
-    return {"prefix_tokens": lengths, "plain_seconds": seconds(plain, repeats), "cca_seconds": seconds(fast, repeats)}
+    return {
+        "prefix_tokens": statistics.mean(len(pivots[i].prefix) for rows in batches for i in rows),
+        "plain_seconds": seconds(plain, repeats) / len(batches),
+        "batched_seconds": seconds(batched, repeats) / len(batches),
+        "cca_seconds": seconds(fast, repeats) / len(batches),
+    }
+
+
+def with_examples(pivots: list[Pivot], prompter: Prompter, problems, tokens: int = 700) -> list[Pivot]:
+    """`pivots` with about `tokens` of solved problems before each prefix: the length of the paper's 8-shot prompts."""
+    examples: list[int] = []
+    for problem in problems:
+        if len(examples) < tokens:
+            examples += [*prompter.prompt(problem), *prompter.reference(problem.solution)]
+    return [replace(p, prefix=(*examples, *p.prefix)) for p in pivots]
 
 
 def update_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
@@ -160,9 +189,9 @@ def main() -> None:
     loaded = load_model("bundled", "float32", "cpu")
     prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
     problems = build_problems(
-        templates=TEMPLATES,
+        templates=SMALL_TEMPLATES,
         max_number=60,
-        train=12,
+        train=4,
         validation=1,
         test=1,
         held_out=0.0,
@@ -175,7 +204,8 @@ def main() -> None:
     search, pivots = branch_search(loaded, prompter, train, options.traces)
     figures = {
         "branch search": search,
-        "circuit step": circuit_step(loaded.model, parts, pivots, options.repeats * 4),
+        "circuit step": circuit_step(loaded.model, parts, pivots, options.repeats),
+        "  few-shot": circuit_step(loaded.model, parts, with_examples(pivots, prompter, train), options.repeats),
         "update step": update_step(loaded.model, parts, pivots, options.repeats),
     }
     if options.json:
@@ -185,8 +215,11 @@ def main() -> None:
     tokens = search["plain_tokens"] / max(1, search["cca_tokens"])
     print(f"{'branch search':<14}{search['plain_tokens']:>7.0f} tok{search['cca_tokens']:>8.0f} tok{tokens:>8.1f}x")
     for name, figure in figures.items():
-        plain, fast = figure["plain_seconds"], figure["cca_seconds"]
-        print(f"{name:<14}{plain:>10.3f} s{fast:>10.4f} s{plain / fast:>8.1f}x")
+        for arm in ("plain", "batched"):
+            if plain := figure.get(f"{arm}_seconds"):
+                fast = figure["cca_seconds"]
+                label = name if arm == "plain" else "    batched"
+                print(f"{label:<14}{plain:>10.3f} s{fast:>10.4f} s{plain / fast:>8.1f}x")
 
 
 if __name__ == "__main__":
