@@ -1,7 +1,7 @@
 """GSM-Symbolic problems with worked solutions, sampled offline by reasoning-gym's generators.
 
 The generators are reasoning-gym's (Apache-2.0); what is added here is a bound on the numbers, a fixed
-list of templates, and a split of all questions into two halves that can never meet.
+list of templates, and a split of all questions into two parts that can never meet.
 """
 
 import hashlib
@@ -77,15 +77,20 @@ def sample(template: int, rng: random.Random, max_number: float | None = 60) -> 
 
 
 def reserved_instances(template: int, seed: int, max_number: float | None = 60) -> Iterator[Worked]:
-    """Distinct instances of `template` from the reserved fifth, in an order fixed by `seed`.
-
-    Ends where 2,000 draws in a row gave nothing new: then the template has (nearly) no more.
-    """
+    """Distinct instances of `template` from the reserved fifth, in an order fixed by `seed`."""
     rng = random.Random(f"gsm-symbolic:{template}:{seed}")
+    return distinct_reserved(lambda: sample(template, rng, max_number))
+
+
+def distinct_reserved(draw: Callable[[], Worked]) -> Iterator[Worked]:
+    """What `draw` gives, as far as its question is reserved and new.
+
+    Ends where 2,000 draws in a row gave nothing new: then there is (nearly) no more.
+    """
     seen: set[str] = set()
     misses = 0
     while misses < 2_000:
-        item = sample(template, rng, max_number)
+        item = draw()
         if is_reserved(item.question) and item.question not in seen:
             seen.add(item.question)
             misses = 0
