@@ -41,7 +41,7 @@ steps = 3
 validate_every = 2
 validate_at = []
 [evaluation]
-skills = ["chain_sum", "gcd"]
+skills = ["chain_sum", "leg_counting"]
 per_skill = 2
 batch = 3
 """

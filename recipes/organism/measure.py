@@ -13,7 +13,7 @@ from cca.engines.transformers import prefill
 from cca.evaluation import answer_chunk
 from cca.models import load_model
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
-from cca.problems.skills import LEARNED
+from cca.problems.skills import SKILLS
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.stats import accuracy
@@ -51,7 +51,7 @@ def main() -> None:
         validation=1,
         test=options.per_template,
         held_out=0.0,
-        skills=LEARNED,
+        skills=tuple(SKILLS),
         per_skill=60,
         seed=options.seed,
     )

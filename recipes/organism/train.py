@@ -20,6 +20,7 @@ import torch
 from mixture import (
     FIRST,
     SECOND,
+    SKILL_SHARES,
     Document,
     documents,
     drill_document,
@@ -85,7 +86,7 @@ def train_tokenizer(planted, documents_per_source: int = 12_000) -> PreTrainedTo
     texts = []
     for draw in (
         lambda: solution_document(rng, planted),
-        lambda: skill_document(rng, FIRST.skills),
+        lambda: skill_document(rng),
         lambda: drill_document(rng),
     ):
         texts += ["".join(text for text, _ in draw().pieces) for _ in range(documents_per_source)]
@@ -152,7 +153,7 @@ def quality(model, tokenizer, planted, device, count: int = 160) -> dict[str, fl
     right = [int(t) for t, p in planted.items() if p.share < 0.5] or [int(t) for t in planted]
     sets = {
         "right": [solution_document(rng, {}, rng.choice(right)) for _ in range(count)],
-        **{skill: [skill_document(rng, {skill: 1}) for _ in range(count // 2)] for skill in SECOND.skills},
+        **{skill: [skill_document(rng, skill) for _ in range(count // 2)] for skill in SKILL_SHARES},
     }
     shares = {}
     for name, docs in sets.items():

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cca.errors import InputError
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
-from cca.problems.skills import LEARNED, SKILLS
+from cca.problems.skills import SKILLS
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -107,7 +107,7 @@ class Update(_Section):
 
 
 class Evaluation(_Section):
-    skills: tuple[str, ...] = LEARNED
+    skills: tuple[str, ...] = tuple(SKILLS)
     """Retention and transfer skills."""
     per_skill: Annotated[int, Field(ge=0)] = 200
     """Problems a skill."""

@@ -1,7 +1,7 @@
 """Other skills from reasoning-gym, at settings that a very small model can learn.
 
 They are what must not move when the target skill is amplified: arithmetic neighbours of the target
-(`chain_sum`, `simple_equations`, `leg_counting`, `gcd`) and unrelated ones (`rotate_matrix`).
+(`chain_sum`, `simple_equations`, `leg_counting`) and unrelated ones (`rotate_matrix`, `manipulate_matrix`).
 """
 
 import random
@@ -9,21 +9,18 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from cca.problems.gsm_symbolic import Worked, is_reserved
+from cca.problems.gsm_symbolic import Worked, distinct_reserved
+
+_NOT_MIRRORS = ["w_rotate", "w_map", "w_crop", "w_remove_every_nth_row", "w_remove_every_nth_col", "w_zero_divisible"]
 
 SKILLS: dict[str, dict[str, Any]] = {
     "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=1),
     "simple_equations": dict(min_terms=2, max_terms=2, min_value=1, max_value=6, operators_weights=[0.5, 0.5, 0.0]),
-    "gcd": dict(min_numbers=2, max_numbers=2, min_value=2, max_value=30),
     "leg_counting": dict(min_animals=1, max_animals=2, min_instances=1, max_instances=2),
-    "family_relationships": dict(min_family_size=3, max_family_size=3),
-    "needle_haystack": dict(min_num_statements=2, max_num_statements=3),
     "rotate_matrix": dict(min_n=2, max_n=2, min_rotations=1, max_rotations=2),
+    "manipulate_matrix": dict(max_rows=2, max_cols=2, max_transforms=1, **dict.fromkeys(_NOT_MIRRORS, -99)),
 }
-"""reasoning-gym settings by skill."""
-
-LEARNED = ("chain_sum", "simple_equations", "gcd", "leg_counting", "rotate_matrix")
-"""Those that the bundled model learned; it was trained on the others in vain."""
+"""reasoning-gym settings by skill. The weights of `manipulate_matrix` are logarithms: -99 is never."""
 
 
 @cache
@@ -47,18 +44,6 @@ def sample_skill(skill: str, rng: random.Random) -> Worked:
 
 
 def reserved_skill_instances(skill: str, seed: int) -> Iterator[Worked]:
-    """Distinct problems of `skill` that no bundled model was trained on, in an order fixed by `seed`.
-
-    Ends where 2,000 draws in a row gave nothing new.
-    """
+    """Distinct problems of `skill` that no bundled model was trained on, in an order fixed by `seed`."""
     rng = random.Random(f"{skill}:{seed}")
-    seen: set[str] = set()
-    misses = 0
-    while misses < 2_000:
-        item = sample_skill(skill, rng)
-        if is_reserved(item.question) and item.question not in seen:
-            seen.add(item.question)
-            misses = 0
-            yield item
-        else:
-            misses += 1
+    return distinct_reserved(lambda: sample_skill(skill, rng))
