@@ -69,7 +69,7 @@ class Pivots(_Section):
 
 
 class Circuit(_Section):
-    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.045
+    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.05
     """``lambda``: the price of a component. Higher gives a sparser circuit."""
     learning_rate: Positive = 5e-3
     """Adam's."""
@@ -92,9 +92,9 @@ class Circuit(_Section):
 class Update(_Section):
     loss: Literal["linear", "logistic"] = "logistic"
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
-    learning_rate: Positive = 0.15
+    learning_rate: Positive = 0.2
     """Step size of plain gradient descent."""
-    steps: Count = 8
+    steps: Count = 16
     """At most."""
     validate_every: Count = 2
     """Validation at these steps ..."""
