@@ -262,7 +262,7 @@ def test_a_model_that_is_no_causal_lm_is_refused(tmp_path, capsys):
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys, bundled):
-    bundled.model.config.save_pretrained(tmp_path / "m")
+    bundled.model.save_pretrained(tmp_path / "m")
     refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "no usable tokenizer")
 
 
