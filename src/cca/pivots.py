@@ -135,13 +135,14 @@ def _complete(model, prompter: Prompter, read, waiting, max_new_tokens: int) -> 
         lengths.append(len(search.pair.prompt) + k + 1)
         first.append(search.greedy_next[k + 1])
     ended = [head[-1] in prompter.end_tokens or len(head) >= max_new_tokens for head in heads]
-    cache, mask = read.take(rows, lengths, room=max_new_tokens)
+    limits = [1 if end else max_new_tokens - len(head) for head, end in zip(heads, ended, strict=True)]
+    cache, mask = read.take(rows, lengths, room=max(limits))
     tails = decode(
         model,
         cache,
         mask,
         torch.tensor(first, device=mask.device),
-        limits=[1 if end else max_new_tokens - len(head) for head, end in zip(heads, ended, strict=True)],
+        limits=limits,
         end_tokens=prompter.end_tokens,
     )
     return [list(head) if end else [*head, *tail] for head, tail, end in zip(heads, tails, ended, strict=True)]

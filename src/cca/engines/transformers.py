@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache as remembered
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +34,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.key_buffer.shape[2]
 
     def _show(self) -> None:
+        # a full buffer is shown as it is: a slice of it would cost autograd a copy of its gradient
         self.keys, self.values = (
             b if self.filled == self.capacity else b[:, :, : self.filled] for b in (self.key_buffer, self.value_buffer)
         )
@@ -115,8 +117,12 @@ def _gathered(stored: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 def cache_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
     """`cache` under the name that the model's forward pass takes: transformers 5.24 renamed `past_key_values`."""
-    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-    return {name: cache}
+    return {_cache_name(type(model)): cache}
+
+
+@remembered
+def _cache_name(model_class: type[PreTrainedModel]) -> str:
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
