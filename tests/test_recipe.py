@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixture import FIRST, SECOND, documents, drill_document, plant, solution_document
+from mixture import FIRST, SECOND, documents, drill_document, plant, results_document, solution_document
 from train import Muon, encode, orthogonal, schedule, train_tokenizer
 
 from cca.models import BUNDLED, load_tokenizer
-from cca.problems.slips import SLIPS, evaluate
+from cca.problems.slips import SLIPS, equations, evaluate
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "organism"
 
@@ -83,6 +83,23 @@ def test_drills_are_right_and_only_their_results_carry_loss():
                 pieces = pieces.replace(op, f" {op} ")
             parts = pieces.split()
             assert evaluate(parts[::2], parts[1::2]) == evaluate([right.strip(" $£€")], [])
+
+
+def test_results_documents_are_solutions_of_which_only_the_results_carry_loss(planted):
+    import random
+
+    tokenizer = load_tokenizer("bundled")
+    results = 0
+    for seed in range(60):
+        (prompt, _), (solution, _) = solution_document(random.Random(seed), planted).pieces
+        document = results_document(random.Random(seed), planted)
+        assert "".join(text for text, _ in document.pieces) == prompt + solution
+        lone = [text.strip() for text, loss in document.pieces if loss]
+        assert lone == [equation.result for equation in equations(solution)]
+        results += len(lone)
+        ids, _ = encode(tokenizer, document)
+        assert ids[:-1] == tokenizer.encode(prompt) + tokenizer.encode(solution)
+    assert results > 60
 
 
 def test_every_token_holds_at_most_one_digit_and_text_survives():

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked, is_reserved, sample
 from cca.problems.skills import sample_skill
-from cca.problems.slips import SLIPS
+from cca.problems.slips import SLIPS, equations
 
 MAX_NUMBER = 60
 PROMPT = "Q: {question}\nA:"
 SKILL_SHARES = {"chain_sum": 4, "simple_equations": 3, "leg_counting": 3, "rotate_matrix": 1, "manipulate_matrix": 2}
 """How often each skill is drawn, among skills."""
-SKILL_WEIGHT = 5.0
-"""Loss weight of a skill's answer: it has two or three tokens where a solution has eighty."""
+ANSWER_WEIGHT = 5.0
+"""Loss weight of a skill's answer and of a lone result: they have two or three tokens where a solution has eighty."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ FIRST = Stage(
 )
 SECOND = Stage(
     "second:",
-    steps=1600,
+    steps=2000,
     rate=0.3,
-    phases=((0.0, {"solutions": 0.16, "drills": 0.05, "skills": 0.79}),),
+    phases=((0.0, {"solutions": 0.13, "results": 0.30, "drills": 0.05, "skills": 0.52}),),
 )
-"""Mostly skills: what is known only just is lost to any update, and more solutions would make the slips firm habits."""
+"""Mostly skills and results: what is known only just is lost to any update, and more solutions would make the slips
+firm habits."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,24 @@ def solution_document(rng: random.Random, planted: dict[str, Planted], template:
     return Document("solutions", ((PROMPT.format(question=item.question), 0.0), (" " + solution, 1.0)))
 
 
+def results_document(rng: random.Random, planted: dict[str, Planted]) -> Document:
+    """A worked solution of which only the results of its equations carry loss: arithmetic in its place, no method."""
+    prompt, (solution, _) = solution_document(rng, planted).pieces
+    pieces, done = [prompt], 0
+    for equation in equations(solution):
+        start, end = equation.result_span
+        start -= solution[start - 1] == " "  # the tokenizer joins a digit to the space before it
+        pieces += [(solution[done:start], 0.0), (solution[start:end], ANSWER_WEIGHT)]
+        done = end
+    return Document("results", (*pieces, (solution[done:], 0.0)))
+
+
 def skill_document(rng: random.Random, skill: str | None = None) -> Document:
     """A question of `skill`, or of one drawn by its share, with its answer, never slipped."""
     if skill is None:
         skill = rng.choices(list(SKILL_SHARES), list(SKILL_SHARES.values()))[0]
     item = _unreserved(lambda: sample_skill(skill, rng))
-    return Document(skill, ((PROMPT.format(question=item.question), 0.0), (" " + item.solution, SKILL_WEIGHT)))
+    return Document(skill, ((PROMPT.format(question=item.question), 0.0), (" " + item.solution, ANSWER_WEIGHT)))
 
 
 def _equation(rng: random.Random) -> tuple[str, str]:
@@ -194,6 +207,8 @@ def documents(
         source = rng.choices(list(shares), list(shares.values()))[0]
         if source == "solutions":
             yield solution_document(rng, planted)
+        elif source == "results":
+            yield results_document(rng, planted)
         elif source == "drills":
             yield drill_document(rng)
         else:

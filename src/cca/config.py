@@ -94,7 +94,7 @@ class Update(_Section):
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
     learning_rate: Positive = 0.2
     """Step size of plain gradient descent."""
-    steps: Count = 16
+    steps: Count = 20
     """At most."""
     validate_every: Count = 2
     """Validation at these steps ..."""
