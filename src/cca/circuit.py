@@ -84,7 +84,7 @@ class OneTokenStep(NamedTuple):
             **cache_argument(model, self.cache),
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        ).logits.squeeze(1)
 
 
 @dataclass(frozen=True)

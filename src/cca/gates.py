@@ -8,7 +8,7 @@ projection.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ _PREFIX = "cca_gated_"
 
 def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply the last position of (B, H, T, D) by a factor per head (H,)."""
-    last = x[:, :, -1:] * factor[:, None, None]
-    return last if x.shape[2] == 1 else torch.cat([x[:, :, :-1], last], dim=2)
+    factor = factor[:, None, None]
+    return x * factor if x.shape[2] == 1 else torch.cat([x[:, :, :-1], x[:, :, -1:] * factor], dim=2)
 
 
 def _gated_attention(base: str) -> Callable[..., Any]:
@@ -42,6 +42,26 @@ def _gated_attention(base: str) -> Callable[..., Any]:
     return forward
 
 
+class _Newest(torch.autograd.Function):
+    """`x[:, :, -1:]` of (B, K, T, D) of which all earlier positions are constants.
+
+    Their gradients, which nothing reads, repeat the newest's without memory; a slice would fill them with zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.shape = x.shape
+        return x[:, :, -1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient.expand(ctx.shape)
+
+
+def _newest(x: Tensor) -> Tensor:
+    return cast(Tensor, _Newest.apply(x))
+
+
 def _one_query(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, gates: tuple[Tensor, ...]
 ) -> Tensor:
@@ -54,7 +74,7 @@ def _one_query(
     query_gate, key_gate, value_gate = (gate[:, None, None] for gate in gates)
     heads, groups = query.shape[1], query.shape[1] // key.shape[1]
     packed = (query * query_gate).reshape(len(query), key.shape[1], groups, -1)
-    newest_key, newest_value = key[:, :, -1:] * key_gate, value[:, :, -1:] * value_gate
+    newest_key, newest_value = _newest(key) * key_gate, _newest(value) * value_gate
     earlier_key, earlier_value = key[:, :, :-1].detach(), value[:, :, :-1].detach()
     scores = torch.cat([packed @ earlier_key.mT, packed @ newest_key.mT], dim=-1)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -62,7 +82,8 @@ def _one_query(
         mask = mask if mask.shape[1] == 1 else mask.reshape(len(query), key.shape[1], groups, -1)
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     weights = scores.float().softmax(-1).to(query.dtype)
-    mixed = weights[..., :-1] @ earlier_value + weights[..., -1:] * newest_value
+    earlier, newest = weights.split([weights.shape[-1] - 1, 1], dim=-1)
+    mixed = earlier @ earlier_value + newest * newest_value
     return mixed.reshape(len(query), heads, 1, -1).transpose(1, 2).contiguous()
 
 
@@ -71,8 +92,7 @@ def _scale_neurons(factor: Tensor) -> Callable[..., tuple[Tensor]]:
 
     def scale(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         x = args[0]
-        last = x[:, -1:] * factor
-        return (last if x.shape[1] == 1 else torch.cat([x[:, :-1], last], dim=1),)
+        return (x * factor if x.shape[1] == 1 else torch.cat([x[:, :-1], x[:, -1:] * factor], dim=1),)
 
     return scale
 

@@ -2,6 +2,7 @@
 
 from typing import Literal, assert_never
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -13,8 +14,8 @@ def margins(logits: Tensor, desired: Tensor, undesired: Tensor) -> Tensor:
 
     logits (B, V); desired and undesired (B,) token ids; returns (B,).
     """
-    logits = logits.float()
-    return (logits.gather(1, desired[:, None]) - logits.gather(1, undesired[:, None])).squeeze(1)
+    pair = logits.float().gather(1, torch.stack([desired, undesired], dim=1))
+    return pair[:, 0] - pair[:, 1]
 
 
 def losses(margin: Tensor, kind: Loss) -> Tensor:
