@@ -1,10 +1,12 @@
 # `make run` and `make test` build the environment where it is missing or stale. Another interpreter: make PYTHON=python3.12.
-# torch is installed as the CPU build that constraints-cpu.txt names. For a CUDA build: make TORCH_CONSTRAINTS= run
+# torch is installed as the CPU build of the version that constraints-cpu.txt names. For a CUDA build: make TORCH_CONSTRAINTS= run
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_CONSTRAINTS ?= constraints-cpu.txt
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
 .PHONY: run test lint format bench clean
 
@@ -33,6 +35,6 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "cca needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
 	@echo "building $(VENV) (once, about two minutes)" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --requirement ,$(TORCH_CONSTRAINTS))
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
+	@$(if $(TORCH_CONSTRAINTS),$(PIP) --retries 1 --no-deps --extra-index-url $(TORCH_INDEX) --requirement $(TORCH_CONSTRAINTS))
+	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
 	@touch $@

@@ -1,6 +1,7 @@
 """Rules of the code itself: who may import whom, what must stay fast, and that the README tells the truth."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,17 @@ def test_the_readme_shows_the_two_commands_and_they_are_in_the_makefile():
     for command in ("make run", "make test"):
         assert command in first_screen
         assert command.split()[1] in targets
+
+
+@pytest.mark.parametrize("constraints", [[], ["TORCH_CONSTRAINTS="]])
+def test_make_builds_the_environment_with_a_cpu_torch_unless_told_otherwise(constraints):
+    """In a dry run every pip call names what it installs, and only the CPU build has an index of its own."""
+    make = ["make", "--dry-run", "VENV=.missing", *constraints, "run"]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "TORCH_"))}
+    planned = subprocess.run(make, cwd=ROOT, env=plain, check=True, capture_output=True, text=True).stdout
+    calls = [line for line in planned.splitlines() if "pip install" in line]
+    assert all("--requirement" in call or "--editable" in call for call in calls)
+    assert ["pytorch.org/whl/cpu" in call for call in calls] == ([False] if constraints else [True, False])
 
 
 def test_every_cca_command_in_the_documents_is_understood():
