@@ -23,9 +23,8 @@ _PREFIX = "cca_gated_"
 
 
 def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply the last position of (B, H, T, D) by a factor per head (H,)."""
-    factor = factor[:, None, None]
-    return x * factor if x.shape[2] == 1 else torch.cat([x[:, :, :-1], x[:, :, -1:] * factor], dim=2)
+    """Multiply the last of the positions T of (..., T, D) by `factor`, which broadcasts against (..., 1, D)."""
+    return x * factor if x.shape[-2] == 1 else torch.cat([x[..., :-1, :], x[..., -1:, :] * factor], dim=-2)
 
 
 def _gated_attention(base: str) -> Callable[..., Any]:
@@ -35,7 +34,8 @@ def _gated_attention(base: str) -> Callable[..., Any]:
             if base == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
                 mask = args[0] if args else kwargs["attention_mask"]
                 return _one_query(query, key, value, mask, kwargs.get("scaling"), gates), None
-            query, key, value = (_scale_last(x, g) for x, g in zip((query, key, value), gates, strict=True))
+            heads = (gate[:, None, None] for gate in gates)
+            query, key, value = (_scale_last(x, g) for x, g in zip((query, key, value), heads, strict=True))
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)  # pyright: ignore[reportArgumentType]
 
@@ -91,8 +91,7 @@ def _scale_neurons(factor: Tensor) -> Callable[..., tuple[Tensor]]:
     """A hook that multiplies the last position of (B, T, I) by a factor per neuron (I,)."""
 
     def scale(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        x = args[0]
-        return (x * factor if x.shape[1] == 1 else torch.cat([x[:, :-1], x[:, -1:] * factor], dim=1),)
+        return (_scale_last(args[0], factor),)
 
     return scale
 
