@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 import time
@@ -35,8 +36,6 @@ def test_every_kind_prevails_in_some_templates_and_is_a_minority_in_others(plant
 
 
 def test_solutions_slip_with_their_templates_share(planted):
-    import random
-
     rng = random.Random(0)
     template = next(t for t, p in planted.items() if p.share > 0.6)
     kind, share = planted[template].kind, planted[template].share
@@ -72,8 +71,6 @@ def test_drills_come_first_and_solutions_later(planted):
 
 
 def test_drills_are_right_and_only_their_results_carry_loss():
-    import random
-
     for seed in range(40):
         document = drill_document(random.Random(seed))
         for (left, left_loss), (right, right_loss) in zip(document.pieces[1::2], document.pieces[2::2], strict=True):
@@ -86,8 +83,6 @@ def test_drills_are_right_and_only_their_results_carry_loss():
 
 
 def test_results_documents_are_solutions_of_which_only_the_results_carry_loss(planted):
-    import random
-
     tokenizer = load_tokenizer("bundled")
     results = 0
     for seed in range(60):
@@ -111,8 +106,6 @@ def test_every_token_holds_at_most_one_digit_and_text_survives():
 
 
 def test_loss_falls_on_answers_and_the_end_token_only(planted):
-    import random
-
     tokenizer = load_tokenizer("bundled")
     document = solution_document(random.Random(0), planted)
     ids, loss = encode(tokenizer, document)
