@@ -1,13 +1,17 @@
 """Row deltas: the change of a circuit's weight rows, as indices and float32 values."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from cca.experts import ExpertRows, is_experts, with_experts
 
 _ROWS, _VALUES = ".rows", ".values"
 
@@ -20,6 +24,17 @@ class Rows:
     values: Tensor
 
 
+class Rounding(NamedTuple):
+    """What became of a delta when it was merged into weights of another type.
+
+    unchanged: share of its numbers that rounded to nothing. error: size of what was lost or added by rounding, as a
+    share of the delta's size (root mean square); 0 where the weights are float32, up to their own rounding.
+    """
+
+    unchanged: float
+    error: float
+
+
 @dataclass(frozen=True)
 class Delta:
     """The change of some rows of some weights, by weight name."""
@@ -28,12 +43,12 @@ class Delta:
 
     @classmethod
     def zeros(cls, model: nn.Module, rows: Mapping[str, Tensor]) -> "Delta":
-        """A delta that changes nothing yet, on the device of the model. `rows`: weight name -> row numbers."""
+        """A delta that changes nothing yet, where the model computes. `rows`: weight name -> row numbers."""
         weights: dict[str, Rows] = {}
         for name, index in rows.items():
-            weight = model.get_parameter(name)
-            values = torch.zeros(len(index), weight.shape[1], dtype=torch.float32, device=weight.device)
-            weights[name] = Rows(index.to(weight.device), values)
+            device = _home(model, name)
+            width = row_view(model, name).shape[1]
+            weights[name] = Rows(index.to(device), torch.zeros(len(index), width, dtype=torch.float32, device=device))
         return cls(weights)
 
     @property
@@ -48,25 +63,38 @@ class Delta:
         """An independent copy of the values."""
         return Delta({name: Rows(r.index, r.values.detach().clone()) for name, r in self.weights.items()})
 
+    def active(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within the context the model computes with base + delta, in the way that keeps all of it.
+
+        Float32 weights hold the sum (`applied`: nothing slower than the base); 16-bit or offloaded ones stay as they
+        are (`attached`), for a small change would be lost to their rounding.
+        """
+        weights = [model.get_parameter(name) for name in self.weights]
+        whole = all(w.dtype == torch.float32 and w.device.type != "meta" for w in weights)
+        return self.applied(model) if whole else self.attached(model)
+
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Within the context the model computes with base + delta, the base weights untouched.
 
         Each projection's output gets x @ values.T added to the delta's rows, so gradients reach `values`.
         """
-        hooks = []
-        try:
+
+        def adding(rows: Rows):
+            def add(_: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+                change = nn.functional.linear(args[0].to(out.device), rows.values.to(out))
+                return out.index_add(-1, rows.index.to(out.device), change)
+
+            return add
+
+        with ExitStack() as stack:
             for name, rows in self.weights.items():
-
-                def add(_: nn.Module, args: tuple[Tensor], out: Tensor, rows: Rows = rows) -> Tensor:
-                    change = nn.functional.linear(args[0], rows.values.to(out.dtype))
-                    return out.index_add(-1, rows.index, change)
-
-                hooks.append(model.get_submodule(name.removesuffix(".weight")).register_forward_hook(add))
+                module = model.get_submodule(name.rpartition(".")[0])
+                if is_experts(module):
+                    stack.enter_context(with_experts(module, rows=ExpertRows(rows.index, rows.values)))
+                else:
+                    stack.callback(module.register_forward_hook(adding(rows)).remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -74,15 +102,36 @@ class Delta:
         saved: dict[str, Tensor] = {}
         try:
             for name, rows in self.weights.items():
-                weight = model.get_parameter(name)
-                with torch.no_grad():
-                    saved[name] = weight[rows.index].clone()
-                    weight[rows.index] = (saved[name].float() + rows.values).to(weight.dtype)
+                weight = row_view(model, name)
+                saved[name] = weight[rows.index].clone()
+                weight[rows.index] = (saved[name].float() + rows.values.detach()).to(weight.dtype)
             yield
         finally:
             for name, original in saved.items():
-                with torch.no_grad():
-                    model.get_parameter(name)[self.weights[name].index] = original
+                row_view(model, name)[self.weights[name].index] = original
+
+    def rounding(self, model: nn.Module) -> Rounding:
+        """What merging into the model's weights would leave of the delta."""
+        nothing, lost, size = 0, 0.0, 0.0
+        for name, rows in self.weights.items():
+            values = rows.values.detach()
+            weight = row_view(model, name)
+            if weight.device.type == "meta":
+                raise ValueError(f"{name} is offloaded; load the model on one device to merge into it")
+            base = weight[rows.index].float()
+            kept = (base + values).to(weight.dtype).float() - base
+            nothing += int(((kept == 0) & (values != 0)).sum())
+            lost += float(((kept - values).double() ** 2).sum())
+            size += float((values.double() ** 2).sum())
+        return Rounding(nothing / max(1, self.parameter_count), (lost / size) ** 0.5 if size else 0.0)
+
+    def merge(self, model: nn.Module) -> Rounding:
+        """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
+        rounding = self.rounding(model)
+        for name, rows in self.weights.items():
+            weight = row_view(model, name)
+            weight[rows.index] = (weight[rows.index].float() + rows.values.detach()).to(weight.dtype)
+        return rounding
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file: NAME.rows (int64) and NAME.values (float32) for each weight."""
@@ -98,3 +147,23 @@ class Delta:
         tensors = load_file(path, device=str(device))
         names = [key.removesuffix(_ROWS) for key in tensors if key.endswith(_ROWS)]
         return cls({name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names})
+
+
+def row_view(model: nn.Module, name: str) -> Tensor:
+    """The weight `name` as (rows, E), a row for each output; what is written into it is written into the model.
+
+    A Conv1D keeps its rows as columns, experts theirs one expert after the other.
+    """
+    weight = model.get_parameter(name).detach()
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
+        return weight.T
+    return weight.flatten(0, -2)
+
+
+def _home(model: nn.Module, name: str) -> torch.device:
+    """Where a weight is computed with. One that is offloaded lies on the meta device between passes."""
+    weight = model.get_parameter(name)
+    hook = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
+    if weight.device.type != "meta":
+        return weight.device
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")

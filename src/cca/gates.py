@@ -7,7 +7,7 @@ projection.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -17,29 +17,41 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cca.anatomy import Anatomy
+from cca.experts import ExpertGates, is_experts, with_experts
 
 _STATE = "_cca_head_gates"
 _PREFIX = "cca_gated_"
+_HARMLESS = {"attention_mask", "dropout", "scaling", "sliding_window", "softcap", "position_ids", "use_cache", "is_causal"}
+"""Arguments of an attention function that `_one_query` honours or that change nothing for a single query."""
 
 
 def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply the last of the positions T of (..., T, D) by `factor`, which broadcasts against (..., 1, D)."""
-    return x * factor if x.shape[-2] == 1 else torch.cat([x[..., :-1, :], x[..., -1:, :] * factor], dim=-2)
+    """Multiply the last of the positions T of (..., T, D) by `factor`, which broadcasts against (..., 1, D).
+
+    The product is in float32, like the gates, and then rounded to the type of `x`.
+    """
+    last = (x[..., -1:, :] * factor.to(x.device)).to(x.dtype)
+    return last if x.shape[-2] == 1 else torch.cat([x[..., :-1, :], last], dim=-2)
 
 
 def _gated_attention(base: str) -> Callable[..., Any]:
     def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
         if gates is not None:
-            if base == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
+            if base in ("sdpa", "eager") and query.shape[2] == 1 and kwargs.keys() <= _HARMLESS:
                 mask = args[0] if args else kwargs["attention_mask"]
-                return _one_query(query, key, value, mask, kwargs.get("scaling"), gates), None
+                return _one_query(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), gates), None
             heads = (gate[:, None, None] for gate in gates)
             query, key, value = (_scale_last(x, g) for x, g in zip((query, key, value), heads, strict=True))
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+        return stock_attention(base, module, query, key, value, *args, **kwargs)
 
     return forward
+
+
+def stock_attention(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What `module` would have called: the attention function `base`, of which each model has an eager one of its own."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, *args, **kwargs)  # pyright: ignore[reportArgumentType]
 
 
 class _Newest(torch.autograd.Function):
@@ -63,21 +75,29 @@ def _newest(x: Tensor) -> Tensor:
 
 
 def _one_query(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, gates: tuple[Tensor, ...]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    gates: tuple[Tensor, ...],
 ) -> Tensor:
-    """What scaled dot-product attention gives for one gated query, with gradients for its own key and value only.
+    """What softmax attention gives for one gated query, with gradients for its own key and value only.
 
     Earlier keys and values come from a cache and are constants, but for the attention function they are one tensor
     with the newest, and it would compute and copy a gradient for each of them: most of a step's time.
     query (B, H, 1, D), key and value (B, K, T, D); returns (B, 1, H, D).
     """
-    query_gate, key_gate, value_gate = (gate[:, None, None] for gate in gates)
+    query_gate, key_gate, value_gate = (gate[:, None, None].to(query.device) for gate in gates)
     heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-    packed = (query * query_gate).reshape(len(query), key.shape[1], groups, -1)
-    newest_key, newest_value = _newest(key) * key_gate, _newest(value) * value_gate
+    packed = (query * query_gate).to(query.dtype).reshape(len(query), key.shape[1], groups, -1)
+    newest_key, newest_value = (_newest(key) * key_gate).to(key.dtype), (_newest(value) * value_gate).to(value.dtype)
     earlier_key, earlier_value = key[:, :, :-1].detach(), value[:, :, :-1].detach()
     scores = torch.cat([packed @ earlier_key.mT, packed @ newest_key.mT], dim=-1)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         mask = mask if mask.shape[1] == 1 else mask.reshape(len(query), key.shape[1], groups, -1)
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
@@ -87,13 +107,41 @@ def _one_query(
     return mixed.reshape(len(query), heads, 1, -1).transpose(1, 2).contiguous()
 
 
-def _scale_neurons(factor: Tensor) -> Callable[..., tuple[Tensor]]:
-    """A hook that multiplies the last position of (B, T, I) by a factor per neuron (I,)."""
+class _Width:
+    """How many positions the pass that is running has; some feed-forward parts see them with the batch as one axis."""
+
+    positions = 1
+
+    def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.positions = (args[0] if args else kwargs["hidden_states"]).shape[1]
+
+
+def _scale_neurons(factor: Tensor, width: _Width) -> Callable[..., tuple[Tensor]]:
+    """A hook that multiplies the last position of (B, T, I), or of (B x T, I), by a factor per neuron (I,)."""
 
     def scale(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (_scale_last(args[0], factor),)
+        x = args[0]
+        return (_scale_last(x.reshape(-1, width.positions, x.shape[-1]), factor).reshape(x.shape),)
 
     return scale
+
+
+@contextmanager
+def attention_through(model: PreTrainedModel, layers: Anatomy, wrap: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
+    """Within the context every attention calls `wrap(name)`, where name is the attention function that it would call."""
+    configs: dict[int, Any] = {id(c): c for c in (getattr(layer.attention, "config", model.config) for layer in layers.layers)}
+    before = {key: str(config._attn_implementation) for key, config in configs.items()}
+    try:
+        for key, config in configs.items():
+            name = f"{_PREFIX}{wrap.__name__}_{before[key]}"
+            AttentionInterface.register(name, wrap(before[key]))
+            if before[key] in ALL_MASK_ATTENTION_FUNCTIONS:
+                AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before[key]])
+            config._attn_implementation = name
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
 
 
 @contextmanager
@@ -104,23 +152,18 @@ def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[N
     change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
     position of every sequence is the last column (left padding).
     """
-    base = str(model.config._attn_implementation)
-    name = _PREFIX + base
-    AttentionInterface.register(name, _gated_attention(base))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    hooks = []
-    try:
+    width = _Width()
+    with ExitStack() as stack:
+        stack.enter_context(attention_through(model, anatomy, _gated_attention))
+        hook = anatomy.layers[0].module.register_forward_pre_hook(width.see, with_kwargs=True)
+        stack.callback(hook.remove)
         for layer, (query, key, value, neuron) in zip(anatomy.layers, anatomy.split(gates * 2), strict=True):
-            dtype = layer.query.weight.dtype
-            object.__setattr__(layer.attention, _STATE, tuple(g.to(dtype) for g in (query, key, value)))
-
-            hooks.append(layer.down.register_forward_pre_hook(_scale_neurons(neuron.to(dtype))))
-        model.config._attn_implementation = name
+            object.__setattr__(layer.attention, _STATE, (query, key, value))
+            stack.callback(object.__delattr__, layer.attention, _STATE)
+            for part, factor in zip(layer.feed_forward, neuron.split([len(f.up) for f in layer.feed_forward]), strict=True):
+                if is_experts(part.down):
+                    stack.enter_context(with_experts(part.down, gates=ExpertGates(factor, width)))
+                else:
+                    hook = part.down.register_forward_pre_hook(_scale_neurons(factor, width))
+                    stack.callback(hook.remove)
         yield
-    finally:
-        model.config._attn_implementation = base
-        for hook in hooks:
-            hook.remove()
-        for layer in anatomy.layers:
-            if hasattr(layer.attention, _STATE):
-                delattr(layer.attention, _STATE)

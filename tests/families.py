@@ -1,0 +1,77 @@
+"""Every supported family as a tiny random model, with as many kinds of attention as the family allows."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY = 60
+GROUPS = {"mha": 4, "gqa": 2, "mqa": 1}
+_ROTARY: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+    "bos_token_id": None,
+}
+_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": 6,
+        "layer_types": _SLIDING,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 16,
+    },
+    "gemma3_text": {"head_dim": 16, "sliding_window": 6, "layer_types": _SLIDING, "query_pre_attn_scalar": 16},
+    "olmo2": {},
+    "phi3": {},
+    "gpt2": {},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+}
+MIXTURES = ("mixtral", "qwen3_moe")
+ONLY_MULTI_HEAD = ("gpt2", "gpt_neox")
+CASES = [
+    (family, groups) for family in FAMILIES for groups in GROUPS if groups == "mha" or family not in ONLY_MULTI_HEAD
+]
+
+
+def family_config(family: str, groups: str = "mha", **changes: Any) -> Any:
+    """The tiny configuration of `family`."""
+    shape = _ROTARY | FAMILIES[family]
+    if family not in ONLY_MULTI_HEAD:
+        shape = shape | {"num_key_value_heads": GROUPS[groups]}
+    if family == "gpt2":
+        shape = shape | {"n_inner": shape["intermediate_size"]}
+    return AutoConfig.for_model(family, **(shape | changes))
+
+
+def family_model(family: str, groups: str = "mha", seed: int = 0, **changes: Any) -> Any:
+    """A random model of `family` whose biases and norms are random too, so that nothing hides behind a zero or one."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(family_config(family, groups, **changes)).float().eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+        elif parameter.dim() == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.requires_grad_(False)
