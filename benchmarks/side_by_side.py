@@ -125,7 +125,7 @@ def circuit_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> di
 
     def plain() -> None:
         for rows in batches:
-            with reference.projections_gated(parts, gates):
+            with reference.projections_gated(model, parts, gates):
                 torch.autograd.grad(reference.pivot_loss(model, [pivots[i] for i in rows]), gates)
 
     def batched() -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,31 +86,78 @@ def branching_pivot(
 
 
 @contextmanager
-def projections_gated(anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
-    """Gates where the components leave their projections, before rotation: equal for models without q/k norm."""
+def projections_gated(model, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
+    """Gates where the components leave their projection or, where there is one, its normalisation; before rotation."""
     hooks = []
+    plain_experts = []
 
-    def scale(factor: Tensor):
+    def last_scaled(x: Tensor, factor: Tensor) -> Tensor:
+        return torch.cat([x[:, :-1], x[:, -1:] * factor], dim=1)
+
+    def scale_rows(rows: Tensor, gate: Tensor):
         def hook(_: nn.Module, __: object, out: Tensor) -> Tensor:
-            return torch.cat([out[:, :-1], out[:, -1:] * factor], dim=1)
+            factor = torch.ones(out.shape[-1]).index_put((rows.flatten(),), gate.repeat_interleave(rows.shape[1]))
+            return last_scaled(out, factor)
+
+        return hook
+
+    def scale_heads(heads_first: bool, gate: Tensor):
+        def hook(_: nn.Module, __: object, out: Tensor) -> Tensor:
+            if heads_first:
+                return last_scaled(out.transpose(1, 2), gate[:, None]).transpose(1, 2)
+            if out.dim() == 4:
+                return last_scaled(out, gate[:, None])
+            return last_scaled(out, gate.repeat_interleave(out.shape[-1] // len(gate)))
 
         return hook
 
     def scale_input(factor: Tensor):
         def hook(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (torch.cat([args[0][:, :-1], args[0][:, -1:] * factor], dim=1),)
+            return (last_scaled(args[0], factor),)
 
         return hook
 
     try:
         for layer, (query, key, value, neuron) in zip(anatomy.layers, anatomy.split(gates * 2), strict=True):
-            for module, gate in ((layer.query, query), (layer.key, key), (layer.value, value)):
-                hooks.append(module.register_forward_hook(scale(gate.repeat_interleave(layer.head_dim))))
-            hooks.append(layer.down.register_forward_pre_hook(scale_input(neuron)))
+            attention: Any = layer.attention
+            for owned, gate, norm in (
+                (layer.query, query, "q_norm"),
+                (layer.key, key, "k_norm"),
+                (layer.value, value, ""),
+            ):
+                if norm and hasattr(attention, norm):
+                    heads_first = type(attention).__name__.startswith("Gemma3")
+                    hooks.append(getattr(attention, norm).register_forward_hook(scale_heads(heads_first, gate)))
+                else:
+                    projection = model.get_submodule(owned.weight.removesuffix(".weight"))
+                    hooks.append(projection.register_forward_hook(scale_rows(owned.rows, gate)))
+            (part,) = layer.feed_forward
+            if hasattr(part.down, "gate_up_proj"):
+                plain_experts.append(part.down)
+                part.down.forward = partial(_experts, part.down, neuron)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                hooks.append(part.down.register_forward_pre_hook(scale_input(neuron)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for module in plain_experts:
+            del module.forward
+
+
+def _experts(module, factor: Tensor, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Token by token, for one sequence whose last token's neurons are scaled."""
+    rows = []
+    for number, x in enumerate(hidden):
+        total = torch.zeros_like(x)
+        for expert, weight in zip(chosen[number].tolist(), weights[number], strict=True):
+            gate, up = (module.gate_up_proj[expert] @ x).chunk(2)
+            neurons = module.act_fn(gate) * up
+            if number == len(hidden) - 1:
+                neurons = neurons * factor.view(module.num_experts, -1)[expert]
+            total = total + weight * (module.down_proj[expert] @ neurons)
+        rows.append(total)
+    return torch.stack(rows)
 
 
 def pivot_loss(model, pivots: Sequence[Pivot], loss: str = "linear") -> Tensor:
@@ -119,6 +168,13 @@ def pivot_loss(model, pivots: Sequence[Pivot], loss: str = "linear") -> Tensor:
         difference = logits[pivot.undesired] - logits[pivot.desired]
         losses.append(difference if loss == "linear" else torch.log1p(difference.exp()))
     return torch.stack(losses).mean()
+
+
+def outputs_first(model, name: str, weight: Tensor) -> Tensor:
+    """`weight` with one row an output: GPT-2's are transposed, experts are stacked."""
+    if name.startswith("transformer.h."):
+        return weight.T
+    return weight.reshape(-1, weight.shape[-1])
 
 
 def descend_weights(
@@ -132,6 +188,6 @@ def descend_weights(
         gradients = torch.autograd.grad(pivot_loss(model, pivots, loss), list(weights.values()))
         with torch.no_grad():
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-                weight[rows[name]] -= lr * gradient[rows[name]]
+                outputs_first(model, name, weight)[rows[name]] -= lr * outputs_first(model, name, gradient)[rows[name]]
     for weight in weights.values():
         weight.requires_grad_(False)

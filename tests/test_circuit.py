@@ -73,7 +73,7 @@ def test_the_cached_gated_step_equals_the_full_prefix_gated_forward_in_value_and
     (fast_gradient,) = torch.autograd.grad(fast, fast_gates)
 
     plain_gates = random_gates(parts.size).requires_grad_()
-    with reference.projections_gated(parts, plain_gates):
+    with reference.projections_gated(model, parts, plain_gates):
         plain = reference.pivot_loss(model, pivots)
     (plain_gradient,) = torch.autograd.grad(plain, plain_gates)
 

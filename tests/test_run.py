@@ -325,7 +325,7 @@ def test_a_dense_circuit_gives_a_warning(whole):
 
 
 def test_a_dumped_config_reads_back_the_same():
-    config = load_config(None, ("seed=5", "circuit.lambda=0.02", 'model.prompt="{question}\\n"'))
+    config = load_config(None, ("seed=5", "circuit.lambda=0.02", 'prompt.template="{question}\\n"'))
     import tomllib
 
     from cca.config import parse_config
@@ -348,7 +348,7 @@ def test_the_config_for_the_bundled_run_says_what_the_defaults_are():
 
 def test_a_prompt_without_the_question_is_refused():
     with pytest.raises(InputError, match="question"):
-        load_config(None, ('model.prompt="hello"',))
+        load_config(None, ('prompt.template="hello"',))
 
 
 def test_a_pipeline_reads_its_config_from_the_folder(whole, config_path):

@@ -143,12 +143,14 @@ def anatomy(model: Any) -> Anatomy:
     decoder, config = model.get_decoder(), model.config.get_text_config()
     names = {id(module): name for name, module in model.named_modules()}
     stacks = [
-        m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m) == getattr(config, "num_hidden_layers", 0)
+        m
+        for m in decoder.children()
+        if isinstance(m, nn.ModuleList) and len(m) == getattr(config, "num_hidden_layers", 0)
     ]
     if len(stacks) != 1:
         raise InputError(
-            f"{type(model).__name__}: {type(decoder).__name__} has no list of its decoder layers, so cca cannot place its "
-            "components; choose a decoder-only model whose layers stand in one list"
+            f"{type(model).__name__}: {type(decoder).__name__} has no list of its decoder layers, so cca cannot place "
+            "its components; choose a decoder-only model whose layers stand in one list"
         )
     return Anatomy(tuple(_layer(names[id(module)], module, config) for module in stacks[0]))
 
@@ -196,15 +198,17 @@ def _heads(path: str, attention: nn.Module, config: Any) -> tuple[Owned, Owned, 
     key_heads = int(getattr(config, "num_key_value_heads", None) or query_heads)
     children = dict(attention.named_children())
     if set(SEPARATE) <= set(children):
-        size = int(getattr(attention, "head_dim", None) or _outputs(f"{path}.q_proj", children["q_proj"]) // query_heads)
+        size = int(
+            getattr(attention, "head_dim", None) or _outputs(f"{path}.q_proj", children["q_proj"]) // query_heads
+        )
         return _separate(path, children, size)
     (fused,) = [n for n in (*BLOCKS, *INTERLEAVED) if n in children]
     rows = torch.arange(_outputs(f"{path}.{fused}", children[fused]))
     heads = query_heads + 2 * key_heads
     if len(rows) % heads:
         raise InputError(
-            f"{path}.{fused} has {len(rows)} rows, which {query_heads} query and {key_heads} key and value heads do not "
-            "divide; cca cannot tell which head owns which row"
+            f"{path}.{fused} has {len(rows)} rows, which {query_heads} query and {key_heads} key and value heads do "
+            "not divide; cca cannot tell which head owns which row"
         )
     if fused in BLOCKS:
         parts = rows.view(heads, -1).split([query_heads, key_heads, key_heads])
@@ -225,7 +229,9 @@ def _separate(path: str, children: dict[str, nn.Module], size: int) -> tuple[Own
         found.append(Owned(f"{path}.{name}.weight", torch.arange(count).view(-1, size)))
     query, key, value = found
     if len(key) != len(value) or len(query) % len(key):
-        raise InputError(f"{path} has {len(query)} query, {len(key)} key and {len(value)} value heads, which do not fit")
+        raise InputError(
+            f"{path} has {len(query)} query, {len(key)} key and {len(value)} value heads, which do not fit"
+        )
     return query, key, value
 
 
@@ -244,8 +250,8 @@ def _feed_forward(path: str, part: nn.Module, children: dict[str, nn.Module]) ->
     plain = not getattr(part, "is_transposed", True) and getattr(part, "is_concatenated", False)
     if fused.dim() != 3 or not plain or getattr(part, "has_bias", True):
         raise InputError(
-            f"{path} ({type(part).__name__}) keeps its experts in another layout than (experts, gate and up rows, inputs) "
-            "without biases; cca cannot tell which neuron owns which row"
+            f"{path} ({type(part).__name__}) keeps its experts in another layout than (experts, gate and up rows, "
+            "inputs) without biases; cca cannot tell which neuron owns which row"
         )
     experts, rows, _ = fused.shape
     numbers = torch.arange(experts * rows).view(experts, rows)[:, rows // 2 :]

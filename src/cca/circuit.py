@@ -18,19 +18,29 @@ from transformers import DynamicCache, PreTrainedModel
 from cca.anatomy import Anatomy
 from cca.engines.transformers import Prefill, cache_argument, prefill
 from cca.gates import gated
+from cca.numerics import check_finite
 from cca.objective import pivot_loss
 from cca.progress import no_progress
+from cca.recompute import is_offloaded, recomputed
 from cca.records import Pivot
 
 
 class CachedPrefixes:
     """Keys and values of every pivot's prefix but its last token.
 
-    They are kept where they take at most `budget_gib`; otherwise each batch reads its prefixes again.
+    They are kept where they take at most `budget_gib`; otherwise each batch reads its prefixes again. constant: steps
+    leave their cache as it is, so that a layer can be computed twice.
     """
 
-    def __init__(self, model: PreTrainedModel, pivots: Sequence[Pivot], budget_gib: float, read_batch: int = 32):
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pivots: Sequence[Pivot],
+        budget_gib: float,
+        read_batch: int = 32,
+        constant: bool = False,
+    ):
+        self.model, self.room = model, 0 if constant else 1
         self.heads = [list(p.prefix[:-1]) for p in pivots]
         self.last = torch.tensor([p.prefix[-1] for p in pivots], device=model.device)
         self.lengths = torch.tensor([len(h) for h in self.heads])
@@ -56,15 +66,15 @@ class CachedPrefixes:
             for store, new in ((keys, read.keys), (values, read.values)):
                 for kept, fresh in zip(store, new, strict=True):
                     kept[rows, :, : fresh.shape[2]] = fresh
-        return Prefill(keys, values, self.lengths, torch.empty(0), None)
+        return Prefill(keys, values, self.lengths, torch.empty(0, device=self.model.device), None)
 
     def take(self, rows: Sequence[int]) -> "OneTokenStep":
         """What a forward pass of the last tokens of the prefixes `rows` needs. Call it outside of any gating."""
         if self.stored is not None:
-            cache, mask = self.stored.take(rows, self.lengths[list(rows)].tolist(), room=1)
+            cache, mask = self.stored.take(rows, self.lengths[list(rows)].tolist(), self.room)
         else:
             read = prefill(self.model, [self.heads[i] for i in rows])
-            cache, mask = read.take(range(len(rows)), read.lengths.tolist(), room=1)
+            cache, mask = read.take(range(len(rows)), read.lengths.tolist(), self.room)
         return OneTokenStep(cache, mask, self.last[list(rows)])
 
 
@@ -145,9 +155,15 @@ def learn_circuit(
     Adam from gates of 1, learning rate x `decay` every `decay_every` epochs, gates clamped after every step; stops
     when the rounded circuit has not changed for `patience` epochs (a fraction of one, in the paper 0.2), counted
     from its first change. State goes to `state_path` after each epoch, and a later call resumes from there.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
+            such value.
     """
     model.requires_grad_(False)
-    prefixes = CachedPrefixes(model, pivots, cache_gib)
+    offloaded = is_offloaded(model)  # its backward pass would hold every layer's weights unless they are read twice
+    layers = [layer.module for layer in anatomy.layers] if offloaded else []
+    prefixes = CachedPrefixes(model, pivots, cache_gib, constant=offloaded)
     desired = torch.tensor([p.desired for p in pivots], device=model.device)
     undesired = torch.tensor([p.undesired for p in pivots], device=model.device)
     steps_per_epoch = math.ceil(len(pivots) / batch_size)
@@ -173,11 +189,11 @@ def learn_circuit(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             step = prefixes.take(rows)
-            with gated(model, anatomy, gates):
+            with gated(model, anatomy, gates), recomputed(layers):
                 loss = pivot_loss(step.logits(model), desired[rows], undesired[rows])
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch}, step {start // batch_size}")
-            (gradient,) = torch.autograd.grad(loss, gates)
+                what = f"the loss in epoch {epoch + 1}, step {start // batch_size + 1} is"
+                check_finite(loss, what, model, lambda rows=rows: prefixes.take(rows).logits(model))
+                (gradient,) = torch.autograd.grad(loss, gates)
             gates.grad = gradient + penalty
             before = gates.detach() > 0.5
             adam.step()

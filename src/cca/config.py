@@ -29,13 +29,35 @@ class Model(_Section):
     """Type of the base weights. Gates, deltas and losses are float32 always."""
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ..."""
-    prompt: str = "Q: {question}\nA:"
-    """What the model is given; ``{question}`` stands for the question."""
+    device_map: Literal["auto"] | None = None
+    """``auto``: spread the layers over all GPUs, then main memory, then disk (accelerate), in place of ``device``."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
+    """Which attention function; by default the one that transformers chooses for the model."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model. Read it first."""
+
+
+class Prompt(_Section):
+    style: Literal["plain", "few-shot", "chat"] = "plain"
+    """``plain``: the question; ``few-shot``: worked examples, then the question; ``chat``: the tokenizer's chat
+    template, each example a turn."""
+    template: str | None = None
+    """What stands for a question, with ``{question}``. Default: ``Q: {question}``, a new line and ``A:``; for chat
+    ``{question}`` alone."""
+    preamble: str = ""
+    """Said first, before any example."""
+    shots: Annotated[int, Field(ge=0)] = 0
+    """How many examples."""
+    examples: str = ""
+    """Where they come from: ``lm-eval:TASK`` (those that lm-evaluation-harness shows) or a JSON-lines file with
+    ``question`` and ``solution``."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before any of these strings, as well as at the model's end token."""
 
 
 class Problems(_Section):
-    templates: tuple[int, ...] = SMALL_TEMPLATES
-    """GSM-Symbolic template numbers."""
+    templates: tuple[int, ...] | Literal["all"] = SMALL_TEMPLATES
+    """GSM-Symbolic template numbers, or ``all`` that have instances enough without a bound on the numbers."""
     max_number: Positive | None = 60
     """No number in a question or solution is above this; instances that exceed it are redrawn."""
     train: Annotated[int, Field(ge=0)] = 14
@@ -104,6 +126,8 @@ class Update(_Section):
     """Stop after this many validations without a new best."""
     batch: Count = 32
     """Pivots a forward and backward pass; the gradient is always that of all pivots."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: for long prompts, a third more time for far less memory."""
 
 
 class Evaluation(_Section):
@@ -121,6 +145,7 @@ class Config(_Section):
     seed: int = 0
     """Everything random derives from it."""
     model: Model = Model()
+    prompt: Prompt = Prompt()
     problems: Problems = Problems()
     traces: Traces = Traces()
     pivots: Pivots = Pivots()
@@ -180,12 +205,25 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise InputError(f"config from {source}: " + "; ".join(_explain(e) for e in error.errors())) from error
-    if "{question}" not in config.model.prompt:
-        raise InputError(f"config from {source}: model.prompt has no {{question}}; add it where the question goes")
+    _check_prompt(config.prompt, f"config from {source}: ")
     unknown = [s for s in config.evaluation.skills if s not in SKILLS]
     if unknown:
         raise InputError(f"config from {source}: unknown skill {unknown[0]!r}; known: {', '.join(SKILLS)}")
     return config
+
+
+def _check_prompt(prompt: Prompt, source: str) -> None:
+    if prompt.template is not None and "{question}" not in prompt.template:
+        raise InputError(f"{source}prompt.template has no {{question}}; add it where the question goes")
+    if prompt.style == "few-shot" and not prompt.shots:
+        raise InputError(f'{source}prompt.style is "few-shot" with no examples; set prompt.shots, for example to 8')
+    if prompt.shots and prompt.style == "plain":
+        raise InputError(f"{source}prompt.shots is {prompt.shots}, but a plain prompt shows none; set prompt.style")
+    if prompt.shots and not prompt.examples:
+        raise InputError(
+            f"{source}prompt.shots is {prompt.shots}, but prompt.examples names none; set it to lm-eval:gsm8k_cot, or "
+            "to a JSON-lines file with question and solution"
+        )
 
 
 def _explain(error: Any) -> str:

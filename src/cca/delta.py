@@ -157,7 +157,7 @@ def row_view(model: nn.Module, name: str) -> Tensor:
     weight = model.get_parameter(name).detach()
     if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
         return weight.T
-    return weight.flatten(0, -2)
+    return weight.view(-1, weight.shape[-1])
 
 
 def _home(model: nn.Module, name: str) -> torch.device:

@@ -22,7 +22,9 @@ def answer_chunk(
 ) -> list[Score]:
     """Greedy answers to `problems` in one batch, graded."""
     prompts = [prompter.prompt(p) for p in problems]
-    written = generate_greedy(model, prompts, max_new_tokens=max_new_tokens, end_tokens=prompter.end_tokens)
+    written = generate_greedy(
+        model, prompts, max_new_tokens=max_new_tokens, end_tokens=prompter.end_tokens, stop=prompter.stop_rule()
+    )
     scores = []
     for problem, tokens in zip(problems, written, strict=True):
         trace = prompter.trace(problem, tokens)

@@ -1,4 +1,4 @@
-"""The experts of a mixture with gates on their neurons and row deltas on their weights, neither of which a hook can reach.
+"""The experts of a mixture with gates on their neurons and row deltas on their weights, which no hook can reach.
 
 transformers lets an experts module compute through a registered function. Ours does what the stock one does, expert
 by expert, and on the way scales neurons at the last position and adds x @ delta.T to the gate and up rows.
@@ -6,6 +6,7 @@ by expert, and on the way scales neurons at the last position and adds x @ delta
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,7 +29,8 @@ class ExpertGates(NamedTuple):
     width: Width
 
 
-class ExpertRows(NamedTuple):
+@dataclass(frozen=True)
+class ExpertRows:
     """Row numbers (n,) of the gate and up rows of all experts, and their change (n, E) in float32."""
 
     index: Tensor
@@ -72,8 +74,9 @@ def _forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Te
         x = hidden[token]
         both = nn.functional.linear(x, module.gate_up_proj[expert])
         if state.rows is not None:
-            index, values = _of_expert(state.rows, expert, both.shape[-1])
-            both = both.index_add(-1, index.to(x.device), nn.functional.linear(x, values.to(x)))
+            mine = _of_expert(state.rows, expert, both.shape[-1])
+            change = nn.functional.linear(x, mine.values.to(x))
+            both = both.index_add(-1, mine.index.to(x.device), change)
         neurons = module._apply_gate(both)
         if state.gates is not None:
             factor = state.gates.factor.view(-1, neurons.shape[-1])[expert].to(x.device)

@@ -21,7 +21,16 @@ from cca.experts import ExpertGates, is_experts, with_experts
 
 _STATE = "_cca_head_gates"
 _PREFIX = "cca_gated_"
-_HARMLESS = {"attention_mask", "dropout", "scaling", "sliding_window", "softcap", "position_ids", "use_cache", "is_causal"}
+_HARMLESS = {
+    "attention_mask",
+    "dropout",
+    "scaling",
+    "sliding_window",
+    "softcap",
+    "position_ids",
+    "use_cache",
+    "is_causal",
+}
 """Arguments of an attention function that `_one_query` honours or that change nothing for a single query."""
 
 
@@ -49,7 +58,7 @@ def _gated_attention(base: str) -> Callable[..., Any]:
 
 
 def stock_attention(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What `module` would have called: the attention function `base`, of which each model has an eager one of its own."""
+    """What `module` would have called: the attention function `base`; each model has an eager one of its own."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, *args, **kwargs)  # pyright: ignore[reportArgumentType]
 
@@ -127,9 +136,13 @@ def _scale_neurons(factor: Tensor, width: _Width) -> Callable[..., tuple[Tensor]
 
 
 @contextmanager
-def attention_through(model: PreTrainedModel, layers: Anatomy, wrap: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
-    """Within the context every attention calls `wrap(name)`, where name is the attention function that it would call."""
-    configs: dict[int, Any] = {id(c): c for c in (getattr(layer.attention, "config", model.config) for layer in layers.layers)}
+def attention_through(
+    model: PreTrainedModel, layers: Anatomy, wrap: Callable[[str], Callable[..., Any]]
+) -> Iterator[None]:
+    """Within the context every attention calls `wrap(name)`, name being the function that it would have called."""
+    configs: dict[int, Any] = {
+        id(c): c for c in (getattr(layer.attention, "config", model.config) for layer in layers.layers)
+    }
     before = {key: str(config._attn_implementation) for key, config in configs.items()}
     try:
         for key, config in configs.items():
@@ -160,7 +173,9 @@ def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[N
         for layer, (query, key, value, neuron) in zip(anatomy.layers, anatomy.split(gates * 2), strict=True):
             object.__setattr__(layer.attention, _STATE, (query, key, value))
             stack.callback(object.__delattr__, layer.attention, _STATE)
-            for part, factor in zip(layer.feed_forward, neuron.split([len(f.up) for f in layer.feed_forward]), strict=True):
+            for part, factor in zip(
+                layer.feed_forward, neuron.split([len(f.up) for f in layer.feed_forward]), strict=True
+            ):
                 if is_experts(part.down):
                     stack.enter_context(with_experts(part.down, gates=ExpertGates(factor, width)))
                 else:

@@ -1,6 +1,7 @@
 """Load a model with its tokenizer, and refuse early what the method cannot work with."""
 
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +18,31 @@ class LoadedModel:
 
     model: Any
     tokenizer: Any
+    anatomy: Any
     end_tokens: frozenset[int]
     revision: str
     """SHA-256 of the weight files' bytes for a local model, the commit for a hub model."""
-    slip_kinds: dict[str, str]
-    """Template -> kind of planted slip; empty for any but a bundled model."""
 
 
 def _where(path: str) -> str:
     """What to load from: ``bundled`` names the model inside this package."""
-    return str(BUNDLED) if path == "bundled" else path
+    return str(BUNDLED) if path == "bundled" else str(Path(path).expanduser()) if path.startswith("~") else path
 
 
-def check_model(path: str) -> None:
-    """See, without reading weights, that `path` is a model that the method can work with.
+def slip_kinds(path: str) -> dict[str, str]:
+    """Template -> kind of planted slip; empty for any but a bundled model."""
+    truth = Path(_where(path)) / "slips.json"
+    return {t: p["kind"] for t, p in json.loads(truth.read_text()).items()} if truth.exists() else {}
+
+
+def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
+    """See, without reading weights, that `path` is a model that the method can work with; returns its configuration.
+
+    weights: also see that a local folder has some.
 
     Raises:
-        InputError: nothing is there, it is not a decoder-only causal language model, it is quantised, or a local
-            folder has no weights as safetensors.
+        InputError: nothing is there, it is not a decoder-only causal language model, it is quantised, it comes with
+            code that is not trusted, or a local folder has no weights as safetensors.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -46,11 +54,19 @@ def check_model(path: str) -> None:
             f"no model at {where}: it has no config.json; set model.path to a folder written by save_pretrained"
         )
     try:
-        config = AutoConfig.from_pretrained(str(where) if looks_local else path)
+        config = AutoConfig.from_pretrained(str(where) if looks_local else path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path} comes with Python code of its own; read it, and if you trust it: "
+                "--set model.trust_remote_code=true"
+            ) from error
         first_line = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load model {path!r}: {first_line}; set model.path to a local folder") from error
-    if getattr(config, "is_encoder_decoder", False) or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    if getattr(config, "is_encoder_decoder", False) or not known:
         raise InputError(
             f"{path} is a {config.model_type} model, not a decoder-only causal language model; choose one that "
             "AutoModelForCausalLM loads"
@@ -62,13 +78,19 @@ def check_model(path: str) -> None:
         raise InputError(
             f"{path} holds a {architectures[0]}, which has no language-model head; choose a ...ForCausalLM model"
         )
-    if getattr(config, "quantization_config", None):
-        raise InputError(f"{path} is quantised; its rows cannot be changed. Choose the unquantised model")
-    if where.is_dir() and not any(where.glob("*.safetensors")):
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise InputError(
+            f"{path} is quantised{f' ({method})' if method else ''}; its rows cannot be changed. "
+            "Choose the unquantised model"
+        )
+    if weights and where.is_dir() and not any(where.glob("*.safetensors")):
         raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
+    return config
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -82,8 +104,10 @@ def load_tokenizer(path: str) -> Any:
         # AutoTokenizer overrules a declared generic class by the model type's own (for qwen2 and others), which splits
         # text in another way than tokenizer.json says; a model trained with that file needs that file
         declared = get_tokenizer_config(where).get("tokenizer_class")
-        generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(where)
+        if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(where)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         # without its files a model type's own class may load with an empty vocabulary
         if "1" not in tokenizer.decode(tokenizer.encode("1 + 1", add_special_tokens=False)):
             raise ValueError("its vocabulary is empty")
@@ -93,34 +117,116 @@ def load_tokenizer(path: str) -> Any:
         raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
 
 
-def load_model(path: str, dtype: str, device: str) -> LoadedModel:
-    """Load a model for all stages.
+def end_tokens(path: str, config: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a text: those of the generation settings, or else of the model's, and the tokenizer's.
 
-    device: ``auto`` or a torch device. Raises InputError as `check_model` and `load_tokenizer` do.
+    Raises:
+        InputError: none is named.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(_where(path)).eos_token_id
+    except OSError:
+        ends = config.get_text_config().eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    found = frozenset(int(t) for t in (*ends, tokenizer.eos_token_id) if t is not None)
+    if not found:
+        raise InputError(
+            f"{path}: neither model nor tokenizer names an end-of-text token; set eos_token_id in its config"
+        )
+    return found
+
+
+def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: Any, path: str) -> None:
+    """See that the model can read `prompts` and write an answer of `max_new_tokens` after each.
+
+    Raises:
+        InputError: its context is too short, or a prompt has a token that the model does not know.
+    """
+    text = config.get_text_config()
+    longest = max(len(p) for p in prompts)
+    context = getattr(text, "max_position_embeddings", None)
+    if context and longest > context:
+        raise InputError(
+            f"the longest prompt has {longest} tokens and {path} a context of {context}; lower prompt.shots or choose "
+            "another model"
+        )
+    if context and longest + max_new_tokens > context:
+        raise InputError(
+            f"the longest prompt has {longest} tokens, which leaves {context - longest} of the context of {path} "
+            f"({context}), and traces.max_new_tokens is {max_new_tokens}; lower that, or prompt.shots"
+        )
+    largest = max(max(p) for p in prompts)
+    if largest >= text.vocab_size:
+        raise InputError(
+            f"the tokenizer of {path} gives token {largest}, but the model has only {text.vocab_size}; use the "
+            "tokenizer that belongs to the model, or resize the model's embeddings"
+        )
+
+
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The model of a configuration without weights, on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    path: str,
+    dtype: str,
+    device: str,
+    *,
+    device_map: Any = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model for all stages, find its components and see by a small pass that they are where they should be.
+
+    device: ``auto`` or a torch device. device_map: as transformers takes it, in place of `device`.
+
+    Raises:
+        InputError: as `check_model`, `load_tokenizer`, `anatomy` and `check_anatomy` do; or the model cannot be spread
+            or lacks the attention function.
+        FloatingPointError: its logits are not finite in this dtype.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    check_model(path)
-    tokenizer = load_tokenizer(path)
+    from cca.anatomy import anatomy
+    from cca.probe import check_anatomy
+
+    config = check_model(path, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     logging.disable_progress_bar()  # one bar per stage, and loading is not one
     where = _where(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), use_safetensors=True)
-    model.to(device).eval()
-    model.requires_grad_(False)
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    end_tokens = frozenset(int(t) for t in (*ends, tokenizer.eos_token_id) if t is not None)
-    if not end_tokens:
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "device_map": device_map}
+    if attention:
+        options["attn_implementation"] = attention
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
+    except (ValueError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{path}: neither model nor tokenizer names an end-of-text token; set eos_token_id in its config"
-        )
-    truth = Path(where) / "slips.json"
-    kinds = {t: p["kind"] for t, p in json.loads(truth.read_text()).items()} if truth.exists() else {}
-    return LoadedModel(model, tokenizer, end_tokens, _revision(Path(where), model), kinds)
+            f"cannot load {path} with attention {attention}, device_map {device_map}: {first_line}"
+        ) from error
+    if device_map is None:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    for needed in ("logits_to_keep", "position_ids", "attention_mask"):
+        if needed not in inspect.signature(model.forward).parameters:
+            raise InputError(
+                f"{path} ({type(model).__name__}) takes no {needed}, which cca needs; choose another model"
+            )
+    parts = anatomy(model)
+    check_anatomy(model, parts)
+    ends = end_tokens(path, config, tokenizer)
+    return LoadedModel(model, tokenizer, parts, ends, _revision(Path(where), model))
 
 
 def _revision(folder: Path, model: Any) -> str:
@@ -129,5 +235,7 @@ def _revision(folder: Path, model: Any) -> str:
         return str(getattr(model.config, "_commit_hash", None) or "unknown")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as stream:
+            while block := stream.read(2**24):
+                digest.update(block)
     return digest.hexdigest()

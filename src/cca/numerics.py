@@ -6,19 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+REMEDY = "; try --set model.dtype=float32, or bfloat16, which has its range"
 
-def check_finite(values: Tensor, what: str, model: nn.Module, again: Callable[[], Any]) -> None:
+
+def check_finite(values: Tensor, what: str, model: nn.Module, again: Callable[[], Any] | None = None) -> None:
     """Do nothing where all `values` are finite. `again` runs the pass that gave them once more, to find the module.
 
     Raises:
         FloatingPointError: they are not; the message names the module and its type.
     """
     if not bool(torch.isfinite(values).all()):
-        raise FloatingPointError(f"{what} not finite{first_not_finite(model, again)}")
+        raise FloatingPointError(f"{what} not finite{first_not_finite(model, again) if again else ''}{REMEDY}")
 
 
 def first_not_finite(model: nn.Module, again: Callable[[], Any]) -> str:
-    """Which module is the first to give a value that is not finite, as the end of a message."""
+    """Which module is the first to give a value that is not finite, as a part of a message; nothing where none does."""
     found: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -36,5 +38,4 @@ def first_not_finite(model: nn.Module, again: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    remedy = "; try --set model.dtype=float32 (or bfloat16, which has float32's range)" if found else ""
-    return "".join(found) + remedy
+    return "".join(found)

@@ -14,7 +14,7 @@ def margins(logits: Tensor, desired: Tensor, undesired: Tensor) -> Tensor:
 
     logits (B, V); desired and undesired (B,) token ids; returns (B,).
     """
-    pair = logits.float().gather(1, torch.stack([desired, undesired], dim=1))
+    pair = logits.gather(1, torch.stack([desired, undesired], dim=1).to(logits.device)).float()
     return pair[:, 0] - pair[:, 1]
 
 

@@ -10,7 +10,7 @@ from cca.errors import InputError
 from cca.progress import stage_bar
 from cca.records import Metric, Pivot, Problem, Score, TracePair, WithoutPivot
 from cca.store import RunFolder, write_text
-from cca.workspace import Workspace
+from cca.workspace import Workspace, make_problems, make_prompter
 
 STAGES = ("trace", "pivots", "circuit", "update", "evaluate")
 ARTIFACTS: dict[str, tuple[str, ...]] = {
@@ -38,12 +38,13 @@ class Pipeline(Workspace):
         Raises:
             InputError: bad model, folder or config.
         """
-        from cca.models import check_model, load_tokenizer
+        from cca.models import check_model
 
-        check_model(config.model.path)
-        load_tokenizer(config.model.path)
+        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        prompter = make_prompter(config)
         _check_device(config.model.device)
         pipeline = cls(RunFolder.create(path, config), config, quiet)
+        pipeline.prompter = prompter
         pipeline.folder.verify([s for s in STAGES if pipeline.folder.finished(s)])
         return pipeline
 
@@ -78,20 +79,16 @@ class Pipeline(Workspace):
         self.folder.reset(later, [name for s in later for name in (*ARTIFACTS[s], *SCRATCH.get(s, ()))])
 
     def trace(self) -> None:
-        from cca.problems.suite import build_problems
+        from cca.models import check_model, check_prompts
         from cca.traces import chunks, trace_chunk
 
-        section, options = self.config.problems, self.config.traces
-        problems = build_problems(
-            templates=section.templates,
-            max_number=section.max_number,
-            train=section.train,
-            validation=section.validation,
-            test=section.test,
-            held_out=section.held_out,
-            skills=self.config.evaluation.skills,
-            per_skill=self.config.evaluation.per_skill,
-            seed=self.config.seed,
+        options, path = self.config.traces, self.config.model.path
+        problems = make_problems(self.config)
+        check_prompts(
+            [self.prompter.prompt(p) for p in problems],
+            options.max_new_tokens,
+            check_model(path, trust_remote_code=self.config.model.trust_remote_code),
+            path,
         )
         write_text(self.folder.file("problems.jsonl"), "".join(p.line() + "\n" for p in problems))
         model = self.loaded.model
@@ -116,6 +113,7 @@ class Pipeline(Workspace):
         )
 
     def pivots(self) -> None:
+        from cca.models import slip_kinds
         from cca.pivots import branching_pivots, prefix_pivot
         from cca.slip_truth import mark_on_slip
 
@@ -129,7 +127,7 @@ class Pipeline(Workspace):
             if p.template in solved or not p.sampled
         ]
         write_text(self.folder.file("without_pivot.jsonl"), "".join(r.line() + "\n" for r in left_out))
-        method, size = self.config.pivots.method, self.config.traces.batch
+        method, size, kinds = self.config.pivots.method, self.config.traces.batch, slip_kinds(self.config.model.path)
 
         def find(chunk: list[TracePair]) -> list[Pivot]:
             found = [prefix_pivot(pair) for pair in chunk]
@@ -137,10 +135,7 @@ class Pipeline(Workspace):
                 limit = self.config.traces.max_new_tokens
                 found += branching_pivots(self.loaded.model, self.prompter, chunk, by_id, max_new_tokens=limit)
             pairs_here = {pair.problem: pair for pair in chunk}
-            return [
-                mark_on_slip(self.prompter, pairs_here[p.problem], by_id[p.problem], p, self.loaded.slip_kinds)
-                for p in found
-            ]
+            return [mark_on_slip(self.prompter, pairs_here[p.problem], by_id[p.problem], p, kinds) for p in found]
 
         groups = [usable[start : start + size] for start in range(0, len(usable), size)]
         each = 2 if method == "branching" else 1
@@ -217,7 +212,7 @@ class Pipeline(Workspace):
 
         def validate(delta: Delta) -> Validation:
             right = 0
-            with delta.applied(self.loaded.model):
+            with delta.active(self.loaded.model):
                 for group in groups:
                     scores = answer_chunk(
                         self.loaded.model,
@@ -254,6 +249,7 @@ class Pipeline(Workspace):
                 },
                 patience=options.patience,
                 batch_size=options.batch,
+                recompute=[layer.module for layer in self.anatomy.layers] if options.gradient_checkpointing else (),
                 state_path=self.folder.file("update.partial.safetensors"),
                 progress=report,
             )
@@ -286,7 +282,7 @@ class Pipeline(Workspace):
                 return answer_chunk(model, self.prompter, group, arm=arm, max_new_tokens=limit)
 
             base = scores("base")
-            with delta.applied(model):
+            with delta.active(model):
                 return base + scores("updated")
 
         scores = self.in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2)

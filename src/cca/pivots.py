@@ -134,7 +134,7 @@ def _complete(model, prompter: Prompter, read, waiting, max_new_tokens: int) -> 
         heads.append(search.pair.sampled.tokens[: k + 1])
         lengths.append(len(search.pair.prompt) + k + 1)
         first.append(search.greedy_next[k + 1])
-    ended = [head[-1] in prompter.end_tokens or len(head) >= max_new_tokens for head in heads]
+    ended = [h[-1] in prompter.end_tokens or len(h) >= max_new_tokens or prompter.stopped(h) for h in heads]
     limits = [1 if end else max_new_tokens - len(head) for head, end in zip(heads, ended, strict=True)]
     cache, mask = read.take(rows, lengths, room=max(limits))
     tails = decode(
@@ -144,5 +144,6 @@ def _complete(model, prompter: Prompter, read, waiting, max_new_tokens: int) -> 
         torch.tensor(first, device=mask.device),
         limits=limits,
         end_tokens=prompter.end_tokens,
+        stop=prompter.stop_rule(heads),
     )
     return [list(head) if end else [*head, *tail] for head, tail, end in zip(heads, tails, ended, strict=True)]

@@ -102,8 +102,8 @@ def _check_heads(layer: Layer, seen: _Seen, generator: torch.Generator) -> None:
     for (kind, owned), heads in zip(owners.items(), seen.heads[layer.attention], strict=True):
         if heads.shape[1] != len(owned):
             raise InputError(
-                f"{layer.name}: attention receives {heads.shape[1]} {kind} heads where {owned.weight} has {len(owned)}; "
-                "cca cannot tell which head owns which row"
+                f"{layer.name}: attention receives {heads.shape[1]} {kind} heads where {owned.weight} has {len(owned)}"
+                "; cca cannot tell which head owns which row"
             )
         for number, head in enumerate(heads[0]):
             # a normalisation over all heads couples them along the head's own direction only, so that is left out
@@ -123,7 +123,9 @@ def _check_neurons(part: FeedForward, seen: _Seen, generator: torch.Generator) -
         (slope,) = torch.autograd.grad(reached.sum(), out, retain_graph=True)
         rows = part.up.rows.flatten().to(out.device)
         if not torch.allclose(out[..., rows] * slope[..., rows], reached, rtol=_FAINT, atol=1e-3):
-            raise InputError(f"the neurons of {name} are not linear in its last {count} rows; cca cannot place this layout")
+            raise InputError(
+                f"the neurons of {name} are not linear in its last {count} rows; cca cannot place this layout"
+            )
     some = torch.randperm(count, generator=generator)[: max(1, count // 8)].tolist()
     _check_rows(f"some neurons of {name}", reached[..., some].sum(), part.up, some, {name: out}, gate_rows)
 

@@ -54,7 +54,9 @@ def trace_chunk(
     cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=max_new_tokens)
     first = read.logits.argmax(-1)
     limits = [max_new_tokens] * len(prompts)
-    written = decode(model, cache, mask, first, limits=limits, end_tokens=prompter.end_tokens)
+    written = decode(
+        model, cache, mask, first, limits=limits, end_tokens=prompter.end_tokens, stop=prompter.stop_rule()
+    )
     greedy = [prompter.trace(p, t) for p, t in zip(problems, written, strict=True)]
     found: dict[int, tuple[int, Trace]] = {}
     for wave in waves(samples):
@@ -112,6 +114,7 @@ def sample(
         first,
         limits=[max_new_tokens] * len(rows),
         end_tokens=prompter.end_tokens,
+        stop=prompter.stop_rule(),
         temperature=temperature,
         uniforms=uniforms,
     )

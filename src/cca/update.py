@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cca.delta import Delta
 from cca.engines.transformers import right_padded
+from cca.numerics import check_finite
 from cca.objective import Loss, losses, margins
 from cca.progress import no_progress
+from cca.recompute import recomputed
 from cca.records import Metric, Pivot
 
 
@@ -43,10 +45,9 @@ def last_margins(model: PreTrainedModel, pivots: Sequence[Pivot]) -> Tensor:
     keep = lengths.unique() - 1
     ids = right_padded([p.prefix for p in pivots]).to(model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep.to(model.device)).logits
-    place = torch.searchsorted(keep, lengths - 1).to(model.device)
-    picked = logits[torch.arange(len(pivots), device=model.device), place]
-    desired = torch.tensor([p.desired for p in pivots], device=model.device)
-    undesired = torch.tensor([p.undesired for p in pivots], device=model.device)
+    place = torch.searchsorted(keep, lengths - 1).to(logits.device)
+    picked = logits[torch.arange(len(pivots), device=logits.device), place]
+    desired, undesired = torch.tensor([p.desired for p in pivots]), torch.tensor([p.undesired for p in pivots])
     return margins(picked, desired, undesired)
 
 
@@ -57,17 +58,27 @@ def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
 
 
 def full_gradient(
-    model: PreTrainedModel, delta: Delta, pivots: Sequence[Pivot], batch_size: int, loss: Loss = "linear"
+    model: PreTrainedModel,
+    delta: Delta,
+    pivots: Sequence[Pivot],
+    batch_size: int,
+    loss: Loss = "linear",
+    recompute: Sequence[nn.Module] = (),
 ) -> tuple[float, dict[str, Tensor]]:
-    """The mean pivot loss over all `pivots` and its gradient with respect to each weight's delta rows, in float32."""
+    """The mean pivot loss over all `pivots` and its gradient with respect to each weight's delta rows, in float32.
+
+    recompute: layers whose activations are computed again in the backward pass.
+    """
     values = [rows.values.requires_grad_() for rows in delta.weights.values()]
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
-    with delta.attached(model):
+    with delta.attached(model), recomputed(recompute):
         for batch in by_length(pivots, batch_size):
             value = losses(last_margins(model, batch), loss).sum() / len(pivots)
-            for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
-                kept += fresh
+            # an expert that no token of the batch chose has no part in the loss
+            fresh = torch.autograd.grad(value, values, allow_unused=True)
+            for kept, new in zip(gradients, fresh, strict=True):
+                kept += new if new is not None else 0
             total += value.item()
     for value in values:
         value.requires_grad_(False)
@@ -95,6 +106,7 @@ def train_delta(
     validate_at: Collection[int],
     patience: int,
     batch_size: int,
+    recompute: Sequence[nn.Module] = (),
     state_path: Path | None = None,
     progress: Callable[[int, int, Metric | None], None] = no_progress,
 ) -> Update:
@@ -132,10 +144,10 @@ def train_delta(
         if _validations_since_best(metrics) >= patience:
             stopped = "patience"
             break
-        last_loss, gradients = full_gradient(model, delta, pivots, batch_size, loss)
+        last_loss, gradients = full_gradient(model, delta, pivots, batch_size, loss, recompute)
         for name, gradient in gradients.items():
-            if not bool(torch.isfinite(gradient).all()):
-                raise FloatingPointError(f"the gradient of {name} is not finite at step {step + 1}; loss {last_loss}")
+            what = f"step {step + 1}: with a loss of {last_loss:g} the gradient of {name} is"
+            check_finite(gradient, what, model, lambda: held_out_margins(model, delta, pivots, batch_size))
             delta.weights[name].values.sub_(gradient, alpha=learning_rate)
         step += 1
         progress(step, steps, None)

@@ -28,10 +28,18 @@ class Workspace:
 
     @cached_property
     def loaded(self) -> Any:
+        """The model, loaded the first time that a stage needs it."""
         from cca.models import load_model
 
         section = self.config.model
-        loaded = load_model(section.path, section.dtype, section.device)
+        loaded = load_model(
+            section.path,
+            section.dtype,
+            section.device,
+            device_map=section.device_map,
+            attention=section.attention,
+            trust_remote_code=section.trust_remote_code,
+        )
         manifest = self.folder.manifest
         if manifest.setdefault("revision", loaded.revision) != loaded.revision:
             raise InputError(
@@ -43,6 +51,7 @@ class Workspace:
             section.dtype,
             self.config.seed,
         )
+        manifest["attention"] = loaded.model.config.get_text_config()._attn_implementation
         manifest["versions"] = {
             name: version(name)
             for name in ("constructive-circuit-amplification", "torch", "transformers", "reasoning-gym")
@@ -52,15 +61,12 @@ class Workspace:
 
     @cached_property
     def prompter(self) -> Any:
-        from cca.prompts import Prompter
+        """Needs the tokenizer but no weights."""
+        return make_prompter(self.config)
 
-        return Prompter(self.loaded.tokenizer, self.config.model.prompt, self.loaded.end_tokens)
-
-    @cached_property
+    @property
     def anatomy(self) -> Any:
-        from cca.anatomy import anatomy
-
-        return anatomy(self.loaded.model)
+        return self.loaded.anatomy
 
     @cached_property
     def problems(self) -> list[Problem]:
@@ -114,3 +120,50 @@ class Workspace:
                     records += fresh
                     bar.advance(len(group))
         return records
+
+
+def make_prompter(config: Config) -> Any:
+    """How the problems of a run become prompts.
+
+    Raises:
+        InputError: no tokenizer, no end token, no chat template or no examples.
+    """
+    from cca.examples import load_examples
+    from cca.models import check_model, end_tokens, load_tokenizer
+    from cca.prompts import TEMPLATES, Prompter
+
+    path, trust, section = config.model.path, config.model.trust_remote_code, config.prompt
+    model_config = check_model(path, trust_remote_code=trust, weights=False)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust)
+    return Prompter(
+        tokenizer,
+        TEMPLATES[section.style] if section.template is None else section.template,
+        end_tokens(path, model_config, tokenizer),
+        section.style,
+        section.preamble,
+        load_examples(section.examples, section.shots) if section.shots else (),
+        section.stop,
+    )
+
+
+def make_problems(config: Config) -> list[Problem]:
+    """All problems of a run.
+
+    Raises:
+        InputError: as `build_problems`.
+    """
+    from cca.problems.gsm_symbolic import ALL_TEMPLATES
+    from cca.problems.suite import build_problems
+
+    section = config.problems
+    return build_problems(
+        templates=ALL_TEMPLATES if section.templates == "all" else section.templates,
+        max_number=section.max_number,
+        train=section.train,
+        validation=section.validation,
+        test=section.test,
+        held_out=section.held_out,
+        skills=config.evaluation.skills,
+        per_skill=config.evaluation.per_skill,
+        seed=config.seed,
+    )

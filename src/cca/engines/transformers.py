@@ -8,7 +8,7 @@ row's own stream, so that a trace depends neither on the batch it was made in no
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as remembered
 from typing import Any, cast
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from cca.numerics import check_finite
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -54,6 +56,23 @@ class PreallocatedLayer(DynamicLayer):
         self._show()
 
 
+class ConstantLayer(DynamicLayer):
+    """Keys and values (B, K, T, D) of a prefix, to which new ones are joined for the caller alone: nothing is kept.
+
+    A layer that is computed twice may use it twice.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.dtype, self.device, self.keys, self.values = keys.dtype, keys.device, keys, values
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return torch.cat([cast(Tensor, self.keys), key_states], 2), torch.cat(
+            [cast(Tensor, self.values), value_states], 2
+        )
+
+
 class _WriteColumns(torch.autograd.Function):
     """`buffer[:, :, start:] = fresh` without the two copies that autograd makes of a sliced assignment's gradient."""
 
@@ -79,7 +98,8 @@ class Prefill:
     """Right-padded keys and values of B sequences and what the model predicts after chosen positions.
 
     keys, values: per layer (B, K, T, D); lengths (B,); logits: float32 (B, V) after each sequence's last token;
-    predictions: (B, T) argmax token after each position, where it was asked for.
+    predictions: (B, T) argmax token after each position, where it was asked for. Each layer's keys and values are on
+    its own device.
     """
 
     keys: list[Tensor]
@@ -91,18 +111,19 @@ class Prefill:
     def take(self, rows: Sequence[int], lengths: Sequence[int], room: int) -> tuple[DynamicCache, Tensor]:
         """A cache with the first `lengths[i]` positions of row `rows[i]`, left-padded, and its mask (B, T).
 
-        room: how many more positions it can take in.
+        room: how many more positions it can take in; with 0 it stays as it is, whatever is joined to it.
         """
-        device = self.keys[0].device
-        length = torch.tensor(lengths, device=device)
+        length = torch.tensor(lengths)
         width = max(lengths)
-        column = torch.arange(width + room, device=device)[None] - (width - length)[:, None]
-        mask = (column[:, :width] >= 0).long()
-        places = torch.tensor(rows, device=device)[:, None], column.clamp(min=0).minimum(length[:, None] - 1)
+        column = torch.arange(width + room)[None] - (width - length)[:, None]
+        mask = (column[:, :width] >= 0).long().to(self.logits.device)
+        places = torch.tensor(rows)[:, None], column.clamp(min=0).minimum(length[:, None] - 1)
         cache = DynamicCache()
         cache.layers += [
-            PreallocatedLayer(_gathered(k, *places), _gathered(v, *places), width)
-            for k, v in zip(self.keys, self.values, strict=True)
+            PreallocatedLayer(*stored, width) if room else ConstantLayer(*stored)
+            for stored in (
+                (_gathered(k, *places), _gathered(v, *places)) for k, v in zip(self.keys, self.values, strict=True)
+            )
         ]
         return cache, mask
 
@@ -110,9 +131,8 @@ class Prefill:
 def _gathered(stored: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """`stored` (N, K, T, D) at rows (B, 1) and columns (B, C): (B, K, C, D), in one pass over memory."""
     heads, width, size = stored.shape[1:]
-    head = torch.arange(heads, device=stored.device)[None, :, None]
-    flat = (row[:, :, None] * heads + head) * width + column[:, None, :]
-    return stored.reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
+    flat = (row[:, :, None] * heads + torch.arange(heads)[None, :, None]) * width + column[:, None, :]
+    return stored.reshape(-1, size).index_select(0, flat.flatten().to(stored.device)).view(*flat.shape, size)
 
 
 def cache_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
@@ -133,8 +153,9 @@ def prefill(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predi
     keep = torch.arange(ids.shape[1]) if predict else lengths.unique() - 1
     cache = DynamicCache()
     out = model(input_ids=ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=keep.to(model.device))
-    place = torch.searchsorted(keep, lengths - 1).to(model.device)
-    logits = out.logits[torch.arange(len(ids), device=model.device), place].float()
+    place = torch.searchsorted(keep, lengths - 1).to(out.logits.device)
+    logits = out.logits[torch.arange(len(ids), device=place.device), place].float().to(model.device)
+    check_finite(logits, "the logits after a prompt are", model, lambda: model(input_ids=ids, use_cache=False))
     layers = cast(list[DynamicLayer], cache.layers)
     return Prefill(
         [cast(Tensor, layer.keys) for layer in layers],
@@ -188,17 +209,23 @@ def decode(
     *,
     limits: Sequence[int],
     end_tokens: frozenset[int],
+    stop: Callable[[int, Sequence[int]], bool] | None = None,
     temperature: float = 0.0,
     uniforms: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Continue B rows until an end token or their limit; finished rows leave the batch.
 
     cache and mask: as from `Prefill.take`, with room for the longest limit. first (B,): each row's first new token,
-    already chosen. limits: new tokens a row may have, `first` included. uniforms (B, >= max limit): the row's
-    stream; column 0 belongs to `first`. Returns the new tokens of each row, end token included.
+    already chosen. limits: new tokens a row may have, `first` included. stop: whether a row ends with its new tokens,
+    besides at an end token. uniforms (B, >= max limit): the row's stream; column 0 belongs to `first`. Returns the new
+    tokens of each row, end token included.
+
+    Raises:
+        FloatingPointError: a chosen token's logit is not finite.
     """
     tokens: list[list[int]] = [[int(t)] for t in first]
-    alive = [i for i in range(len(tokens)) if limits[i] > 1 and tokens[i][0] not in end_tokens]
+    done = [limits[i] <= 1 or t[0] in end_tokens or bool(stop and stop(i, t)) for i, t in enumerate(tokens)]
+    alive = [i for i in range(len(tokens)) if not done[i]]
     if not alive:
         return tokens
     layers = cast(list[PreallocatedLayer], cache.layers)
@@ -226,13 +253,15 @@ def decode(
         )
         step += 1
         uniform = torch.from_numpy(uniforms[in_batch, step]) if uniforms is not None else last
-        last = pick(out.logits[:, -1], temperature, uniform.to(mask.device))
-        still = []
+        logits = out.logits[:, -1]
+        last = pick(logits, temperature, uniform.to(logits.device))
+        check_finite(logits.gather(1, last[:, None]), f"the logits after {step} new tokens are", model)
+        last = last.to(mask.device)
         for i, token in zip(in_batch, last.tolist(), strict=True):
-            if len(tokens[i]) < limits[i] and tokens[i][-1] not in end_tokens:
+            if not done[i]:
                 tokens[i].append(token)
-            if len(tokens[i]) < limits[i] and tokens[i][-1] not in end_tokens:
-                still.append(i)
+                done[i] = len(tokens[i]) >= limits[i] or token in end_tokens or bool(stop and stop(i, tokens[i]))
+        still = [i for i in in_batch if not done[i]]
         if not still:
             return tokens
         # each compaction copies the cache, so wait until it saves an eighth of the work
@@ -240,10 +269,16 @@ def decode(
 
 
 def generate_greedy(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_tokens: frozenset[int]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_tokens: frozenset[int],
+    stop: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of `prompts`, all in one batch."""
+    """Greedy continuations of `prompts`, all in one batch. Arguments as in `decode`."""
     read = prefill(model, prompts)
     cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=max_new_tokens)
     first = read.logits.argmax(-1)
-    return decode(model, cache, mask, first, limits=[max_new_tokens] * len(prompts), end_tokens=end_tokens)
+    limits = [max_new_tokens] * len(prompts)
+    return decode(model, cache, mask, first, limits=limits, end_tokens=end_tokens, stop=stop)
