@@ -47,9 +47,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "mlp_only_layers": [1],
     },
+    "qwen2_moe": {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 8,
+    },
+    "starcoder2": {"sliding_window": 6},
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 32},
 }
-MIXTURES = ("mixtral", "qwen3_moe")
-ONLY_MULTI_HEAD = ("gpt2", "gpt_neox")
+MIXTURES = ("mixtral", "qwen3_moe", "qwen2_moe")
+ONLY_MULTI_HEAD = ("gpt2", "gpt_neox", "opt")
 CASES = [
     (family, groups) for family in FAMILIES for groups in GROUPS if groups == "mha" or family not in ONLY_MULTI_HEAD
 ]

@@ -113,7 +113,8 @@ def projections_gated(model, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
 
     def scale_input(factor: Tensor):
         def hook(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (last_scaled(args[0], factor),)
+            x = args[0] if args[0].dim() == 3 else args[0][None]  # some see one sequence's tokens as their batch
+            return (last_scaled(x, factor).reshape(args[0].shape),)
 
         return hook
 
@@ -131,12 +132,13 @@ def projections_gated(model, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
                 else:
                     projection = model.get_submodule(owned.weight.removesuffix(".weight"))
                     hooks.append(projection.register_forward_hook(scale_rows(owned.rows, gate)))
-            (part,) = layer.feed_forward
-            if hasattr(part.down, "gate_up_proj"):
-                plain_experts.append(part.down)
-                part.down.forward = partial(_experts, part.down, neuron)  # pyright: ignore[reportAttributeAccessIssue]
-            else:
-                hooks.append(part.down.register_forward_pre_hook(scale_input(neuron)))
+            sizes = [len(part.up.rows) for part in layer.feed_forward]
+            for part, factor in zip(layer.feed_forward, neuron.split(sizes), strict=True):
+                if hasattr(part.down, "gate_up_proj"):
+                    plain_experts.append(part.down)
+                    part.down.forward = partial(_experts, part.down, factor)  # pyright: ignore[reportAttributeAccessIssue]
+                else:
+                    hooks.append(part.down.register_forward_pre_hook(scale_input(factor)))
         yield
     finally:
         for hook in hooks:

@@ -25,7 +25,7 @@ def test_rows_that_end_early_leave_without_disturbing_the_others(tiny):
 
 
 def test_a_prefill_cut_anywhere_continues_like_the_shorter_sequence(tiny):
-    read = prefill(tiny, PROMPTS, predict=True)
+    read = prefill(tiny, PROMPTS, predict_from=[0] * 4)
     assert read.predictions is not None
     cut = [2, 1, 5, 1]
     cache, mask = read.take(range(4), cut, room=10)

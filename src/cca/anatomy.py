@@ -205,7 +205,7 @@ def _heads(path: str, attention: nn.Module, config: Any) -> tuple[Owned, Owned, 
     (fused,) = [n for n in (*BLOCKS, *INTERLEAVED) if n in children]
     rows = torch.arange(_outputs(f"{path}.{fused}", children[fused]))
     heads = query_heads + 2 * key_heads
-    if len(rows) % heads:
+    if len(rows) % heads or query_heads % key_heads:
         raise InputError(
             f"{path}.{fused} has {len(rows)} rows, which {query_heads} query and {key_heads} key and value heads do "
             "not divide; cca cannot tell which head owns which row"

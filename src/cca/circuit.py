@@ -8,15 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cca.anatomy import Anatomy
-from cca.engines.transformers import Prefill, cache_argument, prefill
+from cca.engines.transformers import OneTokenStep, Prefill, prefill
 from cca.gates import gated
 from cca.numerics import check_finite
 from cca.objective import pivot_loss
@@ -68,7 +67,7 @@ class CachedPrefixes:
                     kept[rows, :, : fresh.shape[2]] = fresh
         return Prefill(keys, values, self.lengths, torch.empty(0, device=self.model.device), None)
 
-    def take(self, rows: Sequence[int]) -> "OneTokenStep":
+    def take(self, rows: Sequence[int]) -> OneTokenStep:
         """What a forward pass of the last tokens of the prefixes `rows` needs. Call it outside of any gating."""
         if self.stored is not None:
             cache, mask = self.stored.take(rows, self.lengths[list(rows)].tolist(), self.room)
@@ -76,25 +75,6 @@ class CachedPrefixes:
             read = prefill(self.model, [self.heads[i] for i in rows])
             cache, mask = read.take(range(len(rows)), read.lengths.tolist(), self.room)
         return OneTokenStep(cache, mask, self.last[list(rows)])
-
-
-class OneTokenStep(NamedTuple):
-    """Last tokens (B,) with the left-padded cache of what stands before them and its mask (B, T)."""
-
-    cache: DynamicCache
-    mask: Tensor
-    last: Tensor
-
-    def logits(self, model: PreTrainedModel) -> Tensor:
-        """Logits (B, V) after the last tokens, with whatever gates are active. The cache grows: call it once."""
-        return model(
-            input_ids=self.last[:, None],
-            attention_mask=torch.cat([self.mask, self.mask.new_ones(len(self.last), 1)], dim=1),
-            position_ids=self.mask.sum(1)[:, None],
-            **cache_argument(model, self.cache),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits.squeeze(1)
 
 
 @dataclass(frozen=True)

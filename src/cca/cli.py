@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")
     run.add_argument("--out", type=Path, help="run folder (default: runs/ and the config's name)")
     run.add_argument("--model", help="short for --set model.path=MODEL")
+    run.add_argument(
+        "--dry-run", action="store_true", help="say what the run would do, hold and change; no weights are read"
+    )
     _overrides(run)
     _common(run)
 
@@ -48,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
             _overrides(command)
         command.add_argument("--redo", action="store_true", help="forget this stage and what follows, and do it again")
         _common(command)
+
+    merged = commands.add_parser("merge", help="write the updated model as an ordinary model folder")
+    merged.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    merged.add_argument("folder", type=Path, metavar="FOLDER", help="where the model goes; must not exist yet")
+    merged.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of its weights (default: the run's)"
+    )
 
     show = commands.add_parser("show", help="summary table and ten pivots of a run")
     show.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -104,6 +114,8 @@ def _command(arguments: Sequence[str] | None) -> str:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "show":
         return _show(options)
+    if options.command == "merge":
+        return _merge(options)
     from cca.config import load_config
     from cca.pipeline import STAGES, Pipeline, default_folder
 
@@ -111,8 +123,11 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "run":
         if options.model:
             overrides.append(f"model.path={json.dumps(options.model)}")
+        config = load_config(options.config, tuple(overrides))
+        if options.dry_run:
+            return _dry_run(config, options.json)
         path = options.out or default_folder(options.config)
-        pipeline = Pipeline.start(path, load_config(options.config, tuple(overrides)), options.quiet)
+        pipeline = Pipeline.start(path, config, options.quiet)
         stages: Sequence[str] = STAGES
     else:
         if options.command == "trace" and (options.config or overrides or not (options.run / "config.toml").exists()):
@@ -136,6 +151,42 @@ def _dispatch(options: argparse.Namespace) -> int:
     else:
         following = STAGES[STAGES.index(options.command) + 1]
         print(f"next: cca {following} {pipeline.folder.path}", file=sys.stderr)
+    return 0
+
+
+def _dry_run(config: Any, as_json: bool) -> int:
+    from cca.plan import plan
+
+    found = plan(config)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+    from rich.console import Console
+
+    from cca.display import show_plan
+
+    show_plan(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110), found)
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from cca.config import load_config
+    from cca.export import merge
+    from cca.store import RunFolder
+
+    folder = RunFolder.open(options.run)
+    if not folder.finished("update"):
+        raise InputError(f"{options.run} has no finished update yet; finish it with: cca run --out {options.run}")
+    folder.verify(["update"])
+    rounding = merge(folder, load_config(folder.file("config.toml")), options.folder, options.dtype)
+    print(
+        f"merged into {rounding.dtype}: {rounding.unchanged:.1%} of the changed numbers rounded to nothing, and what is "
+        f"left departs from the delta by {rounding.error:.1%} of its size",
+        file=sys.stderr,
+    )
+    if rounding.error > 0.1:
+        print("warning: much of the update is lost to rounding; --dtype float32 keeps all of it", file=sys.stderr)
+    print(f"wrote {options.folder}; load it with AutoModelForCausalLM.from_pretrained", file=sys.stderr)
     return 0
 
 

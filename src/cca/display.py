@@ -18,6 +18,39 @@ def _percent(value: float) -> str:
     return f"{value * 100:.1f}%"
 
 
+def show_plan(console: Console, plan: dict[str, Any]) -> None:
+    """What `cca run --dry-run` prints."""
+    model, parts, circuit, memory, work = (plan[k] for k in ("model", "components", "circuit", "memory_gib", "work"))
+    rows, length = plan["rows"], work["prompt_tokens"]
+    kinds = ", ".join(f"{parts[kind]:,} {kind}" for kind in ("query", "key", "value", "neuron"))
+    splits = ", ".join(f"{count:,} {split.replace('_', ' ')}" for split, count in work["problems"].items())
+    lines = {
+        "model": f"{model['path']}: {model['type']}, {model['layers']} layers, {model['parameters']:,} parameters",
+        "components": f"{parts['all']:,}: {kinds}",
+        "rows": f"{rows['all']:,}; {rows['per_head']} a head, {rows['per_neuron']} a neuron",
+        "circuit size": f"{circuit['components']:,} components at the paper's density of {circuit['density']:.1%}",
+        "memory": f"about {memory['peak']:.2f} GiB at most; weights {memory['weights']:.2f}, and besides",
+        "  trace": f"{memory['trace']:.2f}",
+        "  circuit": f"{memory['circuit']:.2f}{memory['notes']['circuit']}",
+        "  update": f"{memory['update']:.2f}{memory['notes']['update']}",
+        "problems": f"{splits}",
+        "prompts": f"{length['mean']:.0f} tokens on average, {length['longest']} at most",
+        "trace": f"{work['greedy_traces']:,} greedy traces and at most {work['sampled_traces']:,} samples, "
+        f"each of at most {work['max_new_tokens']} tokens",
+        "pivots": f"at most {work['pivots']:,} to train on; one completion for each deviation that is tried",
+        "circuit": f"at most {work['circuit_steps']:,} steps of {work['circuit_batch']} pivots, one token each",
+        "update": f"at most {work['update_steps']:,} steps over all pivots, {work['validations']} validations of "
+        f"{work['validation_problems']:,} problems",
+        "evaluate": f"{work['answers']:,} answers, half of them the base model's",
+    }
+    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in lines.items():
+        table.add_row(name, Text(text))
+    console.print(table)
+
+
 def show_summary(console: Console, summary: dict[str, Any]) -> None:
     """The table that `cca run` ends with."""
     circuit, update, pivots = summary["circuit"], summary["update"], summary["pivots"]

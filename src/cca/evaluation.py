@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cca.delta import Delta
-from cca.engines.transformers import generate_greedy, right_padded
+from cca.engines.transformers import generate_greedy, logits_at, right_padded
+from cca.numerics import check_finite
 from cca.prompts import Prompter
 from cca.records import Problem, Score
+
+_LOGITS = 2**27
+"""Logits held at once: half a GiB in float32, of which a few copies are made."""
 
 
 def set_name(problem: Problem) -> str:
@@ -43,16 +48,26 @@ def drift(model: PreTrainedModel, prompter: Prompter, delta: Delta, problems: Se
     texts = sorted(
         ((prompter.prompt(p), prompter.reference(p.solution)) for p in problems), key=lambda t: len(t[0] + t[1])
     )
+    longest = max(len(answer) for _, answer in texts)
+    batch = max(1, min(batch, _LOGITS // (longest * model.config.get_text_config().vocab_size)))
     total, count = 0.0, 0
     for start in range(0, len(texts), batch):
         chunk = texts[start : start + batch]
-        ids = right_padded([prompt + answer for prompt, answer in chunk]).to(model.device)
-        scored = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, answer) in enumerate(chunk):
-            scored[row, len(prompt) - 1 : len(prompt) + len(answer) - 1] = True
-        base = model(input_ids=ids, use_cache=False).logits[scored].float().log_softmax(-1)
+        ids = right_padded([prompt + answer for prompt, answer in chunk])
+        first = torch.tensor([len(prompt) - 1 for prompt, _ in chunk])
+        lengths = torch.tensor([len(answer) for _, answer in chunk])
+        offset = torch.arange(int(lengths.max()))
+        places, scored = (first[:, None] + offset).clamp(max=ids.shape[1] - 1), offset < lengths[:, None]
+
+        def predicted(ids: Tensor = ids, places: Tensor = places, scored: Tensor = scored) -> Tensor:
+            logits = logits_at(model, ids, places, use_cache=False).logits
+            return logits[scored.to(logits.device)].float().log_softmax(-1)
+
+        base = predicted()
         with delta.attached(model):
-            updated = model(input_ids=ids, use_cache=False).logits[scored].float().log_softmax(-1)
-        total += float((base.exp() * (base - updated)).sum())
+            updated = predicted()
+        divergence = (base.exp() * (base - updated)).sum()
+        check_finite(divergence, "the drift is", model)
+        total += float(divergence)
         count += len(base)
     return total / count

@@ -218,11 +218,13 @@ def load_model(
     if device_map is None:
         model.to(device)
     model.eval().requires_grad_(False)
-    for needed in ("logits_to_keep", "position_ids", "attention_mask"):
+    for needed in ("position_ids", "attention_mask", "logits_to_keep"):
         if needed not in inspect.signature(model.forward).parameters:
             raise InputError(
                 f"{path} ({type(model).__name__}) takes no {needed}, which cca needs; choose another model"
             )
+    if model.get_output_embeddings() is None:
+        raise InputError(f"{path} ({type(model).__name__}) has no output embeddings; choose a ...ForCausalLM model")
     parts = anatomy(model)
     check_anatomy(model, parts)
     ends = end_tokens(path, config, tokenizer)

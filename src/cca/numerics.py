@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-REMEDY = "; try --set model.dtype=float32, or bfloat16, which has its range"
+REMEDIES = {
+    torch.float16: "float16 ends at 65504; try --set model.dtype=bfloat16, or float32",
+    torch.bfloat16: "try --set model.dtype=float32, or a lower learning rate",
+    torch.float32: "look at the model's weights, or try a lower learning rate",
+}
 
 
 def check_finite(values: Tensor, what: str, model: nn.Module, again: Callable[[], Any] | None = None) -> None:
@@ -16,7 +20,9 @@ def check_finite(values: Tensor, what: str, model: nn.Module, again: Callable[[]
         FloatingPointError: they are not; the message names the module and its type.
     """
     if not bool(torch.isfinite(values).all()):
-        raise FloatingPointError(f"{what} not finite{first_not_finite(model, again) if again else ''}{REMEDY}")
+        where = first_not_finite(model, again) if again else ""
+        remedy = REMEDIES.get(next(model.parameters()).dtype, REMEDIES[torch.float32])
+        raise FloatingPointError(f"{what} not finite{where}; {remedy}")
 
 
 def first_not_finite(model: nn.Module, again: Callable[[], Any]) -> str:

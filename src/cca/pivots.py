@@ -80,13 +80,12 @@ def branching_pivots(
     if not pairs:
         return []
     sequences = [(*pair.prompt, *pair.sampled.tokens) for pair in pairs if pair.sampled]
-    read = prefill(model, sequences, predict=True)
+    read = prefill(model, sequences, predict_from=[len(pair.prompt) - 1 for pair in pairs])
     assert read.predictions is not None
     searches: list[_Search] = []
-    for pair, row in zip(pairs, read.predictions.tolist(), strict=True):
+    for pair, greedy_next in zip(pairs, read.predictions.tolist(), strict=True):
         assert pair.sampled is not None
-        tokens, start = pair.sampled.tokens, len(pair.prompt)
-        greedy_next = row[start - 1 : start + len(tokens)]
+        tokens = pair.sampled.tokens
         deviations = [k for k, token in enumerate(tokens) if token != greedy_next[k]]
         searches.append(_Search(pair, problems[pair.problem], greedy_next, deviations))
     open_searches = list(enumerate(searches))

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cca.anatomy import Anatomy, FeedForward, Layer, Owned
+from cca.engines.transformers import OneTokenStep, prefill
 from cca.errors import InputError
 from cca.experts import is_experts
-from cca.gates import attention_through, stock_attention
+from cca.gates import attention_through, gated, stock_attention
 from cca.numerics import check_finite
 
-_TOKENS = 4
+_TOKENS, _PREFIX = 4, 12
 _FAINT = 0.05
 """A row counts where its gradient is above this share of the largest; 16-bit rounding stays below it."""
 
@@ -60,6 +61,11 @@ def check_anatomy(model: Any, anatomy: Anatomy) -> None:
             names the module.
         FloatingPointError: the model's own logits are not finite.
     """
+    _check_components(model, anatomy)
+    _check_cached_step(model, anatomy)
+
+
+def _check_components(model: Any, anatomy: Anatomy) -> None:
     layers = _different(anatomy)
     seen = _Seen()
     generator = torch.Generator().manual_seed(0)
@@ -80,6 +86,32 @@ def check_anatomy(model: Any, anatomy: Anatomy) -> None:
             for part in layer.feed_forward:
                 if not is_experts(part.down):
                     _check_neurons(part, seen, generator)
+
+
+@torch.no_grad()
+def _check_cached_step(model: Any, anatomy: Anatomy) -> None:
+    """The gated last token must see in plain keys and values all that the model knows of the tokens before it."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.get_input_embeddings().num_embeddings, (1, _PREFIX), generator=generator).to(model.device)
+    gates = torch.rand(anatomy.size, generator=generator).to(model.device)
+    with gated(model, anatomy, gates):
+        whole = model(input_ids=ids, use_cache=False).logits[0, -1].float()
+    try:
+        cache, mask = prefill(model, ids[:, :-1].tolist()).take([0], [_PREFIX - 1], room=1)
+        with gated(model, anatomy, gates):
+            step = OneTokenStep(cache, mask, ids[0, -1:]).logits(model)[0].float()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{type(model).__name__} does not work from cached keys and values "
+            f"({type(error).__name__}: {error}), on which cca relies; choose another model"
+        ) from error
+    difference = float((step - whole).std() / whole.std())
+    # 16-bit rounding may send a token to another expert; logits that have nothing in common differ by more than 1
+    if not difference < (1e-3 if model.dtype == torch.float32 else 0.5):
+        raise InputError(
+            f"{type(model).__name__} gives other logits from cached keys and values than in one pass (by "
+            f"{difference:.2g} of their spread), so it keeps something else besides; choose another model"
+        )
 
 
 def _different(anatomy: Anatomy) -> list[Layer]:

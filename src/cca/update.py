@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cca.delta import Delta
-from cca.engines.transformers import right_padded
+from cca.engines.transformers import logits_at, right_padded
 from cca.numerics import check_finite
 from cca.objective import Loss, losses, margins
 from cca.progress import no_progress
@@ -41,14 +41,10 @@ class Validation(NamedTuple):
 
 def last_margins(model: PreTrainedModel, pivots: Sequence[Pivot]) -> Tensor:
     """logit[desired] - logit[undesired] after each prefix, (P,) in the order given, in one right-padded batch."""
-    lengths = torch.tensor([len(p.prefix) for p in pivots])
-    keep = lengths.unique() - 1
-    ids = right_padded([p.prefix for p in pivots]).to(model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep.to(model.device)).logits
-    place = torch.searchsorted(keep, lengths - 1).to(logits.device)
-    picked = logits[torch.arange(len(pivots), device=logits.device), place]
+    last = torch.tensor([[len(p.prefix) - 1] for p in pivots])
+    logits = logits_at(model, right_padded([p.prefix for p in pivots]), last, use_cache=False).logits[:, 0]
     desired, undesired = torch.tensor([p.desired for p in pivots]), torch.tensor([p.undesired for p in pivots])
-    return margins(picked, desired, undesired)
+    return margins(logits, desired, undesired)
 
 
 def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:

@@ -11,11 +11,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as remembered
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -98,8 +98,8 @@ class Prefill:
     """Right-padded keys and values of B sequences and what the model predicts after chosen positions.
 
     keys, values: per layer (B, K, T, D); lengths (B,); logits: float32 (B, V) after each sequence's last token;
-    predictions: (B, T) argmax token after each position, where it was asked for. Each layer's keys and values are on
-    its own device.
+    predictions: (B, n) argmax tokens after each sequence's positions from `predict_from` on. Each layer's keys and
+    values are on its own device.
     """
 
     keys: list[Tensor]
@@ -145,25 +145,68 @@ def _cache_name(model_class: type[PreTrainedModel]) -> str:
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
+def logits_at(model: PreTrainedModel, ids: Tensor, places: Tensor, **options: Any) -> Any:
+    """A forward pass of `ids` (B, T) that computes logits (B, n, V) after the positions `places` (B, n) alone."""
+
+    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        at = places.to(args[0].device)
+        return args[0][torch.arange(len(at), device=at.device)[:, None], at], *args[1:]
+
+    head = cast(nn.Module, model.get_output_embeddings())
+    hook = head.register_forward_pre_hook(pick)
+    try:
+        return model(input_ids=ids.to(model.device), **options)
+    finally:
+        hook.remove()
+
+
 @torch.no_grad()
-def prefill(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predict: bool = False) -> Prefill:
-    """Read `sequences` in one batch. No mask is needed: padding lies to the right, where a causal model never looks."""
+def prefill(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predict_from: Sequence[int] | None = None
+) -> Prefill:
+    """Read `sequences` in one batch. No mask is needed: padding lies to the right, where a causal model never looks.
+
+    predict_from: for each sequence the first position after which the model's argmax is wanted.
+
+    Raises:
+        FloatingPointError: the logits after a sequence are not finite.
+    """
     lengths = torch.tensor([len(s) for s in sequences])
-    ids = right_padded(sequences).to(model.device)
-    keep = torch.arange(ids.shape[1]) if predict else lengths.unique() - 1
+    ids = right_padded(sequences)
+    first = torch.tensor(predict_from) if predict_from is not None else lengths - 1
+    count = int((lengths - first).max())
+    places = (first[:, None] + torch.arange(count)).minimum(lengths[:, None] - 1)
     cache = DynamicCache()
-    out = model(input_ids=ids, **cache_argument(model, cache), use_cache=True, logits_to_keep=keep.to(model.device))
-    place = torch.searchsorted(keep, lengths - 1).to(out.logits.device)
-    logits = out.logits[torch.arange(len(ids), device=place.device), place].float().to(model.device)
-    check_finite(logits, "the logits after a prompt are", model, lambda: model(input_ids=ids, use_cache=False))
+    out = logits_at(model, ids, places, **cache_argument(model, cache), use_cache=True)
+    last = out.logits[:, -1].float().to(model.device)
+    check_finite(last, "the logits after a prompt are", model, lambda: model(input_ids=ids.to(model.device)))
     layers = cast(list[DynamicLayer], cache.layers)
     return Prefill(
         [cast(Tensor, layer.keys) for layer in layers],
         [cast(Tensor, layer.values) for layer in layers],
         lengths,
-        logits,
-        out.logits.argmax(-1) if predict else None,
+        last,
+        out.logits.argmax(-1) if predict_from is not None else None,
     )
+
+
+class OneTokenStep(NamedTuple):
+    """Last tokens (B,) with the left-padded cache of what stands before them and its mask (B, T)."""
+
+    cache: DynamicCache
+    mask: Tensor
+    last: Tensor
+
+    def logits(self, model: PreTrainedModel) -> Tensor:
+        """Logits (B, V) after the last tokens, with whatever gates are active. The cache grows: call it once."""
+        return model(
+            input_ids=self.last[:, None],
+            attention_mask=torch.cat([self.mask, self.mask.new_ones(len(self.last), 1)], dim=1),
+            position_ids=self.mask.sum(1)[:, None],
+            **cache_argument(model, self.cache),
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits.squeeze(1)
 
 
 def right_padded(sequences: Sequence[Sequence[int]], value: int = 0) -> Tensor:

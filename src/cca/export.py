@@ -1,0 +1,45 @@
+"""Write the updated model as an ordinary model folder."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from cca.config import Config
+from cca.delta import Delta
+from cca.errors import InputError
+from cca.models import load_model
+from cca.store import RunFolder
+
+
+class Merged(NamedTuple):
+    """What rounding did to the delta, as in `cca.delta.Rounding`, and the type of the weights it was merged into."""
+
+    unchanged: float
+    error: float
+    dtype: str
+
+
+def merge(run: RunFolder, config: Config, folder: Path, dtype: str | None = None) -> Merged:
+    """Merge the delta of `run` into its base model and save that with its tokenizer to `folder`.
+
+    dtype: of the weights; by default the run's. The folder appears whole or not at all.
+
+    Raises:
+        InputError: `folder` exists, or the base model cannot be loaded or is another than the run's.
+    """
+    if folder.exists():
+        raise InputError(f"{folder} exists already; name a new folder")
+    section, dtype = config.model, dtype or config.model.dtype
+    loaded = load_model(
+        section.path, dtype, "cpu", attention=section.attention, trust_remote_code=section.trust_remote_code
+    )
+    if loaded.revision != run.manifest.get("revision"):
+        raise InputError(f"the model at {section.path} is not the one that {run.path} was made with; put that one back")
+    rounding = Delta.load(run.file("delta.safetensors")).merge(loaded.model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    loaded.model.save_pretrained(temporary)
+    loaded.tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+    return Merged(rounding.unchanged, rounding.error, dtype)
