@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -353,3 +354,88 @@ def test_a_prompt_without_the_question_is_refused():
 
 def test_a_pipeline_reads_its_config_from_the_folder(whole, config_path):
     assert Pipeline.resume(whole).config == load_config(config_path)
+
+
+# ---- other models, and what becomes of the result ----
+
+
+def _as_llama(folder: Path) -> Path:
+    """The bundled model's weights as a Llama with biases: the same function in another family."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    source = json.loads((BUNDLED / "config.json").read_text())
+    kept = {k: v for k, v in source.items() if k not in ("architectures", "model_type", "layer_types", "dtype")}
+    model: Any = LlamaForCausalLM(LlamaConfig(**kept, attention_bias=True))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.bias.zero_()
+    weights = load_file(BUNDLED / "model.safetensors")
+    left = model.load_state_dict({name: w.float() for name, w in weights.items()}, strict=False)
+    assert not left.unexpected_keys
+    model.tie_weights()
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / name, folder / name)
+    return folder
+
+
+def test_the_same_weights_as_another_family_give_the_same_run(whole, config_path, tmp_path):
+    from cca.circuit import Circuit
+
+    path = tmp_path / "run"
+    folder = _as_llama(tmp_path / "llama")
+    assert cli.main(["run", str(config_path), "--model", str(folder), "--out", str(path), "--quiet"]) == 0
+    for name in ("problems.jsonl", "traces.jsonl", "scores.jsonl"):
+        assert (path / name).read_text() == (whole / name).read_text()
+    ours, theirs = (
+        [(p.method, p.prefix, p.desired, p.undesired) for p in RunFolder.open(run).read("pivots.jsonl", Pivot)]
+        for run in (path, whole)
+    )
+    assert ours == theirs
+    gates = [Circuit.load(run / "circuit.safetensors").gates for run in (path, whole)]
+    assert (gates[0] - gates[1]).abs().max() < 1e-4
+
+
+def test_layers_that_accelerate_places_give_the_same_run(whole, config_path, tmp_path):
+    path = tmp_path / "run"
+    arguments = ["run", str(config_path), "--out", str(path), "--quiet", "--set", 'model.device_map="auto"']
+    assert cli.main([*arguments, "--set", "update.gradient_checkpointing=true"]) == 0
+    assert (path / "traces.jsonl").read_text() == (whole / "traces.jsonl").read_text()
+    assert (path / "scores.jsonl").read_text() == (whole / "scores.jsonl").read_text()
+
+
+def test_merge_writes_an_ordinary_model_that_answers_like_the_updated_one(whole, tmp_path, capsys):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cca.delta import Delta
+    from cca.models import load_model
+
+    assert cli.main(["merge", str(whole), str(tmp_path / "merged")]) == 0
+    assert "0.0% of the changed numbers rounded to nothing" in capsys.readouterr().err
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    base = load_model("bundled", "float32", "cpu").model
+    ids = torch.tensor([[5, 9, 30, 77]])
+    with Delta.load(whole / "delta.safetensors").applied(base):
+        assert torch.equal(merged(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert (tmp_path / "merged" / "tokenizer.json").exists()
+    assert cli.main(["merge", str(whole), str(tmp_path / "merged")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main(["merge", str(whole), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert "merged into bfloat16" in capsys.readouterr().err
+
+
+def test_merge_of_an_unfinished_run_names_the_way_to_finish_it(config_path, tmp_path, capsys):
+    RunFolder.create(tmp_path / "r", load_config(config_path))
+    refuse(["merge", str(tmp_path / "r"), str(tmp_path / "m")], capsys, "no finished update", "cca run --out")
+
+
+def test_a_folder_in_which_nothing_was_begun_takes_another_config(config_path, tmp_path, capsys):
+    refuse(
+        ["run", str(config_path), "--out", str(tmp_path / "r"), "--set", "traces.max_new_tokens=9999"],
+        capsys,
+        "traces.max_new_tokens is 9999",
+    )
+    RunFolder.create(tmp_path / "r", load_config(config_path))

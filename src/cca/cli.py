@@ -180,7 +180,7 @@ def _merge(options: argparse.Namespace) -> int:
     folder.verify(["update"])
     rounding = merge(folder, load_config(folder.file("config.toml")), options.folder, options.dtype)
     print(
-        f"merged into {rounding.dtype}: {rounding.unchanged:.1%} of the changed numbers rounded to nothing, and what is "
+        f"merged into {rounding.dtype}: {rounding.unchanged:.1%} of the changed numbers rounded to nothing; what is "
         f"left departs from the delta by {rounding.error:.1%} of its size",
         file=sys.stderr,
     )

@@ -58,8 +58,8 @@ class Prompt(_Section):
 class Problems(_Section):
     templates: tuple[int, ...] | Literal["all"] = SMALL_TEMPLATES
     """GSM-Symbolic template numbers, or ``all`` that have instances enough without a bound on the numbers."""
-    max_number: Positive | None = 60
-    """No number in a question or solution is above this; instances that exceed it are redrawn."""
+    max_number: Annotated[float, Field(ge=0)] = 60
+    """No number in a question or solution is above this, or else the instance is redrawn. 0: no bound."""
     train: Annotated[int, Field(ge=0)] = 14
     """Instances per template that give pivots."""
     validation: Annotated[int, Field(ge=0)] = 8

@@ -1,8 +1,11 @@
 """Load a model with its tokenizer, and refuse early what the method cannot work with."""
 
+import atexit
 import hashlib
 import inspect
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +188,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a model for all stages, find its components and see by a small pass that they are where they should be.
 
-    device: ``auto`` or a torch device. device_map: as transformers takes it, in place of `device`.
+    device: ``auto`` or a torch device. device_map: as transformers takes it, in place of `device`; what goes to the
+    disk goes to a temporary folder (TMPDIR).
 
     Raises:
         InputError: as `check_model`, `load_tokenizer`, `anatomy` and `check_anatomy` do; or the model cannot be spread
@@ -208,6 +212,9 @@ def load_model(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "device_map": device_map}
     if attention:
         options["attn_implementation"] = attention
+    if device_map is not None:
+        options["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
+        atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
     except (ValueError, ImportError) as error:
@@ -217,6 +224,8 @@ def load_model(
         ) from error
     if device_map is None:
         model.to(device)
+    elif model.device.type == "meta":
+        raise InputError(f"the embeddings of {path} fit on no device beside the rest; choose a smaller model")
     model.eval().requires_grad_(False)
     for needed in ("position_ids", "attention_mask", "logits_to_keep"):
         if needed not in inspect.signature(model.forward).parameters:

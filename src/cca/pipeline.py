@@ -90,8 +90,8 @@ class Pipeline(Workspace):
             check_model(path, trust_remote_code=self.config.model.trust_remote_code),
             path,
         )
-        write_text(self.folder.file("problems.jsonl"), "".join(p.line() + "\n" for p in problems))
         model = self.loaded.model
+        write_text(self.folder.file("problems.jsonl"), "".join(p.line() + "\n" for p in problems))
         traced = [p for p in problems if p.split in ("train", "validation")]
         self.in_chunks(
             "trace",
@@ -196,10 +196,13 @@ class Pipeline(Workspace):
         from cca.circuit import Circuit, random_circuit
         from cca.delta import Delta
         from cca.evaluation import answer_chunk
+        from cca.recompute import is_offloaded
         from cca.traces import chunks
         from cca.update import Validation, train_delta
 
         options = self.config.update
+        # an offloaded model's backward pass would hold every layer's weights
+        again = options.gradient_checkpointing or is_offloaded(self.loaded.model)
         circuit = Circuit.load(self.folder.file("circuit.safetensors"))
         selected = {
             "circuit": lambda: circuit.selected,
@@ -249,7 +252,7 @@ class Pipeline(Workspace):
                 },
                 patience=options.patience,
                 batch_size=options.batch,
-                recompute=[layer.module for layer in self.anatomy.layers] if options.gradient_checkpointing else (),
+                recompute=[layer.module for layer in self.anatomy.layers] if again else (),
                 state_path=self.folder.file("update.partial.safetensors"),
                 progress=report,
             )

@@ -63,6 +63,9 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}; choose another folder with --out") from error
         existing = path / "config.toml"
+        if existing.exists() and not (path / "problems.jsonl").exists():
+            existing.unlink()  # a run that bad input stopped before it had anything
+            (path / "manifest.json").unlink(missing_ok=True)
         if existing.exists() and existing.read_text(encoding="utf-8") != text:
             differing = _first_difference(existing.read_text(encoding="utf-8"), text)
             raise InputError(

@@ -158,7 +158,7 @@ def make_problems(config: Config) -> list[Problem]:
     section = config.problems
     return build_problems(
         templates=ALL_TEMPLATES if section.templates == "all" else section.templates,
-        max_number=section.max_number,
+        max_number=section.max_number or None,
         train=section.train,
         validation=section.validation,
         test=section.test,

@@ -1,0 +1,202 @@
+"""Loading: what is refused before anything slow, and layers that lie on the disk between passes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_pivots
+from families import VOCABULARY, family_config, family_model
+
+from cca import cli
+from cca.anatomy import anatomy
+from cca.circuit import learn_circuit
+from cca.delta import Delta
+from cca.errors import InputError
+from cca.models import BUNDLED, check_model, end_tokens, load_model, load_tokenizer
+from cca.recompute import is_offloaded, recomputed
+from cca.update import Validation, train_delta
+
+
+def saved(folder: Path, family: str, **changes: Any) -> Path:
+    """A tiny model of `family` with the bundled tokenizer, as save_pretrained writes it."""
+    tokenizer = load_tokenizer("bundled")
+    model = family_model(family, vocab_size=len(tokenizer), max_position_embeddings=512, **changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def refused(tmp_path: Path, capsys, model: Path, *parts: str, settings: tuple[str, ...] = ()) -> None:
+    """`cca run` on `model` stops with exit code 2 and a message, before there is a trace."""
+    settings = ("problems.templates=[16, 43]", "evaluation.skills=[]", *settings)
+    arguments = ["run", "--model", str(model), "--out", str(tmp_path / "run"), "--quiet"]
+    capsys.readouterr()
+    assert cli.main([*arguments, *(part for s in settings for part in ("--set", s))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cca: ")
+    for part in parts:
+        assert part in error
+    assert not (tmp_path / "run" / "traces.jsonl").exists()
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
+def test_a_quantised_model_is_refused(tmp_path, capsys, method):
+    folder = saved(tmp_path / "m", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, capsys, folder, f"is quantised ({method})", "unquantised")
+
+
+def test_a_context_shorter_than_the_prompt_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    tokenizer = load_tokenizer("bundled")
+    family_config("gpt2", vocab_size=len(tokenizer), max_position_embeddings=20).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"not read")
+    refused(tmp_path, capsys, tmp_path / "m", "the longest prompt has", "context of 20")
+    refused(
+        tmp_path, capsys, BUNDLED, "traces.max_new_tokens is 1000", settings=("traces.max_new_tokens=1000",)
+    )  # in the same folder, in which nothing was begun
+
+
+def test_a_model_with_code_of_its_own_is_refused_unless_it_is_trusted(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OWN_CODE_RAN", raising=False)
+    folder = saved(tmp_path / "m", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "import os\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "os.environ['OWN_CODE_RAN'] = 'yes'\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    refused(tmp_path, capsys, folder, "Python code of its own", "model.trust_remote_code=true")
+    assert "OWN_CODE_RAN" not in os.environ
+    loaded = load_model(str(folder), "float32", "cpu", trust_remote_code=True)
+    assert type(loaded.model).__name__ == "Own"
+    assert os.environ.pop("OWN_CODE_RAN") == "yes"
+
+
+def test_a_model_that_cannot_be_placed_is_refused_before_the_first_trace(tmp_path, capsys):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = load_tokenizer("bundled")
+    config = AutoConfig.for_model(
+        "bloom", vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, eos_token_id=0
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    refused(tmp_path, capsys, tmp_path / "m", "takes no position_ids")
+
+
+def test_an_attention_function_that_is_not_installed_is_named(tmp_path, capsys):
+    folder = saved(tmp_path / "m", "llama")
+    refused(tmp_path, capsys, folder, "flash_attention_2", settings=('model.attention="flash_attention_2"',))
+
+
+def test_a_model_without_an_end_token_is_refused(tmp_path):
+    tokenizer = load_tokenizer("bundled")
+    tokenizer.eos_token = None
+    config = family_config("llama", eos_token_id=None)
+    with pytest.raises(InputError, match="end-of-text token"):
+        end_tokens(str(tmp_path), config, tokenizer)
+    config.eos_token_id = [5, 7]
+    assert end_tokens(str(tmp_path), config, tokenizer) == {5, 7}
+
+
+def test_weights_that_are_not_finite_are_named_before_the_first_trace(tmp_path, capsys):
+    folder = saved(tmp_path / "m", "llama")
+    model = family_model("llama", vocab_size=len(load_tokenizer("bundled")), max_position_embeddings=512)
+    model.model.layers[2].mlp.up_proj.weight[3, 4] = float("nan")
+    model.save_pretrained(folder)
+    few = ["--set", "problems.templates=[16, 43]", "--set", "evaluation.skills=[]"]
+    assert cli.main(["run", "--model", str(folder), "--out", str(tmp_path / "run"), "--quiet", *few]) == 1
+    assert "first after model.layers.2.mlp.up_proj" in capsys.readouterr().err
+
+
+def test_the_check_of_a_model_reads_no_weights(tmp_path):
+    shutil.copytree(BUNDLED, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert check_model(str(tmp_path / "m"), weights=False).model_type == "qwen2"
+    with pytest.raises(InputError, match="holds no weights"):
+        check_model(str(tmp_path / "m"))
+
+
+# ---- layers on several devices ----
+
+
+def _train(model, parts, rows, pivots, recompute=()) -> Delta:
+    rising = iter(range(9))
+    return train_delta(
+        model,
+        rows,
+        pivots,
+        [],
+        lambda _: Validation(next(rising) / 9, 1),
+        loss="linear",
+        learning_rate=0.02,
+        steps=3,
+        validate_at=(),
+        patience=9,
+        batch_size=4,
+        recompute=recompute,
+    ).delta
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_stages_2_and_3_are_the_same_with_layers_on_the_disk(tmp_path, family):
+    folder, layers = saved(tmp_path / "m", family), "transformer.h" if family == "gpt2" else "model.layers"
+    whole = load_model(str(folder), "float32", "cpu")
+    places = {name: "cpu" for name, m in whole.model.named_modules() if name and not list(m.children())}
+    places = {name: place for name, place in places.items() if not name.startswith(layers)}
+    places |= {f"{layers}.0": "cpu", f"{layers}.1": "disk", f"{layers}.2": "disk"}
+    spread = load_model(str(folder), "float32", "cpu", device_map=places)
+    assert is_offloaded(spread.model)
+    assert not is_offloaded(whole.model)
+    pivots = random_pivots(6, VOCABULARY)
+    settings = {"penalty": 0.02, "learning_rate": 0.05, "decay": 0.9, "decay_every": 5, "batch_size": 4, "epochs": 3}
+    settings |= {"patience": 50.0, "cache_gib": 1.0, "seed": 0}
+    circuit = learn_circuit(whole.model, whole.anatomy, pivots, **settings)
+    torch.testing.assert_close(
+        learn_circuit(spread.model, spread.anatomy, pivots, **settings).gates, circuit.gates, atol=1e-6, rtol=0
+    )
+    rows = whole.anatomy.rows(circuit.gates > 0.8)
+    ours = _train(spread.model, spread.anatomy, rows, pivots, [layer.module for layer in spread.anatomy.layers])
+    for name, plain in _train(whole.model, whole.anatomy, rows, pivots).weights.items():
+        torch.testing.assert_close(ours.weights[name].values, plain.values, atol=1e-6, rtol=1e-5)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with ours.active(whole.model):
+        applied = whole.model(input_ids=ids).logits
+    with ours.active(spread.model):
+        torch.testing.assert_close(spread.model(input_ids=ids).logits, applied, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="offloaded"):
+        ours.merge(spread.model)
+
+
+def test_recomputing_layers_drops_their_activations_and_restores_the_model():
+    model = family_model("llama")
+    layers = [layer.module for layer in anatomy(model).layers]
+    kept: list[int] = []
+
+    def count() -> int:
+        sizes: list[int] = []
+        pack = lambda tensor: sizes.append(tensor.numel()) or tensor
+        embeddings = model.get_input_embeddings()(torch.arange(12)[None]).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(inputs_embeds=embeddings, use_cache=False)
+        return sum(sizes)
+
+    kept.append(count())
+    with pytest.raises(RuntimeError, match="inside"), recomputed(layers):
+        kept.append(count())
+        raise RuntimeError("inside")
+    assert kept[1] < kept[0] / 3
+    assert count() == kept[0]

@@ -1,0 +1,122 @@
+"""`cca run CONFIG --dry-run`, for every config in the repository, on a tiny model of its family without weights."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import family_config
+
+from cca import cli
+from cca.anatomy import anatomy
+from cca.config import load_config
+from cca.models import empty_model, load_tokenizer
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PAPER = {
+    "gemma-2-2b-it": "gemma2",
+    "gemma-2-9b-it": "gemma2",
+    "olmo-2-7b-instruct": "olmo2",
+    "olmo-2-13b-instruct": "olmo2",
+    "qwen2.5-3b-instruct": "qwen2",
+}
+
+
+def bare_model(folder: Path, family: str, **changes: Any) -> Path:
+    """A configuration and a tokenizer, and no weights."""
+    tokenizer = load_tokenizer("bundled")
+    family_config(family, "gqa", vocab_size=len(tokenizer), max_position_embeddings=4096, **changes).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """lm-evaluation-harness as far as the configs need it: eight worked examples for gsm8k_cot."""
+    folder = tmp_path / "lm_eval" / "tasks" / "gsm8k"
+    folder.mkdir(parents=True)
+    (tmp_path / "lm_eval" / "__init__.py").write_text("")
+    samples = "\n".join(f"  - question: How many is {i} and 1?\n    target: It is {i + 1}." for i in range(8))
+    (folder / "gsm8k-cot.yaml").write_text(f"task: gsm8k_cot\nfewshot_config:\n  samples:\n{samples}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def dry_run(capsys, *arguments: str) -> dict[str, Any]:
+    assert cli.main(["run", *arguments, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tmp_path, capsys, harness):
+    folder = bare_model(tmp_path / "m", PAPER[name])
+    few = ["--set", "problems.templates=[16, 43]"]
+    found = dry_run(capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), *few)
+    parts = anatomy(empty_model(family_config(PAPER[name], "gqa")))
+    everything = torch.ones(parts.size, dtype=torch.bool)
+    assert found["model"]["type"] == PAPER[name]
+    assert found["components"] == {"all": parts.size, **parts.counts(everything)}
+    assert found["rows"]["all"] == sum(len(rows) for rows in parts.rows(everything).values())
+    assert found["work"]["problems"] == {"train": 52, "validation": 8, "test": 40}
+    assert found["work"]["prompt_tokens"]["longest"] > 8 * 10, "the examples are in the prompt"
+    assert found["work"]["circuit_steps"] == 50 * 7
+    assert found["work"]["update_steps"] == 50
+    assert found["work"]["validations"] == 15, "steps 0, 2, 4, 6, 8, 10, 15 ... 50"
+    memory = found["memory_gib"]
+    assert memory["peak"] == pytest.approx(
+        memory["weights"] + max(memory[s] for s in ("trace", "circuit", "update")), abs=2e-3
+    )
+
+
+def test_the_papers_configs_differ_in_their_model_alone():
+    settings = [tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in PAPER]
+    paths = [s.pop("model")["path"] for s in settings]
+    assert len(set(paths)) == len(paths)
+    assert all(s == settings[0] for s in settings)
+    config = load_config(CONFIGS / "gemma-2-2b-it.toml")
+    assert (config.circuit.penalty, config.circuit.learning_rate, config.circuit.patience) == (0.01, 5e-3, 0.2)
+    assert (config.update.loss, config.update.learning_rate, config.update.steps) == ("linear", 1e-4, 50)
+    assert (config.prompt.style, config.prompt.shots) == ("few-shot", 8)
+
+
+def test_a_dry_run_of_the_bundled_model_is_readable_and_makes_no_folder(capsys, tmp_path):
+    few = ["--set", "problems.templates=[16, 43]", "--out", str(tmp_path / "run")]
+    assert cli.main(["run", *few, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for line in ("3,260: 30 query, 15 key, 15 value, 3,200 neuron", "5,120; 32 a head, 1 a neuron", "GiB at most"):
+        assert line in shown.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_prefixes_over_the_budget_are_said_to_be_read_again(capsys):
+    few = ["--set", "problems.templates=[16, 43]"]
+    kept = dry_run(capsys, *few)["memory_gib"]
+    again = dry_run(capsys, *few, "--set", "circuit.cache_gib=1e-4")["memory_gib"]
+    assert "read" not in kept["notes"]["circuit"]
+    assert "over circuit.cache_gib" in again["notes"]["circuit"]
+    assert again["circuit"] < kept["circuit"]
+    less = dry_run(capsys, *few, "--set", "update.gradient_checkpointing=true")["memory_gib"]
+    assert less["update"] < kept["update"] / 2
+
+
+def test_a_dry_run_refuses_what_the_run_would(capsys, tmp_path, harness):
+    few = ["--set", "problems.templates=[16]", "--dry-run"]
+    folder = bare_model(tmp_path / "m", "gpt2")
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    assert cli.main(["run", "--model", str(folder), *few]) == 2
+    assert "tokenizer" in capsys.readouterr().err
+    assert cli.main(["run", *few, "--set", "traces.max_new_tokens=9999"]) == 2
+    assert "traces.max_new_tokens is 9999" in capsys.readouterr().err
+    for settings, message in (
+        (['prompt.style="few-shot"'], "with no examples"),
+        (["prompt.shots=2"], "a plain prompt shows none"),
+        (['prompt.style="chat"', "prompt.shots=2"], "prompt.examples names none"),
+        (['prompt.style="chat"'], "no chat template"),
+        (['prompt.style="few-shot"', "prompt.shots=9", 'prompt.examples="lm-eval:gsm8k_cot"'], "shows 8 examples"),
+    ):
+        assert cli.main(["run", *few, *(part for s in settings for part in ("--set", s))]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""Prompts as token ids: special tokens, chat templates, worked examples, stop strings and odd vocabularies."""
+
+import json
+
+import pytest
+import reference
+from families import family_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from cca.engines.transformers import generate_greedy
+from cca.errors import InputError
+from cca.examples import load_examples
+from cca.models import check_prompts
+from cca.prompts import TEMPLATES, Example, Prompter
+from cca.records import Problem
+
+PROBLEM = Problem("p", "0", 0, "train", "How many?", "3", "1 + 2 = 3\n#### 3")
+WORDS = [
+    "<end>",
+    "<bos>",
+    "<turn>",
+    *["Q", ":", "A", "How", "many", "?", "user", "model", "1", "2", "3", "+", "=", "#", "one", "two", "\n"],
+]
+CHAT = (
+    "{{ '<bos>' }}{% for m in messages %}"
+    "{{ '<turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+
+
+def tokenizer(bos: bool = False, chat: bool = False) -> PreTrainedTokenizerFast:
+    """One token a character or word of `WORDS`, with or without a BOS of its own."""
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<end>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Punctuation()]
+    )
+    if bos:
+        core.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single="<bos> $A", special_tokens=[("<bos>", WORDS.index("<bos>"))]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<end>", bos_token="<bos>", additional_special_tokens=["<turn>"]
+    )
+    if chat:
+        made.chat_template = CHAT
+    return made
+
+
+def prompter(**changes) -> Prompter:
+    bos, chat = changes.pop("bos", False), changes.pop("chat", False)
+    style = changes.get("style", "plain")
+    return Prompter(tokenizer(bos, chat), **{"template": TEMPLATES[style], "end_tokens": frozenset({0}), **changes})
+
+
+def words(ids) -> str:
+    return " ".join(WORDS[i] for i in ids).replace("\n", "/")
+
+
+def test_a_plain_prompt_is_the_question_with_the_tokenizers_own_special_tokens():
+    assert words(prompter().prompt(PROBLEM)) == "Q : How many ? / A :"
+    assert words(prompter(bos=True).prompt(PROBLEM)) == "<bos> Q : How many ? / A :"
+
+
+def test_a_few_shot_prompt_shows_preamble_and_examples_first_and_one_bos():
+    shown = prompter(bos=True, style="few-shot", preamble="one two", examples=(Example("1 + 1 ?", "2"),))
+    assert words(shown.prompt(PROBLEM)) == "<bos> one two / / Q : 1 + 1 ? / A : 2 / / Q : How many ? / A :"
+
+
+def test_a_chat_prompt_is_the_tokenizers_template_with_each_example_a_turn_and_one_bos():
+    chat = prompter(bos=True, chat=True, style="chat", preamble="one", examples=(Example("1 ?", "2"),))
+    assert words(chat.prompt(PROBLEM)) == (
+        "<bos> <turn> user / one / / 1 ? <turn> model / 2 <turn> user / How many ? <turn> model /"
+    )
+    assert words(chat.reference("3")) == "3 <end>"
+
+
+def test_chat_style_without_a_chat_template_is_refused():
+    with pytest.raises(InputError, match="no chat template"):
+        prompter(style="chat").prompt(PROBLEM)
+
+
+def test_text_ends_before_the_first_stop_string_and_leaves_out_ids_beyond_the_vocabulary():
+    cut = prompter(stop=("Q :", "\n"))
+    ids = [WORDS.index(w) for w in ("1", "+", "2", "Q", ":", "3")]
+    assert cut.text(ids).split() == ["1", "+", "2"]
+    assert prompter().text([*ids[:3], 999, 0]).split() == ["1", "+", "2"]
+
+
+def test_an_answer_stops_with_the_token_that_completes_a_stop_string():
+    cut = prompter(stop=("Q :",))
+    ids = [WORDS.index(w) for w in ("1", "Q", ":")]
+    assert [cut.stopped(ids[:n]) for n in (1, 2, 3)] == [False, False, True]
+    rule = cut.stop_rule([ids[:2]])
+    assert rule is not None
+    assert rule(0, ids[2:]), "the string may begin in the head"
+    assert prompter().stop_rule() is None
+
+
+def test_a_stop_string_ends_a_row_without_disturbing_the_others():
+    model = family_model("llama")
+    prompts = [[5, 9, 3], [7, 2], [4, 4, 4, 4, 9], [11]]
+    free = generate_greedy(model, prompts, max_new_tokens=20, end_tokens=frozenset({0}))
+    wanted = free[1][4]
+    stopped = generate_greedy(
+        model, prompts, max_new_tokens=20, end_tokens=frozenset({0}), stop=lambda _, tokens: tokens[-1] == wanted
+    )
+    for whole, cut in zip(free, stopped, strict=True):
+        assert cut == whole[: whole.index(wanted) + 1 if wanted in whole else None]
+    assert free == [reference.greedy(model, p, 20, frozenset({0})) for p in prompts]
+
+
+def test_a_model_without_a_pad_token_and_with_more_ids_than_the_tokenizer_is_decoded(bundled):
+    """The bundled model has 3,072 ids, its tokenizer 2,368."""
+    assert bundled.model.config.get_text_config().vocab_size > len(bundled.tokenizer)
+    odd = Prompter(bundled.tokenizer, "Q: {question}\nA:", bundled.end_tokens)
+    assert odd.text([*odd.reference("7")[:-1], 3071]).strip() == "7"
+
+
+# ---- worked examples ----
+
+
+def test_examples_come_from_a_json_lines_file(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    lines = [json.dumps({"question": f"q{i}", "solution": f"s{i}", "more": 1}) for i in range(3)]
+    path.write_text("\n".join(lines) + "\n\n")
+    assert load_examples(str(path), 2) == (Example("q0", "s0"), Example("q1", "s1"))
+    with pytest.raises(InputError, match=r"has 3 examples and prompt\.shots is 4"):
+        load_examples(str(path), 4)
+    path.write_text(lines[0] + '\n{"question": "q"}\n')
+    with pytest.raises(InputError, match="line 2"):
+        load_examples(str(path), 2)
+    with pytest.raises(InputError, match="cannot read"):
+        load_examples(str(tmp_path / "none"), 1)
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """An installed package of the harness's format, with its own tags, that must not be run."""
+    folder = tmp_path / "lm_eval" / "tasks" / "sums"
+    folder.mkdir(parents=True)
+    (tmp_path / "lm_eval" / "__init__.py").write_text("raise RuntimeError('imported')")
+    samples = "\n".join(f"  - question: How many is {i}?\n    target: It is {i}." for i in range(8))
+    (folder / "sums-cot.yaml").write_text(
+        f"task: sums_cot\nprocess_docs: !function utils.process\nfewshot_config:\n  samples:\n{samples}\n"
+    )
+    (folder / "plain.yaml").write_text("task: plain\nnum_fewshot: 5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_examples_come_from_the_evaluation_library_without_running_it(harness):
+    shown = load_examples("lm-eval:sums_cot", 8)
+    assert len(shown) == 8
+    assert shown[7] == Example("How many is 7?", "It is 7.")
+    with pytest.raises(InputError, match="shows 0 examples"):
+        load_examples("lm-eval:plain", 1)
+    with pytest.raises(InputError, match="no task nothing"):
+        load_examples("lm-eval:nothing", 1)
+
+
+def test_a_missing_evaluation_library_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setattr("cca.examples.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install .*\[eval\]"):
+        load_examples("lm-eval:gsm8k_cot", 8)
+
+
+# ---- what the model can read ----
+
+
+def test_a_context_shorter_than_the_prompt_or_its_answer_is_refused():
+    config = family_model("gpt2").config
+    check_prompts([(1,) * 100], 28, config, "m")
+    with pytest.raises(InputError, match=r"longest prompt has 129 tokens and m a context of 128; lower prompt\.shots"):
+        check_prompts([(1,), (1,) * 129], 10, config, "m")
+    with pytest.raises(InputError, match=r"leaves 28 .*traces\.max_new_tokens is 29"):
+        check_prompts([(1,) * 100], 29, config, "m")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
+    with pytest.raises(InputError, match="token 60, but the model has only 60"):
+        check_prompts([(3, 60)], 1, family_model("llama").config, "m")
