@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cca import anatomy as layouts
 from cca.anatomy import anatomy
 from cca.errors import InputError
+from cca.gates import gated
 from cca.models import empty_model
 from cca.probe import check_anatomy
 
@@ -150,3 +151,96 @@ def test_a_model_without_a_list_of_layers_is_refused():
     model.model.layers = model.model.layers[:2]
     with pytest.raises(InputError, match=r"LlamaForCausalLM: LlamaModel has no list of its decoder layers"):
         anatomy(model)
+
+
+# ---- models beyond those that docs/method.md tabulates ----
+
+WORK = [
+    "arcee",
+    "biogpt",
+    "cohere",
+    "cohere2",
+    "cohere2_moe",
+    "ernie4_5",
+    "exaone",
+    "flex_olmo",
+    "gemma",
+    "glm",
+    "glm4",
+    "granite",
+    "granitemoe",
+    "granitemoeshared",
+    "helium",
+    "minimax_m2",
+    "ministral",
+    "nemotron",
+    "olmo",
+    "olmo3",
+    "olmoe",
+    "phi",
+    "phimoe",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "vaultgemma",
+]
+DO_NOT = [
+    "bloom",
+    "deepseek_v3",
+    "falcon",
+    "falcon_mamba",
+    "gpt_bigcode",
+    "gptj",
+    "lfm2",
+    "mamba",
+    "minicpm3",
+    "openai-gpt",
+    "qwen3_5_text",
+    "qwen3_next",
+    "rwkv",
+]
+_SHAPE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "head_dim": 8,
+    "num_experts": 3,
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 8,
+}
+
+
+def generic(kind: str) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        pytest.skip(f"this transformers has no {kind}")
+    return other(kind, **_SHAPE)
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_models_beyond_the_table_pass_the_checks_and_neutral_gates_change_nothing(kind):
+    model = generic(kind)
+    parts = anatomy(model)
+    check_anatomy(model, parts)
+    ids = torch.randint(60, (2, 7), generator=torch.Generator().manual_seed(0))
+    plain = model(input_ids=ids).logits
+    with gated(model, parts, torch.full((parts.size,), 0.5)):
+        torch.testing.assert_close(model(input_ids=ids).logits, plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", DO_NOT)
+def test_models_that_cannot_be_gated_exactly_are_refused(kind):
+    model = generic(kind)
+    with pytest.raises(InputError, match=r"layers|transformer\.h|blocks|\bmodel\b"):
+        check_anatomy(model, anatomy(model))

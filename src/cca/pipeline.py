@@ -186,7 +186,7 @@ class Pipeline(Workspace):
             self.warn(
                 "circuit",
                 f"lambda {options.penalty:g} gives a density of {circuit.density:.2%}, over the paper's 2%; "
-                f"a sparser circuit needs a higher one, for example --set circuit.lambda={options.penalty * 1.5:g}",
+                f"a sparser circuit needs a higher one: --set circuit.lambda={options.penalty * 1.5 or 0.01:g}",
             )
         circuit.save(self.folder.file("circuit.safetensors"))
 

@@ -1,0 +1,141 @@
+"""Stages 2 and 3 on a model of the paper's sizes with random weights: seconds a step and peak memory.
+
+    python benchmarks/large_model.py gemma-2-2b --device cuda --dtype bfloat16 --tokens 1200
+    python benchmarks/large_model.py gemma-2-2b --tokens 96 --pivots 16      # two CPU cores, float32, about 12 GiB
+
+Weights are random, so neither the circuit nor the update means anything; time and memory do not depend on that.
+"""
+
+import argparse
+import resource
+import time
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cca.anatomy import anatomy
+from cca.circuit import CachedPrefixes
+from cca.delta import Delta
+from cca.gates import gated
+from cca.objective import pivot_loss
+from cca.probe import check_anatomy
+from cca.records import Pivot
+from cca.update import full_gradient
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma-2-2b": (
+        "gemma2",
+        {
+            "vocab_size": 256_000,
+            "hidden_size": 2304,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "intermediate_size": 9216,
+        },
+    ),
+    "qwen2.5-3b": (
+        "qwen2",
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "intermediate_size": 11_008,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+BATCH = 8
+DENSITY = 0.016
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--tokens", type=int, default=1200, help="of a prefix (8 worked examples take about 1,000)")
+    parser.add_argument("--pivots", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--update-batch", type=int, default=4)
+    parser.add_argument("--keep-activations", action="store_true", help="no gradient checkpointing in stage 3")
+    options = parser.parse_args()
+
+    began = time.perf_counter()
+    kind, shape = SHAPES[options.shape]
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        config = AutoConfig.for_model(kind, **shape)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
+    model.eval().requires_grad_(False)
+    parts = anatomy(model)
+    report("parameters", sum(p.numel() for p in model.parameters()), f"{time.perf_counter() - began:.0f} s to make")
+    report("components", parts.size)
+    seconds(options.device, lambda: check_anatomy(model, parts), "check of the anatomy")
+    report("memory of weights", memory(options.device))
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, shape["vocab_size"], (options.pivots, options.tokens), generator=generator).tolist()
+    pivots = [Pivot(str(i), "train", "0", "branching", tuple(p), 3, 4, 0, True) for i, p in enumerate(ids)]
+
+    prefixes: list[CachedPrefixes] = []
+    seconds(
+        options.device,
+        lambda: prefixes.append(CachedPrefixes(model, pivots, 64.0, read_batch=BATCH)),
+        f"stage 2: {options.pivots} prefixes read",
+    )
+    report("their keys and values", f"{prefixes[0].gib:.2f} GiB")
+    gates = torch.ones(parts.size, device=options.device, requires_grad=True)
+    desired, undesired = torch.full((BATCH,), 3), torch.full((BATCH,), 4)
+
+    def step() -> None:
+        one_token = prefixes[0].take(range(BATCH))
+        with gated(model, parts, gates):
+            loss = pivot_loss(one_token.logits(model), desired, undesired)
+            torch.autograd.grad(loss, gates)
+
+    step()
+    for _ in range(options.steps):
+        seconds(options.device, step, f"stage 2: a step of {BATCH} pivots, one token each")
+    report("peak memory after stage 2", memory(options.device))
+    prefixes.clear()
+
+    rows = parts.rows(torch.rand(parts.size, generator=generator) < DENSITY)
+    delta = Delta.zeros(model, rows)
+    report("numbers changed", delta.parameter_count)
+    again = [] if options.keep_activations else [layer.module for layer in parts.layers]
+    few = pivots[: 2 * options.update_batch]
+    for _ in range(2):
+        seconds(
+            options.device,
+            lambda: full_gradient(model, delta, few, options.update_batch, recompute=again),
+            f"stage 3: gradient over {len(few)} pivots, {options.update_batch} at once",
+        )
+    report("peak memory after stage 3", memory(options.device))
+
+
+def report(what: str, value: object, more: str = "") -> None:
+    print(f"{what:55} {value:,} {more}" if isinstance(value, int) else f"{what:55} {value} {more}", flush=True)
+
+
+def seconds(device: str, work, what: str) -> None:
+    began = time.perf_counter()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    report(what, f"{time.perf_counter() - began:.3f} s")
+
+
+def memory(device: str) -> str:
+    """Peak so far: of the GPU where there is one, else of the whole process."""
+    if device.startswith("cuda"):
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+
+
+if __name__ == "__main__":
+    main()
