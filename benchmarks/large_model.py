@@ -7,8 +7,8 @@ Weights are random, so neither the circuit nor the update means anything; time a
 """
 
 import argparse
-import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def main() -> None:
     report("parameters", sum(p.numel() for p in model.parameters()), f"{time.perf_counter() - began:.0f} s to make")
     report("components", parts.size)
     seconds(options.device, lambda: check_anatomy(model, parts), "check of the anatomy")
-    report("memory of weights", memory(options.device))
+    report("peak memory while they were made", memory(options.device))
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, shape["vocab_size"], (options.pivots, options.tokens), generator=generator).tolist()
@@ -89,6 +89,7 @@ def main() -> None:
         f"stage 2: {options.pivots} prefixes read",
     )
     report("their keys and values", f"{prefixes[0].gib:.2f} GiB")
+    report("peak memory of reading them", memory(options.device))
     gates = torch.ones(parts.size, device=options.device, requires_grad=True)
     desired, undesired = torch.full((BATCH,), 3), torch.full((BATCH,), 4)
 
@@ -101,7 +102,7 @@ def main() -> None:
     step()
     for _ in range(options.steps):
         seconds(options.device, step, f"stage 2: a step of {BATCH} pivots, one token each")
-    report("peak memory after stage 2", memory(options.device))
+    report("peak memory of stage 2's steps", memory(options.device))
     prefixes.clear()
 
     rows = parts.rows(torch.rand(parts.size, generator=generator) < DENSITY)
@@ -115,7 +116,7 @@ def main() -> None:
             lambda: full_gradient(model, delta, few, options.update_batch, recompute=again),
             f"stage 3: gradient over {len(few)} pivots, {options.update_batch} at once",
         )
-    report("peak memory after stage 3", memory(options.device))
+    report("peak memory of stage 3", memory(options.device))
 
 
 def report(what: str, value: object, more: str = "") -> None:
@@ -131,10 +132,15 @@ def seconds(device: str, work, what: str) -> None:
 
 
 def memory(device: str) -> str:
-    """Peak so far: of the GPU where there is one, else of the whole process."""
+    """Peak since the last call: of the GPU where there is one, else of the whole process (Linux)."""
     if device.startswith("cuda"):
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        (line,) = [s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM")]
+        peak = int(line.split()[1]) / 2**20
+        Path("/proc/self/clear_refs").write_text("5")
+    return f"{peak:.2f} GiB"
 
 
 if __name__ == "__main__":

@@ -187,7 +187,6 @@ WORK = [
 DO_NOT = [
     "bloom",
     "deepseek_v3",
-    "falcon",
     "falcon_mamba",
     "gpt_bigcode",
     "gptj",

@@ -209,6 +209,40 @@ def test_a_step_from_a_constant_cache_is_the_same_step(model, parts):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
 
 
+def _plain_flash(query, key, value, mask, *, query_length, softmax_scale, attn_implementation, **options):
+    """What flash attention computes, written out: (B, T, H, D) in and out, a mask of padding (B, T) or none."""
+    assert attn_implementation == "flash_attention_2", "it must see the name by which it was chosen"
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.mT * softmax_scale
+    if options.get("softcap"):
+        scores = options["softcap"] * torch.tanh(scores / options["softcap"])
+    behind = torch.arange(key.shape[2])[None, :] - (torch.arange(query_length)[:, None] + key.shape[2] - query_length)
+    seen = behind <= 0
+    if options.get("sliding_window"):
+        seen &= behind > -options["sliding_window"]
+    if mask is not None:
+        seen = seen & mask[:, None, None, :].bool()
+    return (scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3", "phi3"])
+def test_the_cached_gated_step_is_the_same_through_flash_attention(family, monkeypatch):
+    """transformers' own flash attention function and masks, with its kernel, which needs a GPU, written out."""
+    from transformers.integrations import flash_attention
+
+    pivots = random_pivots(6, VOCABULARY, seed=5)
+    model = family_model(family, "gqa")
+    parts = anatomy(model)
+    plain, plain_gradient = _full_pass(model, parts, pivots)
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", _plain_flash)
+    model.config._attn_implementation = "flash_attention_2"
+    fast, fast_gradient = _cached_step(model, parts, pivots)
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast_gradient, plain_gradient, atol=1e-5, rtol=1e-4)
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
 # ---- row deltas ----
 
 

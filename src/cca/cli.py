@@ -231,7 +231,8 @@ def _show(options: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     what = "pivots that miss their planted slip" if options.off_slip else "pivots"
     console.print(f"\n{min(options.n, len(pivots))} of {len(pivots)} {what}:\n")
-    show_pivots(console, pivots, load_tokenizer(config.model.path).decode, options.n)
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    show_pivots(console, pivots, tokenizer.decode, options.n)
     return 0
 
 

@@ -47,7 +47,9 @@ def _gated_attention(base: str) -> Callable[..., Any]:
     def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
         if gates is not None:
-            if base in ("sdpa", "eager") and query.shape[2] == 1 and kwargs.keys() <= _HARMLESS:
+            # an attention with parameters of its own (sinks) may do more with them than `_one_query`
+            plain = base in ("sdpa", "eager") and kwargs.keys() <= _HARMLESS and not module._parameters
+            if plain and query.shape[2] == 1:
                 mask = args[0] if args else kwargs["attention_mask"]
                 return _one_query(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), gates), None
             heads = (gate[:, None, None] for gate in gates)
@@ -60,7 +62,14 @@ def _gated_attention(base: str) -> Callable[..., Any]:
 def stock_attention(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What `module` would have called: the attention function `base`; each model has an eager one of its own."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)  # pyright: ignore[reportArgumentType]
+    config: Any = module.config
+    name = config._attn_implementation
+    config._attn_implementation = base  # flash attention looks up there which of its versions it is
+    try:
+        return function(module, *args, **kwargs)
+    finally:
+        config._attn_implementation = name
 
 
 class _Newest(torch.autograd.Function):
@@ -137,12 +146,13 @@ def _scale_neurons(factor: Tensor, width: _Width) -> Callable[..., tuple[Tensor]
 
 @contextmanager
 def attention_through(
-    model: PreTrainedModel, layers: Anatomy, wrap: Callable[[str], Callable[..., Any]]
+    model: PreTrainedModel, anatomy: Anatomy, wrap: Callable[[str], Callable[..., Any]]
 ) -> Iterator[None]:
     """Within the context every attention calls `wrap(name)`, name being the function that it would have called."""
-    configs: dict[int, Any] = {
-        id(c): c for c in (getattr(layer.attention, "config", model.config) for layer in layers.layers)
-    }
+    configs: dict[int, Any] = {}
+    for layer in anatomy.layers:
+        config = getattr(layer.attention, "config", model.config)
+        configs[id(config)] = config
     before = {key: str(config._attn_implementation) for key, config in configs.items()}
     try:
         for key, config in configs.items():
@@ -173,9 +183,8 @@ def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[N
         for layer, (query, key, value, neuron) in zip(anatomy.layers, anatomy.split(gates * 2), strict=True):
             object.__setattr__(layer.attention, _STATE, (query, key, value))
             stack.callback(object.__delattr__, layer.attention, _STATE)
-            for part, factor in zip(
-                layer.feed_forward, neuron.split([len(f.up) for f in layer.feed_forward]), strict=True
-            ):
+            sizes = [len(part.up) for part in layer.feed_forward]
+            for part, factor in zip(layer.feed_forward, neuron.split(sizes), strict=True):
                 if is_experts(part.down):
                     stack.enter_context(with_experts(part.down, gates=ExpertGates(factor, width)))
                 else:
