@@ -188,7 +188,6 @@ DO_NOT = [
     "bloom",
     "deepseek_v3",
     "falcon_mamba",
-    "gpt_bigcode",
     "gptj",
     "lfm2",
     "mamba",
@@ -243,3 +242,11 @@ def test_models_that_cannot_be_gated_exactly_are_refused(kind):
     model = generic(kind)
     with pytest.raises(InputError, match=r"layers|transformer\.h|blocks|\bmodel\b"):
         check_anatomy(model, anatomy(model))
+
+
+def test_a_fused_projection_of_one_key_head_is_placed():
+    model = other("gpt_bigcode", vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    layer = anatomy(model).layers[0]
+    assert layer.sizes[:3] == (4, 1, 1)
+    assert layer.value.rows[0].tolist() == list(range(40, 48))
+    check_anatomy(model, anatomy(model))

@@ -35,10 +35,13 @@ def test_a_prefill_cut_anywhere_continues_like_the_shorter_sequence(tiny):
 
 
 def test_prefill_logits_equal_single_passes(tiny):
-    read = prefill(tiny, PROMPTS)
-    for row, prompt in enumerate(PROMPTS):
-        alone = tiny(input_ids=torch.tensor([prompt])).logits[0, -1]
-        torch.testing.assert_close(read.logits[row], alone, atol=1e-5, rtol=1e-5)
+    read, predicting = prefill(tiny, PROMPTS), prefill(tiny, PROMPTS, predict_from=[1, 0, 3, 0])
+    assert predicting.predictions is not None
+    for row, (prompt, first) in enumerate(zip(PROMPTS, [1, 0, 3, 0], strict=True)):
+        alone = tiny(input_ids=torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(read.logits[row], alone[-1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(predicting.logits[row], alone[-1], atol=1e-5, rtol=1e-5)
+        assert predicting.predictions[row, : len(prompt) - first].tolist() == alone[first:].argmax(-1).tolist()
 
 
 def _sampled(model, prompts, names, limit=16):

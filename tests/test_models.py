@@ -90,12 +90,16 @@ def test_a_model_that_cannot_be_placed_is_refused_before_the_first_trace(tmp_pat
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer("bundled")
-    config = AutoConfig.for_model(
-        "bloom", vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, eos_token_id=0
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    refused(tmp_path, capsys, tmp_path / "m", "takes no position_ids")
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "ffn_dim": 16, "eos_token_id": 0, "max_position_embeddings": 512}
+    for kind, message in (
+        ("bloom", "takes no position_ids"),
+        ("xglm", "attention of model.layers.0 (XGLMAttention) does not call transformers' attention interface"),
+    ):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)).save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+        refused(tmp_path, capsys, tmp_path / kind, message)
 
 
 def test_an_attention_function_that_is_not_installed_is_named(tmp_path, capsys):
@@ -165,9 +169,15 @@ def test_stages_2_and_3_are_the_same_with_layers_on_the_disk(tmp_path, family):
     settings = {"penalty": 0.02, "learning_rate": 0.05, "decay": 0.9, "decay_every": 5, "batch_size": 4, "epochs": 3}
     settings |= {"patience": 50.0, "cache_gib": 1.0, "seed": 0}
     circuit = learn_circuit(whole.model, whole.anatomy, pivots, **settings)
-    torch.testing.assert_close(
-        learn_circuit(spread.model, spread.anatomy, pivots, **settings).gates, circuit.gates, atol=1e-6, rtol=0
-    )
+    kept: dict[str, int] = {}
+    for name, loaded in (("whole", whole), ("spread", spread)):
+        sizes: list[int] = []
+        pack = lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            again = learn_circuit(loaded.model, loaded.anatomy, pivots, **settings)
+        torch.testing.assert_close(again.gates, circuit.gates, atol=1e-6, rtol=0)
+        kept[name] = sum(sizes)
+    assert kept["spread"] < 0.8 * kept["whole"], "the weights of offloaded layers are not held for the backward pass"
     rows = whole.anatomy.rows(circuit.gates > 0.8)
     ours = _train(spread.model, spread.anatomy, rows, pivots, [layer.module for layer in spread.anatomy.layers])
     for name, plain in _train(whole.model, whole.anatomy, rows, pivots).weights.items():

@@ -84,7 +84,10 @@ def test_text_ends_before_the_first_stop_string_and_leaves_out_ids_beyond_the_vo
     cut = prompter(stop=("Q :", "\n"))
     ids = [WORDS.index(w) for w in ("1", "+", "2", "Q", ":", "3")]
     assert cut.text(ids).split() == ["1", "+", "2"]
-    assert prompter().text([*ids[:3], 999, 0]).split() == ["1", "+", "2"]
+    strict = prompter()
+    decode = strict.tokenizer.decode
+    strict.tokenizer.decode = lambda ids: decode([range(len(WORDS))[i] for i in ids])  # as sentencepiece's do
+    assert strict.text([*ids[:3], 999, 0]).split() == ["1", "+", "2"]
 
 
 def test_an_answer_stops_with_the_token_that_completes_a_stop_string():

@@ -71,10 +71,8 @@ def full_gradient(
     with delta.attached(model), recomputed(recompute):
         for batch in by_length(pivots, batch_size):
             value = losses(last_margins(model, batch), loss).sum() / len(pivots)
-            # an expert that no token of the batch chose has no part in the loss
-            fresh = torch.autograd.grad(value, values, allow_unused=True)
-            for kept, new in zip(gradients, fresh, strict=True):
-                kept += new if new is not None else 0
+            for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
+                kept += fresh
             total += value.item()
     for value in values:
         value.requires_grad_(False)
