@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cca.models import attention_for
+
 VOCABULARY = 60
 GROUPS = {"mha": 4, "gqa": 2, "mqa": 1}
 _ROTARY: dict[str, Any] = {
@@ -76,7 +78,9 @@ def family_config(family: str, groups: str = "mha", **changes: Any) -> Any:
 def family_model(family: str, groups: str = "mha", seed: int = 0, **changes: Any) -> Any:
     """A random model of `family` whose biases and norms are random too, so that nothing hides behind a zero or one."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(family_config(family, groups, **changes)).float().eval()
+    config = family_config(family, groups, **changes)
+    attention = attention_for(config, None, family)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)

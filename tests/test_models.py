@@ -107,6 +107,12 @@ def test_an_attention_function_that_is_not_installed_is_named(tmp_path, capsys):
     refused(tmp_path, capsys, folder, "flash_attention_2", settings=('model.attention="flash_attention_2"',))
 
 
+def test_soft_capped_attention_is_eager_and_refused_where_it_would_be_left_out(tmp_path, capsys):
+    folder = saved(tmp_path / "m", "gemma2")
+    assert load_model(str(folder), "float32", "cpu").model.config._attn_implementation == "eager"
+    refused(tmp_path, capsys, folder, "soft-caps its attention", settings=('model.attention="sdpa"',))
+
+
 def test_a_model_without_an_end_token_is_refused(tmp_path):
     tokenizer = load_tokenizer("bundled")
     tokenizer.eos_token = None

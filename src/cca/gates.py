@@ -48,7 +48,8 @@ def _gated_attention(base: str) -> Callable[..., Any]:
         gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
         if gates is not None:
             # an attention with parameters of its own (sinks) may do more with them than `_one_query`
-            plain = base in ("sdpa", "eager") and kwargs.keys() <= _HARMLESS and not module._parameters
+            known = base == "eager" or (base == "sdpa" and kwargs.get("softcap") is None)
+            plain = known and kwargs.keys() <= _HARMLESS and not module._parameters
             if plain and query.shape[2] == 1:
                 mask = args[0] if args else kwargs["attention_mask"]
                 return _one_query(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), gates), None

@@ -168,6 +168,21 @@ def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: A
         )
 
 
+def attention_for(config: Any, asked: str | None, path: str) -> str | None:
+    """The attention function to ask transformers for; None leaves it the choice.
+
+    Raises:
+        InputError: sdpa was asked for a model that soft-caps its attention, which some releases then leave out silently.
+    """
+    if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return asked
+    if asked == "sdpa":
+        raise InputError(
+            f"{path} soft-caps its attention, which sdpa cannot; set model.attention to eager, or leave it out"
+        )
+    return asked or "eager"
+
+
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
     """The model of a configuration without weights, on the meta device."""
     import torch
@@ -210,8 +225,7 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "device_map": device_map}
-    if attention:
-        options["attn_implementation"] = attention
+    options["attn_implementation"] = attention_for(config, attention, path)
     if device_map is not None:
         options["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
         atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
