@@ -18,6 +18,7 @@ from cca.anatomy import anatomy
 from cca.circuit import CachedPrefixes
 from cca.delta import Delta
 from cca.gates import gated
+from cca.models import attention_for
 from cca.objective import pivot_loss
 from cca.probe import check_anatomy
 from cca.records import Pivot
@@ -70,7 +71,10 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.device(options.device):
         config = AutoConfig.for_model(kind, **shape)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
+        attention = attention_for(config, None, options.shape)
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, options.dtype), attn_implementation=attention
+        )
     model.eval().requires_grad_(False)
     parts = anatomy(model)
     report("parameters", sum(p.numel() for p in model.parameters()), f"{time.perf_counter() - began:.0f} s to make")

@@ -172,7 +172,7 @@ def attention_for(config: Any, asked: str | None, path: str) -> str | None:
     """The attention function to ask transformers for; None leaves it the choice.
 
     Raises:
-        InputError: sdpa was asked for a model that soft-caps its attention, which some releases then leave out silently.
+        InputError: sdpa was asked for a model that soft-caps its attention, which some releases then silently omit.
     """
     if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
         return asked
