@@ -26,6 +26,7 @@ import reference
 from cca.anatomy import Anatomy, anatomy
 from cca.circuit import CachedPrefixes
 from cca.delta import Delta
+from cca.engines.transformers import prefill, right_padded
 from cca.gates import gated
 from cca.models import load_model
 from cca.objective import pivot_loss
@@ -162,6 +163,21 @@ def with_examples(pivots: list[Pivot], prompter: Prompter, problems, tokens: int
     return [replace(p, prefix=(*examples, *p.prefix)) for p in pivots]
 
 
+def reading(model, pivots: list[Pivot], repeats: int) -> dict[str, float]:
+    """Keys and values of 32 prefixes that begin with the same examples: in one padded batch, and what they share once."""
+    sequences = [p.prefix for p in pivots[:32]]
+    ids = right_padded(sequences)
+
+    @torch.no_grad()
+    def plain() -> None:
+        model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+    return {
+        "plain_seconds": seconds(plain, repeats),
+        "cca_seconds": seconds(lambda: prefill(model, sequences), repeats),
+    }
+
+
 def update_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
     """One full-batch gradient: of all weights, one pivot at a time, against rows of a 2% circuit in sorted batches."""
     selected = torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) < 0.02
@@ -202,10 +218,12 @@ def main() -> None:
     train = [p for p in problems if p.split == "train"]
     parts = anatomy(loaded.model)
     search, pivots = branch_search(loaded, prompter, train, options.traces)
+    few_shot = with_examples(pivots, prompter, train)
     figures = {
         "branch search": search,
         "circuit step": circuit_step(loaded.model, parts, pivots, options.repeats),
-        "  few-shot": circuit_step(loaded.model, parts, with_examples(pivots, prompter, train), options.repeats),
+        "  few-shot": circuit_step(loaded.model, parts, few_shot, options.repeats),
+        "few-shot read": reading(loaded.model, few_shot, options.repeats),
         "update step": update_step(loaded.model, parts, pivots, options.repeats),
     }
     if options.json:

@@ -3,7 +3,7 @@ import reference
 import torch
 from conftest import tiny_qwen2
 
-from cca.engines.transformers import decode, generate_greedy, pick, prefill, stream
+from cca.engines.transformers import common_start, decode, generate_greedy, pick, prefill, stream
 
 PROMPTS = [[5, 9, 3, 8], [7, 2], [4, 4, 4, 4, 4, 4, 9], [11]]
 END = frozenset({0})
@@ -32,6 +32,16 @@ def test_a_prefill_cut_anywhere_continues_like_the_shorter_sequence(tiny):
     first = read.predictions[torch.arange(4), torch.tensor(cut) - 1]
     tokens = decode(tiny, cache, mask, first, limits=[10] * 4, end_tokens=END)
     assert tokens == [reference.greedy(tiny, p[:n], 10, END) for p, n in zip(PROMPTS, cut, strict=True)]
+
+
+def test_the_common_start_of_sequences_is_what_all_of_them_begin_with():
+    start = list(range(100))
+    several = [[*start, 7, 8], [*start, 7, 9], [*start, 5]]
+    assert common_start(several, 200) == 100
+    assert common_start(several, 80) == 80
+    assert common_start([*several, start[:70]], 200) == 70
+    assert common_start([*several, [*start[:9], 3]], 200) == 0, "too short to be worth a pass of its own"
+    assert common_start(several[:1], 200) == 0
 
 
 def test_prefill_logits_equal_single_passes(tiny):

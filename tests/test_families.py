@@ -14,7 +14,7 @@ from families import CASES, FAMILIES, MIXTURES, VOCABULARY, family_config, famil
 from cca.anatomy import Anatomy, Component, anatomy
 from cca.circuit import CachedPrefixes, learn_circuit
 from cca.delta import Delta, row_view
-from cca.engines.transformers import generate_greedy
+from cca.engines.transformers import generate_greedy, prefill
 from cca.gates import gated
 from cca.models import empty_model
 from cca.objective import pivot_loss
@@ -364,6 +364,27 @@ def test_decoding_in_batches_equals_reading_everything_again_for_each_token(mode
     prompts = [p.prefix for p in random_pivots(5, VOCABULARY)]
     assert generate_greedy(model, prompts, max_new_tokens=12, end_tokens=END) == [
         reference.greedy(model, p, 12, END) for p in prompts
+    ]
+
+
+def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(model):
+    start = tuple(tokens(70).tolist())
+    prompts = [(*start, *p.prefix) for p in random_pivots(4, VOCABULARY, seed=2)]
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
+    together = prefill(model, prompts, predict_from=[len(start)] * 4)
+    hook.remove()
+    assert read[0] >= 70
+    assert sum(read) < 70 + 4 * 21, "not 4 x 70 and more"
+    assert together.predictions is not None
+    for row, prompt in enumerate(prompts):
+        alone = prefill(model, [prompt], predict_from=[len(start)])
+        assert alone.predictions is not None
+        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
+        for ours, plain in zip(together.keys + together.values, alone.keys + alone.values, strict=True):
+            torch.testing.assert_close(ours[row, :, : len(prompt)], plain[0], atol=1e-4, rtol=1e-4)
+    assert generate_greedy(model, prompts, max_new_tokens=6, end_tokens=END) == [
+        reference.greedy(model, p, 6, END) for p in prompts
     ]
 
 

@@ -21,6 +21,9 @@ from transformers.cache_utils import DynamicLayer
 
 from cca.numerics import check_finite
 
+_WORTH_SHARING = 64
+"""Tokens that sequences must have in common to be read once."""
+
 
 class PreallocatedLayer(DynamicLayer):
     """Keys and values in buffers (B, K, capacity, D) of which the first `filled` positions count, written in place."""
@@ -166,7 +169,8 @@ def prefill(
 ) -> Prefill:
     """Read `sequences` in one batch. No mask is needed: padding lies to the right, where a causal model never looks.
 
-    predict_from: for each sequence the first position after which the model's argmax is wanted.
+    What all of them begin with (worked examples) is read once. predict_from: for each sequence the first position
+    after which the model's argmax is wanted.
 
     Raises:
         FloatingPointError: the logits after a sequence are not finite.
@@ -177,7 +181,14 @@ def prefill(
     count = int((lengths - first).max())
     places = (first[:, None] + torch.arange(count)).minimum(lengths[:, None] - 1)
     cache = DynamicCache()
-    out = logits_at(model, ids, places, **cache_argument(model, cache), use_cache=True)
+    shared = common_start(sequences, int(first.min()))
+    if shared:
+        start = ids[:1, :shared].to(model.device)
+        model(input_ids=start, **cache_argument(model, cache), use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(ids))
+    at = torch.arange(shared, ids.shape[1], device=model.device)[None]
+    options = {**cache_argument(model, cache), "position_ids": at, "use_cache": True}
+    out = logits_at(model, ids[:, shared:], places - shared, **options)
     last = out.logits[:, -1].float().to(model.device)
     check_finite(last, "the logits after a prompt are", model, lambda: model(input_ids=ids.to(model.device)))
     layers = cast(list[DynamicLayer], cache.layers)
@@ -207,6 +218,17 @@ class OneTokenStep(NamedTuple):
             use_cache=True,
             logits_to_keep=1,
         ).logits.squeeze(1)
+
+
+def common_start(sequences: Sequence[Sequence[int]], limit: int) -> int:
+    """How many tokens, at most `limit`, all sequences begin with; 0 where too few to be worth a pass of their own."""
+    if len(sequences) < 2:
+        return 0
+    ordered = [tuple(s) for s in sequences]
+    first, last = min(ordered), max(ordered)  # what these two have in common all have
+    differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    count = min(next(differing, len(first)), limit)
+    return count if count >= _WORTH_SHARING else 0
 
 
 def right_padded(sequences: Sequence[Sequence[int]], value: int = 0) -> Tensor:
