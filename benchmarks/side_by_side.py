@@ -4,7 +4,8 @@
 
 Prints, for branch search, one circuit step and one update step, what the plain method and the library took and
 their ratio. The plain methods are those that the tests compare results with (tests/reference.py); the circuit step is
-also compared with the stronger one of full prefixes in one padded batch, and on prefixes of few-shot length.
+also compared with the stronger one of full prefixes in one padded batch, and on prefixes of few-shot length, of which
+it times the reading as well.
 """
 
 import argparse
@@ -164,7 +165,7 @@ def with_examples(pivots: list[Pivot], prompter: Prompter, problems, tokens: int
 
 
 def reading(model, pivots: list[Pivot], repeats: int) -> dict[str, float]:
-    """Keys and values of 32 prefixes that begin with the same examples: in one padded batch, and what they share once."""
+    """Keys and values of 32 prefixes that begin with the same examples: all of each, and what they share once."""
     sequences = [p.prefix for p in pivots[:32]]
     ids = right_padded(sequences)
 

@@ -439,3 +439,13 @@ def test_a_folder_in_which_nothing_was_begun_takes_another_config(config_path, t
         "traces.max_new_tokens is 9999",
     )
     RunFolder.create(tmp_path / "r", load_config(config_path))
+
+
+def test_a_run_in_sixteen_bits_ends_like_one_in_thirty_two(whole, config_path, tmp_path):
+    path = tmp_path / "run"
+    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet", "--set", 'model.dtype="bfloat16"']) == 0
+    assert json.loads((path / "manifest.json").read_text())["dtype"] == "bfloat16"
+    ours, theirs = plain_summary(path), plain_summary(whole)
+    assert ours["pivots"]["problems"] == theirs["pivots"]["problems"]
+    assert abs(ours["target"]["base"] - theirs["target"]["base"]) <= 0.25
+    assert ours["update"]["rows"] > 0
