@@ -23,6 +23,10 @@ class Rows:
     index: Tensor
     values: Tensor
 
+    def at(self, weight: Tensor) -> "Rows":
+        """The same, where `weight` is, and without gradients."""
+        return Rows(self.index.to(weight.device), self.values.detach().to(weight.device))
+
 
 class Rounding(NamedTuple):
     """What became of a delta when it was merged into weights of another type.
@@ -99,38 +103,41 @@ class Delta:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Within the context the weights hold base + delta; afterwards the base rows are restored bit by bit."""
-        saved: dict[str, Tensor] = {}
+        saved: list[tuple[Tensor, Tensor, Tensor]] = []
         try:
-            for name, rows in self.weights.items():
+            for name, changed in self.weights.items():
                 weight = row_view(model, name)
-                saved[name] = weight[rows.index].clone()
-                weight[rows.index] = (saved[name].float() + rows.values.detach()).to(weight.dtype)
+                rows = changed.at(weight)
+                original = weight[rows.index].clone()
+                saved.append((weight, rows.index, original))
+                weight[rows.index] = (original.float() + rows.values).to(weight.dtype)
             yield
         finally:
-            for name, original in saved.items():
-                row_view(model, name)[self.weights[name].index] = original
+            for weight, index, original in saved:
+                weight[index] = original
 
     def rounding(self, model: nn.Module) -> Rounding:
         """What merging into the model's weights would leave of the delta."""
         nothing, lost, size = 0, 0.0, 0.0
-        for name, rows in self.weights.items():
-            values = rows.values.detach()
+        for name, changed in self.weights.items():
             weight = row_view(model, name)
             if weight.device.type == "meta":
                 raise ValueError(f"{name} is offloaded; load the model on one device to merge into it")
+            rows = changed.at(weight)
             base = weight[rows.index].float()
-            kept = (base + values).to(weight.dtype).float() - base
-            nothing += int(((kept == 0) & (values != 0)).sum())
-            lost += float(((kept - values).double() ** 2).sum())
-            size += float((values.double() ** 2).sum())
+            kept = (base + rows.values).to(weight.dtype).float() - base
+            nothing += int(((kept == 0) & (rows.values != 0)).sum())
+            lost += float(((kept - rows.values).double() ** 2).sum())
+            size += float((rows.values.double() ** 2).sum())
         return Rounding(nothing / max(1, self.parameter_count), (lost / size) ** 0.5 if size else 0.0)
 
     def merge(self, model: nn.Module) -> Rounding:
         """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
         rounding = self.rounding(model)
-        for name, rows in self.weights.items():
+        for name, changed in self.weights.items():
             weight = row_view(model, name)
-            weight[rows.index] = (weight[rows.index].float() + rows.values.detach()).to(weight.dtype)
+            rows = changed.at(weight)
+            weight[rows.index] = (weight[rows.index].float() + rows.values).to(weight.dtype)
         return rounding
 
     def save(self, path: Path) -> None:

@@ -55,6 +55,7 @@ class PreallocatedLayer(DynamicLayer):
 
     def keep(self, rows: Tensor) -> None:
         """Drop all but `rows` of the batch."""
+        rows = rows.to(self.key_buffer.device)
         self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
         self._show()
 
@@ -120,12 +121,14 @@ class Prefill:
         width = max(lengths)
         column = torch.arange(width + room)[None] - (width - length)[:, None]
         mask = (column[:, :width] >= 0).long().to(self.logits.device)
-        places = torch.tensor(rows)[:, None], column.clamp(min=0).minimum(length[:, None] - 1)
+        row, column = torch.tensor(rows)[:, None], column.clamp(min=0).minimum(length[:, None] - 1)
+        places = {device: (row.to(device), column.to(device)) for device in {k.device for k in self.keys}}
         cache = DynamicCache()
         cache.layers += [
             PreallocatedLayer(*stored, width) if room else ConstantLayer(*stored)
             for stored in (
-                (_gathered(k, *places), _gathered(v, *places)) for k, v in zip(self.keys, self.values, strict=True)
+                (_gathered(k, *places[k.device]), _gathered(v, *places[v.device]))
+                for k, v in zip(self.keys, self.values, strict=True)
             )
         ]
         return cache, mask
@@ -134,8 +137,9 @@ class Prefill:
 def _gathered(stored: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """`stored` (N, K, T, D) at rows (B, 1) and columns (B, C): (B, K, C, D), in one pass over memory."""
     heads, width, size = stored.shape[1:]
-    flat = (row[:, :, None] * heads + torch.arange(heads)[None, :, None]) * width + column[:, None, :]
-    return stored.reshape(-1, size).index_select(0, flat.flatten().to(stored.device)).view(*flat.shape, size)
+    head = torch.arange(heads, device=stored.device)[None, :, None]
+    flat = (row[:, :, None] * heads + head) * width + column[:, None, :]
+    return stored.reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
 
 
 def cache_argument(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:
