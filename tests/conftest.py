@@ -6,13 +6,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("CCA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from cca.delta import Delta
 from cca.models import LoadedModel, load_model, load_tokenizer
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.records import Pivot, Problem
+from cca.update import Validation, train_delta
 
 TEMPLATES = (16, 43, 6, 72, 31, 58, 20, 48)
 # with short solutions, since the plain methods are slow
@@ -72,6 +77,37 @@ def problems() -> list[Problem]:
         per_skill=2,
         seed=7,
     )
+
+
+CIRCUIT: dict[str, Any] = {
+    "penalty": 0.02,
+    "learning_rate": 0.05,
+    "decay": 0.9,
+    "decay_every": 5,
+    "batch_size": 4,
+    "epochs": 3,
+    "patience": 50.0,
+    "cache_gib": 1.0,
+    "seed": 0,
+}
+
+
+def last_delta(model, rows, pivots, **changes) -> Delta:
+    """The delta of the last of a few training steps: every validation is better than the one before."""
+    rising = iter(range(100))
+    settings = {"loss": "linear", "learning_rate": 0.02, "steps": 3, "validate_at": (), "patience": 9, "batch_size": 4}
+    return train_delta(model, rows, pivots, [], lambda _: Validation(next(rising) / 100, 1), **settings | changes).delta
+
+
+def stand_in_harness(folder: Path, task: str, more: str = "", package: str = "") -> Path:
+    """A package of lm-evaluation-harness's format with eight worked examples for `task`; returns its tasks' folder."""
+    tasks = folder / "lm_eval" / "tasks" / "sums"
+    tasks.mkdir(parents=True)
+    (folder / "lm_eval" / "__init__.py").write_text(package)
+    samples = "\n".join(f"  - question: How many is {i}?\n    target: It is {i}." for i in range(8))
+    text = f"task: {task}\n{more}fewshot_config:\n  samples:\n{samples}\n"
+    (tasks / f"{task.replace('_', '-')}.yaml").write_text(text)
+    return tasks
 
 
 def random_pivots(count: int, vocabulary: int, seed: int = 0, longest: int = 20) -> list[Pivot]:

@@ -4,11 +4,12 @@ CCA_TEST_DEVICE=cuda runs this file on a GPU.
 """
 
 import os
+from typing import Any
 
 import pytest
 import reference
 import torch
-from conftest import random_pivots
+from conftest import CIRCUIT, last_delta, random_pivots
 from families import CASES, FAMILIES, MIXTURES, VOCABULARY, family_config, family_model
 
 from cca.anatomy import Anatomy, Component, anatomy
@@ -22,7 +23,7 @@ from cca.pivots import branching_pivots
 from cca.probe import check_anatomy
 from cca.records import Problem, Trace
 from cca.traces import trace_chunk
-from cca.update import Validation, full_gradient, train_delta
+from cca.update import full_gradient
 
 DEVICE = os.environ.get("CCA_TEST_DEVICE", "cpu")
 END = frozenset({0})
@@ -246,15 +247,9 @@ def test_the_cached_gated_step_is_the_same_through_flash_attention(family, monke
 # ---- row deltas ----
 
 
-def _last_delta(model, rows, pivots, **changes) -> Delta:
-    rising = iter(range(100))
-    settings = {"loss": "linear", "learning_rate": 0.02, "steps": 3, "validate_at": (), "patience": 9, "batch_size": 4}
-    return train_delta(model, rows, pivots, [], lambda _: Validation(next(rising) / 100, 1), **settings | changes).delta
-
-
 def test_a_trained_delta_equals_updating_the_weight_rows_directly(case, model, parts):
     pivots, rows = random_pivots(6, VOCABULARY), some_rows(parts)
-    delta = _last_delta(model, rows, pivots)
+    delta = last_delta(model, rows, pivots)
     direct = family_model(*case).to(DEVICE)
     reference.descend_weights(direct, rows, pivots, lr=0.02, steps=3)
     moved = 0.0
@@ -415,14 +410,14 @@ def test_batch_size_padding_and_order_change_no_trace_and_no_pivot(case):
 
 def test_batch_size_padding_and_order_change_no_circuit_and_no_delta(model, parts):
     pivots, rows = random_pivots(6, VOCABULARY), some_rows(parts)
-    settings = {"penalty": 0.02, "learning_rate": 0.05, "decay": 0.9, "decay_every": 5, "batch_size": 6, "epochs": 12}
-    settings |= {"patience": 50.0, "seed": 0}
-    kept = learn_circuit(model, parts, pivots, **settings, cache_gib=1.0)
-    reread = learn_circuit(model, parts, pivots[::-1], **settings, cache_gib=1e-9)
+    settings: dict[str, Any] = CIRCUIT | {"batch_size": 6, "epochs": 12}
+    kept = learn_circuit(model, parts, pivots, **settings)
+    settings["cache_gib"] = 1e-9
+    reread = learn_circuit(model, parts, pivots[::-1], **settings)
     torch.testing.assert_close(reread.gates, kept.gates, atol=1e-4, rtol=0)
     sure = (kept.gates - 0.5).abs() > 1e-3
     assert torch.equal(reread.selected[sure], kept.selected[sure])
     assert 0 < kept.density < 1
-    together, apart = _last_delta(model, rows, pivots), _last_delta(model, rows, pivots[::-1], batch_size=1)
+    together, apart = last_delta(model, rows, pivots), last_delta(model, rows, pivots[::-1], batch_size=1)
     for name, changed in together.weights.items():
         torch.testing.assert_close(apart.weights[name].values, changed.values, atol=1e-6, rtol=1e-3)

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_pivots
+from conftest import CIRCUIT, last_delta, random_pivots
 from families import VOCABULARY, family_config, family_model
 
 from cca import cli
 from cca.anatomy import anatomy
 from cca.circuit import learn_circuit
-from cca.delta import Delta
 from cca.errors import InputError
 from cca.models import BUNDLED, check_model, end_tokens, load_model, load_tokenizer
 from cca.recompute import is_offloaded, recomputed
-from cca.update import Validation, train_delta
 
 
 def saved(folder: Path, family: str, **changes: Any) -> Path:
@@ -143,24 +141,6 @@ def test_the_check_of_a_model_reads_no_weights(tmp_path):
 # ---- layers on several devices ----
 
 
-def _train(model, parts, rows, pivots, recompute=()) -> Delta:
-    rising = iter(range(9))
-    return train_delta(
-        model,
-        rows,
-        pivots,
-        [],
-        lambda _: Validation(next(rising) / 9, 1),
-        loss="linear",
-        learning_rate=0.02,
-        steps=3,
-        validate_at=(),
-        patience=9,
-        batch_size=4,
-        recompute=recompute,
-    ).delta
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_stages_2_and_3_are_the_same_with_layers_on_the_disk(tmp_path, family):
     folder, layers = saved(tmp_path / "m", family), "transformer.h" if family == "gpt2" else "model.layers"
@@ -172,21 +152,19 @@ def test_stages_2_and_3_are_the_same_with_layers_on_the_disk(tmp_path, family):
     assert is_offloaded(spread.model)
     assert not is_offloaded(whole.model)
     pivots = random_pivots(6, VOCABULARY)
-    settings = {"penalty": 0.02, "learning_rate": 0.05, "decay": 0.9, "decay_every": 5, "batch_size": 4, "epochs": 3}
-    settings |= {"patience": 50.0, "cache_gib": 1.0, "seed": 0}
-    circuit = learn_circuit(whole.model, whole.anatomy, pivots, **settings)
+    circuit = learn_circuit(whole.model, whole.anatomy, pivots, **CIRCUIT)
     kept: dict[str, int] = {}
     for name, loaded in (("whole", whole), ("spread", spread)):
         sizes: list[int] = []
         pack = lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            again = learn_circuit(loaded.model, loaded.anatomy, pivots, **settings)
+            again = learn_circuit(loaded.model, loaded.anatomy, pivots, **CIRCUIT)
         torch.testing.assert_close(again.gates, circuit.gates, atol=1e-6, rtol=0)
         kept[name] = sum(sizes)
     assert kept["spread"] < 0.8 * kept["whole"], "the weights of offloaded layers are not held for the backward pass"
     rows = whole.anatomy.rows(circuit.gates > 0.8)
-    ours = _train(spread.model, spread.anatomy, rows, pivots, [layer.module for layer in spread.anatomy.layers])
-    for name, plain in _train(whole.model, whole.anatomy, rows, pivots).weights.items():
+    ours = last_delta(spread.model, rows, pivots, recompute=[layer.module for layer in spread.anatomy.layers])
+    for name, plain in last_delta(whole.model, rows, pivots).weights.items():
         torch.testing.assert_close(ours.weights[name].values, plain.values, atol=1e-6, rtol=1e-5)
     ids = torch.tensor([[3, 4, 5, 6]])
     with ours.active(whole.model):

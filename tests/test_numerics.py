@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_pivots
+from conftest import CIRCUIT, last_delta, random_pivots
 from families import VOCABULARY, family_model
 
 from cca.anatomy import anatomy
@@ -14,21 +14,9 @@ from cca.gates import gated
 from cca.numerics import check_finite
 from cca.objective import margins, pivot_loss
 from cca.probe import check_anatomy
-from cca.update import Validation, train_delta
 
 SIXTEEN = [torch.bfloat16, torch.float16]
 FAMILIES = ["llama", "gemma2", "gpt2", "qwen3_moe"]
-CIRCUIT = {
-    "penalty": 0.02,
-    "learning_rate": 0.05,
-    "decay": 0.9,
-    "decay_every": 5,
-    "batch_size": 4,
-    "epochs": 3,
-    "patience": 50.0,
-    "cache_gib": 1.0,
-    "seed": 0,
-}
 
 
 def _delta(model, size: float) -> Delta:
@@ -50,20 +38,7 @@ def test_gates_losses_and_deltas_are_float32_on_sixteen_bit_weights(family, dtyp
     steps = (circuit.history[-1] - circuit.history[0]).abs()
     assert ((steps > 0) & (steps < 0.3)).any()
     rows = parts.rows(circuit.gates > 0.5)
-    rising = iter(range(9))
-    delta = train_delta(
-        model,
-        rows,
-        pivots,
-        [],
-        lambda _: Validation(next(rising) / 9, 1),
-        loss="linear",
-        learning_rate=1e-4,
-        steps=2,
-        validate_at=(),
-        patience=9,
-        batch_size=3,
-    ).delta
+    delta = last_delta(model, rows, pivots, learning_rate=1e-4, steps=2, batch_size=3)
     sizes = torch.cat([changed.values.abs().flatten() for changed in delta.weights.values()])
     assert sizes.dtype == torch.float32
     assert 0 < sizes[sizes > 0].median() < 1e-3, "a step of 1e-4 x gradient is kept"

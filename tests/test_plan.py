@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import stand_in_harness
 from families import family_config
 
 from cca import cli
@@ -37,11 +38,7 @@ def bare_model(folder: Path, family: str, **changes: Any) -> Path:
 @pytest.fixture
 def harness(tmp_path, monkeypatch):
     """lm-evaluation-harness as far as the configs need it: eight worked examples for gsm8k_cot."""
-    folder = tmp_path / "lm_eval" / "tasks" / "gsm8k"
-    folder.mkdir(parents=True)
-    (tmp_path / "lm_eval" / "__init__.py").write_text("")
-    samples = "\n".join(f"  - question: How many is {i} and 1?\n    target: It is {i + 1}." for i in range(8))
-    (folder / "gsm8k-cot.yaml").write_text(f"task: gsm8k_cot\nfewshot_config:\n  samples:\n{samples}\n")
+    stand_in_harness(tmp_path, "gsm8k_cot")
     monkeypatch.syspath_prepend(tmp_path)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import reference
+from conftest import stand_in_harness
 from families import family_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -140,12 +141,8 @@ def test_examples_come_from_a_json_lines_file(tmp_path):
 @pytest.fixture
 def harness(tmp_path, monkeypatch):
     """An installed package of the harness's format, with its own tags, that must not be run."""
-    folder = tmp_path / "lm_eval" / "tasks" / "sums"
-    folder.mkdir(parents=True)
-    (tmp_path / "lm_eval" / "__init__.py").write_text("raise RuntimeError('imported')")
-    samples = "\n".join(f"  - question: How many is {i}?\n    target: It is {i}." for i in range(8))
-    (folder / "sums-cot.yaml").write_text(
-        f"task: sums_cot\nprocess_docs: !function utils.process\nfewshot_config:\n  samples:\n{samples}\n"
+    folder = stand_in_harness(
+        tmp_path, "sums_cot", "process_docs: !function utils.process\n", "raise RuntimeError('imported')"
     )
     (folder / "plain.yaml").write_text("task: plain\nnum_fewshot: 5\n")
     monkeypatch.syspath_prepend(tmp_path)

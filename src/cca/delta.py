@@ -11,21 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cca.experts import ExpertRows, is_experts, with_experts
+from cca.experts import is_experts, with_experts
+from cca.rows import Rows
 
 _ROWS, _VALUES = ".rows", ".values"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which rows (n,) of one weight change, and by how much (n, E) in float32."""
-
-    index: Tensor
-    values: Tensor
-
-    def at(self, weight: Tensor) -> "Rows":
-        """The same, where `weight` is, and without gradients."""
-        return Rows(self.index.to(weight.device), self.values.detach().to(weight.device))
 
 
 class Rounding(NamedTuple):
@@ -95,7 +84,7 @@ class Delta:
             for name, rows in self.weights.items():
                 module = model.get_submodule(name.rpartition(".")[0])
                 if is_experts(module):
-                    stack.enter_context(with_experts(module, rows=ExpertRows(rows.index, rows.values)))
+                    stack.enter_context(with_experts(module, rows=rows))
                 else:
                     stack.callback(module.register_forward_hook(adding(rows)).remove)
             yield
@@ -105,27 +94,29 @@ class Delta:
         """Within the context the weights hold base + delta; afterwards the base rows are restored bit by bit."""
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         try:
-            for name, changed in self.weights.items():
-                weight = row_view(model, name)
-                rows = changed.at(weight)
-                original = weight[rows.index].clone()
-                saved.append((weight, rows.index, original))
-                weight[rows.index] = (original.float() + rows.values).to(weight.dtype)
+            for weight, rows, base, summed in self._sums(model):
+                saved.append((weight, rows.index, base))
+                weight[rows.index] = summed
             yield
         finally:
             for weight, index, original in saved:
                 weight[index] = original
 
-    def rounding(self, model: nn.Module) -> Rounding:
-        """What merging into the model's weights would leave of the delta."""
-        nothing, lost, size = 0, 0.0, 0.0
+    def _sums(self, model: nn.Module) -> Iterator[tuple[Tensor, Rows, Tensor, Tensor]]:
+        """For each weight its view, the delta's rows beside it, what they hold, and that plus the delta, rounded."""
         for name, changed in self.weights.items():
             weight = row_view(model, name)
             if weight.device.type == "meta":
                 raise ValueError(f"{name} is offloaded; load the model on one device to merge into it")
             rows = changed.at(weight)
-            base = weight[rows.index].float()
-            kept = (base + rows.values).to(weight.dtype).float() - base
+            base = weight[rows.index]  # a copy
+            yield weight, rows, base, (base.float() + rows.values).to(weight.dtype)
+
+    def rounding(self, model: nn.Module) -> Rounding:
+        """What merging into the model's weights would leave of the delta."""
+        nothing, lost, size = 0, 0.0, 0.0
+        for _, rows, base, summed in self._sums(model):
+            kept = summed.float() - base.float()
             nothing += int(((kept == 0) & (rows.values != 0)).sum())
             lost += float(((kept - rows.values).double() ** 2).sum())
             size += float((rows.values.double() ** 2).sum())
@@ -134,10 +125,8 @@ class Delta:
     def merge(self, model: nn.Module) -> Rounding:
         """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
         rounding = self.rounding(model)
-        for name, changed in self.weights.items():
-            weight = row_view(model, name)
-            rows = changed.at(weight)
-            weight[rows.index] = (weight[rows.index].float() + rows.values).to(weight.dtype)
+        for weight, rows, _, summed in self._sums(model):
+            weight[rows.index] = summed
         return rounding
 
     def save(self, path: Path) -> None:

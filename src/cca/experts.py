@@ -6,20 +6,25 @@ by expert, and on the way scales neurons at the last position and adds x @ delta
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from cca.rows import Rows
 
 _FUNCTION = "cca_experts"
 _STATE = "_cca_experts"
 
 
-class Width(Protocol):
-    """How many positions the pass that is running has."""
+class Width:
+    """How many positions the pass that is running has; some feed-forward parts see them with the batch as one axis."""
 
-    positions: int
+    positions = 1
+
+    def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of a decoder layer."""
+        self.positions = (args[0] if args else kwargs["hidden_states"]).shape[1]
 
 
 class ExpertGates(NamedTuple):
@@ -29,17 +34,9 @@ class ExpertGates(NamedTuple):
     width: Width
 
 
-@dataclass(frozen=True)
-class ExpertRows:
-    """Row numbers (n,) of the gate and up rows of all experts, and their change (n, E) in float32."""
-
-    index: Tensor
-    values: Tensor
-
-
 class _State(NamedTuple):
     gates: ExpertGates | None
-    rows: ExpertRows | None
+    rows: Rows | None
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -49,7 +46,7 @@ def is_experts(module: nn.Module) -> bool:
 
 
 @contextmanager
-def with_experts(module: Any, *, gates: ExpertGates | None = None, rows: ExpertRows | None = None) -> Iterator[None]:
+def with_experts(module: Any, *, gates: ExpertGates | None = None, rows: Rows | None = None) -> Iterator[None]:
     """Within the context the experts compute with `gates` or `rows`, and with what an outer context has set."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -87,6 +84,6 @@ def _forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Te
     return out
 
 
-def _of_expert(rows: ExpertRows, expert: int, count: int) -> ExpertRows:
+def _of_expert(rows: Rows, expert: int, count: int) -> Rows:
     mine = rows.index // count == expert
-    return ExpertRows(rows.index[mine] % count, rows.values[mine])
+    return Rows(rows.index[mine] % count, rows.values[mine])

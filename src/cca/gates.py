@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cca.anatomy import Anatomy
-from cca.experts import ExpertGates, is_experts, with_experts
+from cca.experts import ExpertGates, Width, is_experts, with_experts
 
 _STATE = "_cca_head_gates"
 _PREFIX = "cca_gated_"
@@ -126,16 +126,7 @@ def _one_query(
     return mixed.reshape(len(query), heads, 1, -1).transpose(1, 2).contiguous()
 
 
-class _Width:
-    """How many positions the pass that is running has; some feed-forward parts see them with the batch as one axis."""
-
-    positions = 1
-
-    def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.positions = (args[0] if args else kwargs["hidden_states"]).shape[1]
-
-
-def _scale_neurons(factor: Tensor, width: _Width) -> Callable[..., tuple[Tensor]]:
+def _scale_neurons(factor: Tensor, width: Width) -> Callable[..., tuple[Tensor]]:
     """A hook that multiplies the last position of (B, T, I), or of (B x T, I), by a factor per neuron (I,)."""
 
     def scale(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -176,7 +167,7 @@ def gated(model: PreTrainedModel, anatomy: Anatomy, gates: Tensor) -> Iterator[N
     change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
     position of every sequence is the last column (left padding).
     """
-    width = _Width()
+    width = Width()
     with ExitStack() as stack:
         stack.enter_context(attention_through(model, anatomy, _gated_attention))
         hook = anatomy.layers[0].module.register_forward_pre_hook(width.see, with_kwargs=True)

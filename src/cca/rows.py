@@ -1,0 +1,17 @@
+"""Some rows of a weight, and their change."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows (n,) of one weight change, and by how much (n, E) in float32."""
+
+    index: Tensor
+    values: Tensor
+
+    def at(self, weight: Tensor) -> "Rows":
+        """The same, where `weight` is, and without gradients."""
+        return Rows(self.index.to(weight.device), self.values.detach().to(weight.device))
