@@ -6,16 +6,17 @@ import pytest
 from cca.errors import InputError
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, largest_number, reserved_instances, sample
 from cca.problems.skills import SKILLS, reserved_skill_instances, sample_skill
+from cca.problems.sources import open_source
 from cca.problems.suite import build_problems, held_out_templates, scaled
 
 SUITE: dict[str, Any] = {
-    "templates": SMALL_TEMPLATES,
-    "max_number": 60,
+    "source": open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
     "train": 3,
     "validation": 2,
     "test": 3,
     "held_out": 0.2,
-    "skills": tuple(SKILLS),
+    "transfer": tuple(SKILLS)[:3],
+    "retention": tuple(SKILLS)[3:],
     "per_skill": 5,
     "seed": 0,
 }
@@ -45,11 +46,11 @@ def test_about_a_fifth_of_questions_is_reserved():
 def test_splits_are_disjoint_and_templates_are_held_out_whole():
     problems = build_problems(**SUITE)
     assert len({p.id for p in problems}) == len({p.question for p in problems}) == len(problems)
-    kept_out = held_out_templates(SMALL_TEMPLATES, 0.2, 0)
+    kept_out = held_out_templates([str(t) for t in SMALL_TEMPLATES], 0.2, 0)
     assert len(kept_out) == 8
     for problem in problems:
-        if not problem.split.startswith("skill:"):
-            assert (problem.split == "held_out") == (int(problem.template) in kept_out)
+        if ":" not in problem.split:
+            assert (problem.split == "held_out") == (problem.template in kept_out)
 
 
 def test_problems_repeat_with_their_seed_and_differ_by_it():
@@ -72,7 +73,7 @@ def test_largest_number_reads_thousands_and_decimals():
 
 def test_a_template_with_few_instances_gives_each_split_its_share():
     settings: dict[str, Any] = {**SUITE, "train": 30, "validation": 10, "test": 60, "held_out": 0.0}
-    settings.update(templates=(53, 16), skills=())
+    settings.update(source=open_source("gsm-symbolic", (53, 16), 60), transfer=(), retention=())
     problems = build_problems(**settings)
     full = [p.split for p in problems if p.template == "16"]
     few = [p.split for p in problems if p.template == "53"]
@@ -83,15 +84,21 @@ def test_a_template_with_few_instances_gives_each_split_its_share():
 
 
 def test_a_template_with_next_to_no_instances_is_named():
-    with pytest.raises(InputError, match="template 53 has only 2 distinct"):
-        scaled({"train": 5, "validation": 1, "test": 5}, 2, 53)
+    with pytest.raises(InputError, match="only 2 distinct instances of template 53: too few for train"):
+        scaled({"train": 5, "validation": 1, "test": 5}, 2, "distinct instances of template 53:")
 
 
 def test_an_unknown_template_or_skill_is_named():
-    with pytest.raises(ValueError, match="no template 1000"):
-        sample(1000, random.Random(0))
-    with pytest.raises(ValueError, match="unknown skill"):
-        sample_skill("singing", random.Random(0))
+    with pytest.raises(InputError, match=r"no template 1000; it has 0, 1, 2, 3, 4 \.\.\. 99"):
+        open_source("gsm-symbolic", (1000,), 60)
+    with pytest.raises(InputError, match="no skill 'chain_sums'; it has for example chain_sum"):
+        sample_skill("chain_sums", random.Random(0))
+
+
+def test_any_skill_of_reasoning_gym_can_be_drawn_at_its_own_settings():
+    draw = reserved_skill_instances("gcd", 0)
+    first = [next(draw) for _ in range(3)]
+    assert all(item.template == "gcd" and item.answer.isdigit() for item in first)
 
 
 @pytest.mark.parametrize("skill", SKILLS)

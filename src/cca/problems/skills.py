@@ -1,14 +1,12 @@
-"""Other skills from reasoning-gym, at settings that a very small model can learn.
-
-They are what must not move when the target skill is amplified: arithmetic neighbours of the target
-(`chain_sum`, `simple_equations`, `leg_counting`) and unrelated ones (`rotate_matrix`, `manipulate_matrix`).
-"""
+"""Other skills from reasoning-gym: the target's neighbours, and what must not move when the target is amplified."""
 
 import random
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
+from cca.errors import InputError
 from cca.problems.gsm_symbolic import Worked, distinct_reserved
 
 _NOT_MIRRORS = ["w_rotate", "w_map", "w_crop", "w_remove_every_nth_row", "w_remove_every_nth_col", "w_zero_divisible"]
@@ -20,24 +18,37 @@ SKILLS: dict[str, dict[str, Any]] = {
     "rotate_matrix": dict(min_n=2, max_n=2, min_rotations=1, max_rotations=2),
     "manipulate_matrix": dict(max_rows=2, max_cols=2, max_transforms=1, **dict.fromkeys(_NOT_MIRRORS, -99)),
 }
-"""reasoning-gym settings by skill. The weights of `manipulate_matrix` are logarithms: -99 is never."""
+"""Settings that a very small model can learn, by skill; any other skill has reasoning-gym's own. The weights of
+`manipulate_matrix` are logarithms: -99 is never."""
 
 
 @cache
 def _dataset(skill: str) -> Any:
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(skill, seed=0, size=10**9, **SKILLS[skill])
+    return reasoning_gym.create_dataset(skill, seed=0, size=10**9, **SKILLS.get(skill, {}))
+
+
+def check_skill(skill: str) -> None:
+    """See that reasoning-gym has `skill`.
+
+    Raises:
+        InputError: it has not.
+    """
+    from reasoning_gym.factory import DATASETS
+
+    if skill not in DATASETS:
+        near = get_close_matches(skill, DATASETS, 3) or list(SKILLS)
+        raise InputError(f"reasoning-gym has no skill {skill!r}; it has for example {', '.join(near)}")
 
 
 def sample_skill(skill: str, rng: random.Random) -> Worked:
     """Draw one problem of `skill`. There is no worked solution: the solution is the answer itself.
 
     Raises:
-        ValueError: the skill is unknown.
+        InputError: the skill is unknown.
     """
-    if skill not in SKILLS:
-        raise ValueError(f"unknown skill {skill!r}; known: {', '.join(SKILLS)}")
+    check_skill(skill)
     entry = _dataset(skill)[rng.randrange(10**9)]
     answer = str(entry["answer"]).strip()
     return Worked(skill, entry["question"].strip(), answer, answer)

@@ -1,0 +1,70 @@
+"""What `cca problems` prints: the problems of a source, or a verdict on each of its templates."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from cca.answers import GRADERS, final_text
+from cca.errors import InputError
+from cca.problems.annotated import check, load_templates, template_files
+from cca.problems.sources import Source, is_annotated, open_source
+
+
+class Verdict(NamedTuple):
+    """What a template gives. most: how many distinct instances it has, where that is known."""
+
+    template: str
+    distinct: int
+    most: int | None
+    failures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def lines(source: Source, count: int, seed: int) -> Iterator[str]:
+    """At most `count` distinct problems of each template, one JSON object each."""
+    for template in source.templates:
+        for number, item in enumerate(islice(source.instances(template, seed), count)):
+            record = {
+                "question": item.question,
+                "answer": item.answer,
+                "solution": item.solution,
+                "template": item.template,
+                "instance": number,
+            }
+            if item.question in source.splits:
+                record["split"] = source.splits[item.question]
+            yield json.dumps(record, ensure_ascii=False)
+
+
+def verdicts(name: str, count: int, seed: int) -> Iterator[Verdict]:
+    """One verdict a template of the source called `name`: distinct instances, each with the answer that its solution
+    ends with; an annotated one gives its published question and answer as well.
+
+    Raises:
+        InputError: there is no such source, or it cannot be read. An annotated template that is wrong is a verdict.
+    """
+    if is_annotated(Path(name)):
+        for file in template_files(Path(name)):
+            yield _annotated(file, count, seed)
+        return
+    source = open_source(name)
+    for template in source.templates:
+        items = list(islice(source.instances(template, seed), count))
+        wrong = [i for i in items if not GRADERS["exact"](final_text(i.solution), i.answer).correct]
+        failures = [
+            f"the solution of {w.question[:60]!r} ends with {final_text(w.solution)!r}, not {w.answer!r}" for w in wrong
+        ]
+        if not items:
+            failures.append("no instances")
+        yield Verdict(template, len(items), None, tuple(failures), ())
+
+
+def _annotated(file: Path, count: int, seed: int) -> Verdict:
+    try:
+        (template,) = load_templates(file)
+    except InputError as error:
+        return Verdict(file.stem, 0, None, (str(error),), ())
+    found = check(template, count, seed)
+    return Verdict(found.name, found.distinct, found.maximum, found.failures, found.notes)

@@ -1,0 +1,102 @@
+"""Where the problems of a run come from, under one name.
+
+``gsm-symbolic``: reasoning-gym's generators. ``reasoning-gym:NAME``: another of its skills. A folder of annotated
+templates, a file or a folder of JSON lines, CSV or Parquet, or ``owner/name[:config]`` on the hub.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cca.errors import InputError
+from cca.problems import files, skills
+from cca.problems.annotated import Template, load_templates
+from cca.problems.gsm_symbolic import ALL_TEMPLATES, Worked, generators, reserved_instances
+
+GSM_SYMBOLIC = "gsm-symbolic"
+REASONING_GYM = "reasoning-gym:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Problems by template.
+
+    instances: the distinct instances of a template, in an order that a seed fixes. splits: which split the source
+    itself gives a question (empty where it gives none). annotated: its annotated templates by name.
+    """
+
+    name: str
+    templates: tuple[str, ...]
+    instances: Callable[[str, int], Iterator[Worked]]
+    splits: Mapping[str, str] = field(default_factory=dict)
+    annotated: Mapping[str, Template] = field(default_factory=dict)
+
+
+def open_source(
+    name: str, templates: Sequence[str | int] | Literal["all"] = "all", max_number: float | None = None
+) -> Source:
+    """The source called `name`, of it those `templates`.
+
+    max_number: bound on the numbers of gsm-symbolic's instances.
+
+    Raises:
+        InputError: there is no such source, it has no such template, or it cannot be read.
+    """
+    source = _open(name, max_number)
+    if max_number is not None and name != GSM_SYMBOLIC:
+        raise InputError(f"problems.max_number bounds the numbers of gsm-symbolic, not of {name}; set it to 0")
+    if templates == "all":
+        return source
+    chosen = tuple(dict.fromkeys(map(str, templates)))
+    known = tuple(map(str, sorted(generators()))) if name == GSM_SYMBOLIC else source.templates
+    for template in chosen:
+        if template not in known:
+            some = ", ".join(known[:5]) + (f" ... {known[-1]}" if len(known) > 5 else "")
+            raise InputError(f"{name} has no template {template}; it has {some}")
+    return Source(source.name, chosen, source.instances, source.splits, source.annotated)
+
+
+def _open(name: str, max_number: float | None) -> Source:
+    if name == GSM_SYMBOLIC:
+
+        def generated(template: str, seed: int) -> Iterator[Worked]:
+            return reserved_instances(int(template), seed, max_number)
+
+        return Source(name, tuple(map(str, ALL_TEMPLATES)), generated)
+    if name.startswith(REASONING_GYM):
+        skill = name.removeprefix(REASONING_GYM)
+        skills.check_skill(skill)
+        return Source(name, (skill,), skills.reserved_skill_instances)
+    path = Path(name)
+    if is_annotated(path):
+        found = {template.name: template for template in load_templates(path)}
+        return Source(name, tuple(found), lambda template, seed: found[template].instances(seed), annotated=found)
+    if path.exists():
+        return _of_rows(name, files.read_rows(path))
+    if files.is_hub_name(name) and path.suffix not in (*files.SUFFIXES, ".json"):
+        return _of_rows(name, files.read_rows(files.download(name)))
+    raise InputError(
+        f"no problems at {name!r}; name {GSM_SYMBOLIC}, {REASONING_GYM}NAME, a file ({', '.join(files.SUFFIXES)}), a "
+        "folder of such files or of annotated templates, or a dataset of the hub (owner/name:config)"
+    )
+
+
+def is_annotated(path: Path) -> bool:
+    """Whether `path` is a folder of annotated templates, or one of them."""
+    return (path.suffix == ".json" and path.is_file()) or (path.is_dir() and any(path.glob("*.json")))
+
+
+def _of_rows(name: str, rows: Sequence[files.Row]) -> Source:
+    by_template: dict[str, list[Worked]] = {}
+    for row in rows:
+        by_template.setdefault(row.worked.template, []).append(row.worked)
+
+    def shuffled(template: str, seed: int) -> Iterator[Worked]:
+        items = list(by_template[template])
+        random.Random(f"file:{template}:{seed}").shuffle(items)
+        return iter(items)
+
+    splits = {row.worked.question: row.split for row in rows if row.split}
+    return Source(name, tuple(by_template), shuffled, splits)
