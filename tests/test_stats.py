@@ -1,8 +1,36 @@
+import math
+import time
+from itertools import combinations
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, fisher_exact, multinomial, norm, t, ttest_1samp
 
-from cca.stats import accuracy, cluster_bootstrap, mcnemar, paired, wilson
+from cca.stats import (
+    Outcomes,
+    accuracy,
+    cluster_bootstrap,
+    holm,
+    mcnemar,
+    mcnemar_power,
+    overlap,
+    paired,
+    pooled,
+    precision_recall,
+    smallest_detectable,
+    wilson,
+)
+
+
+def named(clusters: int, size: int) -> list[str]:
+    return [f"t{i}" for i in range(clusters) for _ in range(size)]
+
+
+def changes(rng: np.random.Generator, clusters: int, size: int, mean: float, spread: float) -> np.ndarray:
+    """Changes of answers, three in ten, where each template's mean change is drawn with deviation `spread`."""
+    effect = rng.normal(mean, spread, (clusters, 1))
+    draw = rng.random((clusters, size))
+    return ((draw < 0.15 + effect / 2) * 1.0 - (draw > 0.85 + effect / 2)).ravel()
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (81, 263), (15, 148)])
@@ -35,8 +63,8 @@ def test_cluster_bootstrap_is_wider_where_instances_of_a_template_agree():
     wide = cluster_bootstrap(alike, clusters, seed=0)
     narrow = cluster_bootstrap(mixed, clusters, seed=0)
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
-    # 20 clusters of value 0 or 1: standard error 0.5 / sqrt(20)
-    assert (wide.high - wide.low) / 2 == pytest.approx(1.96 * 0.5 / 20**0.5, rel=0.1)
+    # 20 clusters of value 0 or 1: standard error 0.5 / sqrt(19), and Student's quantile
+    assert (wide.high - wide.low) / 2 == pytest.approx(t.ppf(0.975, 19) * 0.5 / 19**0.5, rel=0.1)
 
 
 def test_cluster_bootstrap_repeats_with_its_seed_and_covers_one_cluster_by_its_instances():
@@ -44,6 +72,62 @@ def test_cluster_bootstrap_repeats_with_its_seed_and_covers_one_cluster_by_its_i
     assert cluster_bootstrap(values, clusters, 3) == cluster_bootstrap(values, clusters, 3)
     low, high = cluster_bootstrap(values, clusters, 3)
     assert low < 0.5 < high
+    many = np.random.default_rng(0).random(300) < 0.3
+    expected = t.ppf(0.975, 299) * many.std(ddof=1) / 300**0.5
+    low, high = cluster_bootstrap(many, ["a"] * 300, 0)
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.05)
+
+
+def test_cluster_bootstrap_draws_with_its_seed_and_whatever_the_order_and_names_of_the_clusters():
+    values = np.random.default_rng(0).normal(size=60)
+    clusters, others = named(12, 5), [f"x{-i}" for i in range(12) for _ in range(5)]
+    found = cluster_bootstrap(values, clusters, 1)
+    assert found != cluster_bootstrap(values, clusters, 2)
+    assert found == pytest.approx(cluster_bootstrap(values[::-1], others[::-1], 1), abs=1e-12)
+
+
+@pytest.mark.parametrize("clusters", [8, 32])
+def test_the_interval_covers_the_true_difference_95_times_of_100_even_with_few_clusters(clusters):
+    # the plain percentile interval covers 88% (8 clusters) and 94% (32) on such data
+    rng, names = np.random.default_rng(1), named(clusters, 28)
+    covered = 0
+    for seed in range(600):
+        low, high = cluster_bootstrap(changes(rng, clusters, 28, 0.05, 0.1), names, seed, draws=1000)
+        covered += low <= 0.05 <= high
+    assert 0.92 <= covered / 600 <= 0.97
+
+
+def test_the_expanded_interval_is_students_for_symmetric_values():
+    # Hesterberg 2015: the tails Phi(-sqrt(n / (n - 1)) t) make it so
+    means = norm.ppf((np.arange(16) + 0.5) / 16)
+    low, high = cluster_bootstrap(np.repeat(means, 3), named(16, 3), seed=0, draws=100_000)
+    student = ttest_1samp(means, 0).confidence_interval()
+    assert (low, high) == pytest.approx((student.low, student.high), rel=0.03)
+
+
+def test_fewer_than_six_clusters_give_students_interval_with_the_cluster_robust_error():
+    means = np.array([0.2, 0.5, 0.1])
+    student = ttest_1samp(means, 0).confidence_interval()
+    assert cluster_bootstrap(np.repeat(means, 4), named(3, 4), seed=0) == pytest.approx((student.low, student.high))
+    # sizes 2, 1, 3 and mean 1/2: residual sums 1, -1/2, -1/2, so SE = sqrt(3/2 * 3/2) / 6 = 1/4
+    low, high = cluster_bootstrap([1, 1, 0, 1, 0, 0], ["a", "a", "b", "c", "c", "c"], seed=0)
+    assert (low, high) == pytest.approx((0.5 - t.ppf(0.975, 2) / 4, 0.5 + t.ppf(0.975, 2) / 4))
+
+
+def test_ten_thousand_draws_of_32_clusters_take_under_a_tenth_of_a_second():
+    values, names = np.random.default_rng(0).normal(size=32 * 28), named(32, 28)
+    taken = []
+    for _ in range(3):
+        began = time.process_time()
+        cluster_bootstrap(values, names, seed=0)
+        taken.append(time.process_time() - began)
+    assert min(taken) < 0.1
+
+
+def test_cluster_bootstrap_refuses_no_values_and_values_without_cluster():
+    for values, clusters in (([], []), ([1.0, 2.0], ["a"]), ([[1.0, 2.0]], ["a", "b"])):
+        with pytest.raises(ValueError, match="one cluster a value"):
+            cluster_bootstrap(values, clusters, seed=0)
 
 
 def test_paired_counts_gained_and_lost():
@@ -60,7 +144,230 @@ def test_paired_refuses_different_problems():
         paired([True], [True, False], ["a"], seed=0)
 
 
+def test_the_interval_of_a_difference_holds_it_and_stays_between_minus_one_and_one():
+    rng = np.random.default_rng(0)
+    for seed in range(100):
+        n = int(rng.integers(1, 40))
+        base, updated = rng.random((2, n)) < rng.random((2, 1))
+        clusters = [str(c) for c in rng.integers(0, rng.integers(1, 12), n)]
+        result = paired(base.tolist(), updated.tolist(), clusters, seed)
+        assert -1 <= result.ci95.low <= result.difference <= result.ci95.high <= 1
+        one_draw = cluster_bootstrap([*base, *updated], clusters * 2, seed, draws=1)
+        assert one_draw.low <= np.mean([*base, *updated]) <= one_draw.high
+
+
+def test_no_change_has_an_interval_of_no_width_beside_what_could_have_been_found():
+    result = paired([True, False] * 112, [True, False] * 112, named(8, 28), seed=0)
+    assert result.ci95 == (0, 0)
+    assert result.detectable == pytest.approx(0.0351, abs=5e-5)
+
+
 def test_accuracy_has_its_interval():
     value = accuracy([True, False, False, True])
     assert (value.n, value.value) == (4, 0.5)
     assert value.ci95 == wilson(2, 4)
+    with pytest.raises(ValueError, match="wilson needs"):
+        accuracy([])
+
+
+def test_mcnemar_power_is_the_sum_over_all_tables_that_are_found_significant():
+    for n, discordant, difference, alpha in ((25, 0.4, 0.3, 0.05), (17, 1.0, 0.5, 0.05), (20, 0.5, -0.4, 0.0625)):
+        shares = [(discordant + difference) / 2, (discordant - difference) / 2, 1 - discordant]
+        expected = sum(
+            multinomial.pmf([gained, lost, n - gained - lost], n, shares)
+            for gained in range(n + 1)
+            for lost in range(n + 1 - gained)
+            if mcnemar(gained, lost) <= alpha
+        )
+        assert mcnemar_power(n, discordant, difference, alpha) == pytest.approx(expected, abs=1e-8)
+
+
+def test_mcnemar_power_equals_the_validated_example():
+    # tests of R's MESS (power_mcnemar_test, exact, one-sided 0.025): 144 pairs, discordant 0.25 and 0.45, power 0.80
+    assert mcnemar_power(144, 0.70, 0.20) == pytest.approx(0.80, abs=5e-3)
+
+
+def test_mcnemar_power_comes_to_connors_normal_formula_in_large_samples():
+    # Connor 1987: Phi((d sqrt(n) - z sqrt(psi)) / sqrt(psi - d^2)); his example of 23 pairs is for power 0.80
+    def connor(n, psi, d):
+        return norm.cdf((d * n**0.5 - norm.ppf(0.975) * psi**0.5) / (psi - d * d) ** 0.5)
+
+    assert connor(22, 0.5, 0.4) < 0.8 < connor(23, 0.5, 0.4)
+    for n, psi, d in ((20_000, 0.2, 0.009), (20_000, 0.05, 0.004), (50_000, 0.5, 0.007)):
+        assert mcnemar_power(n, psi, d) == pytest.approx(connor(n, psi, d), abs=0.015)
+
+
+def test_mcnemar_power_refuses_impossible_shares():
+    for n, discordant, difference in ((0, 0.5, 0.1), (9, 0.1, 0.2), (9, 1.1, 0.2)):
+        with pytest.raises(ValueError, match="power needs"):
+            mcnemar_power(n, discordant, difference)
+
+
+@pytest.mark.parametrize("n", [6, 50, 224, 4392])
+def test_without_any_change_the_detectable_difference_is_that_of_six_changes_in_one_direction(n):
+    found = smallest_detectable([0] * n, ["a"] * n)
+    assert found is not None
+    assert binom.sf(5, n, found) == pytest.approx(0.8, abs=1e-3)
+    assert mcnemar(6, 0) <= 0.05 < mcnemar(5, 0)
+
+
+def test_fewer_than_six_problems_can_detect_nothing():
+    assert smallest_detectable([0] * 5, ["a"] * 5) is None
+    assert smallest_detectable([1, 0, -1, 0, 1], list("abcde")) is None
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(224, 0.0), (224, 0.04), (878, 0.12)])
+def test_a_difference_of_the_detectable_size_is_found_in_80_of_100_samples_of_independent_problems(n, discordant):
+    rng = np.random.default_rng(0)
+    half = round(n * discordant / 2)
+    difference = smallest_detectable([1] * half + [-1] * half + [0] * (n - 2 * half), ["a"] * n)
+    assert difference is not None
+    changed = max(2 * half / n, difference)
+    shares = [(changed + difference) / 2, (changed - difference) / 2, 1 - changed]
+    tables, times = np.unique(rng.multinomial(n, shares, size=5000), axis=0, return_counts=True)
+    found = np.average([mcnemar(gained, lost) <= 0.05 for gained, lost, _ in tables.tolist()], weights=times)
+    assert 0.78 <= found <= 0.82
+
+
+def test_a_difference_of_the_detectable_size_is_found_in_80_of_100_samples_of_templates_that_differ():
+    rng, names = np.random.default_rng(0), named(16, 28)
+    # the mean over many samples, for one sample's standard error is itself uncertain
+    difference = np.mean([smallest_detectable(changes(rng, 16, 28, 0, 0.1), names) or 1 for _ in range(100)])
+    samples = [changes(rng, 16, 28, float(difference), 0.1) for _ in range(1000)]
+    found = np.mean([cluster_bootstrap(sample, names, seed, 500).low > 0 for seed, sample in enumerate(samples)])
+    assert 0.76 <= found <= 0.84
+
+
+def test_the_detectable_difference_is_larger_where_instances_of_a_template_change_alike():
+    alike = np.repeat([1, -1] * 10, 20)
+    mixed = np.array([1, -1] * 200)
+    # 20 clusters of mean 1 or -1: SE = sqrt(20 / 19) / sqrt(20), and Student's quantiles at 19 degrees of freedom
+    expected = (t.ppf(0.975, 19) + t.ppf(0.8, 19)) / 19**0.5
+    assert smallest_detectable(alike, named(20, 20)) == pytest.approx(expected)
+    independent = smallest_detectable(mixed, named(20, 20))
+    assert independent is not None and independent < expected / 4
+    assert independent == smallest_detectable(mixed, named(1, 400))
+    assert smallest_detectable([1] * 20 + [-1] * 20, named(2, 20)) is None
+
+
+def test_smallest_detectable_refuses_what_is_no_change_of_an_answer_and_impossible_levels():
+    with pytest.raises(ValueError, match="-1, 0 or 1"):
+        smallest_detectable([0.5, 0], ["a", "a"])
+    with pytest.raises(ValueError, match="alpha < power"):
+        smallest_detectable([1, 0], ["a", "a"], power=0.01)
+
+
+def test_holm_equals_published_examples_in_the_given_order():
+    # documentation of pingouin.multicomp, as R's p.adjust(method="holm")
+    assert holm([0.50, 0.003, 0.32, 0.054, 0.0003]) == pytest.approx([0.64, 0.012, 0.64, 0.162, 0.0015])
+    # Wikipedia, Holm-Bonferroni method: at 0.05 the first and the fourth are rejected, the third (0.03 > 0.025) is not
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_is_the_closed_test_of_bonferroni():
+    rng = np.random.default_rng(0)
+    for m in range(1, 7):
+        p = (rng.random(m) ** 3).round(2).tolist()
+        subsets = [s for size in range(1, m + 1) for s in combinations(range(m), size)]
+        closed = [max(min(1, len(s) * min(p[j] for j in s)) for s in subsets if i in s) for i in range(m)]
+        assert holm(p) == pytest.approx(closed)
+
+
+def test_holm_refuses_what_is_no_probability():
+    for p in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            holm([0.5, p])
+
+
+def outcomes(rng: np.random.Generator, templates: list[str], gain: dict[str, float]) -> Outcomes:
+    """Answers that were all wrong, of which the share `gain` of each template turns right."""
+    return Outcomes([False] * len(templates), [bool(rng.random() < gain[name]) for name in templates], templates)
+
+
+def test_pooled_seeds_are_clustered_by_template_across_seeds():
+    rng, names = np.random.default_rng(0), named(10, 20)
+    gain = {name: 0.6 * (i % 2) for i, name in enumerate(dict.fromkeys(names))}
+    runs = [outcomes(rng, names, gain) for _ in range(5)]
+    shared = pooled(runs, seed=0).pooled
+    apart = pooled([run._replace(templates=[f"{i}{x}" for x in names]) for i, run in enumerate(runs)], seed=0).pooled
+    assert (shared.n, shared.difference) == (apart.n, apart.difference) == (1000, pytest.approx(0.3, abs=0.03))
+    # ten templates, however many seeds see them: half as wide were they fifty
+    half = (shared.ci95.high - shared.ci95.low) / 2
+    assert half == pytest.approx(t.ppf(0.975, 9) * 0.3 / 9**0.5, rel=0.1)
+    assert apart.ci95.high - apart.ci95.low < 0.5 * 2 * half
+    assert (shared.detectable or 0) > 2 * (apart.detectable or 1)
+
+
+def test_pooled_seeds_give_the_spread_between_seeds_each_weighing_the_same():
+    rng = np.random.default_rng(0)
+    sizes, gains = (10, 20, 40), (0.1, 0.3, 0.8)
+    runs = [outcomes(rng, named(2, size), {"t0": gain, "t1": gain}) for size, gain in zip(sizes, gains, strict=True)]
+    result = pooled(runs, seed=0)
+    each = [paired(*run, seed=0).difference for run in runs]
+    student = ttest_1samp(each, 0).confidence_interval()
+    assert (result.n, list(result.differences)) == (3, pytest.approx(each))
+    assert (result.mean, result.deviation) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    assert (result.lowest, result.highest) == (min(each), max(each))
+    assert result.ci95 == pytest.approx((max(-1, student.low), min(1, student.high)))
+    assert result.pooled.difference == pytest.approx(np.average(each, weights=sizes))
+    assert result.pooled.difference != pytest.approx(result.mean, abs=0.01)
+
+
+def test_one_seed_has_no_spread_between_seeds():
+    result = pooled([Outcomes([False, True], [True, True], ["a", "b"])], seed=0)
+    assert (result.n, result.mean, result.deviation, result.ci95) == (1, 0.5, None, None)
+    assert result.pooled == paired([False, True], [True, True], ["a", "b"], seed=0)
+
+
+def test_pooled_refuses_no_seeds_and_seeds_without_matching_problems():
+    with pytest.raises(ValueError, match="at least one seed"):
+        pooled([], seed=0)
+    # lengths that match in sum only
+    for first in (Outcomes([], [], []), Outcomes([True], [True, False], ["a"]), Outcomes([True], [True], ["a", "b"])):
+        with pytest.raises(ValueError, match="every seed"):
+            pooled([first, Outcomes([True, True], [True], ["b"])], seed=0)
+
+
+def test_precision_and_recall_are_shares_of_the_predicted_and_of_the_present():
+    result = precision_recall(true_positive=6, false_positive=2, false_negative=4)
+    assert result.precision == (8, 0.75, wilson(6, 8))
+    assert result.recall == (10, 0.6, wilson(6, 10))
+
+
+def test_precision_or_recall_of_nothing_is_none():
+    assert precision_recall(0, 0, 3) == (None, (3, 0.0, wilson(0, 3)))
+    assert precision_recall(0, 2, 0) == ((2, 0.0, wilson(0, 2)), None)
+    with pytest.raises(ValueError, match="negative"):
+        precision_recall(2, -1, 0)
+
+
+def test_overlap_equals_fishers_tea_tasting():
+    # Fisher 1935: of 8 cups 4 are chosen; all right 1 in 70, three or more right 17 in 70
+    truth = [True] * 4 + [False] * 4
+    assert overlap(truth, truth) == (8, 4, 4, 4, 1.0, pytest.approx(1 / 70))
+    three = [True, True, True, False, True, False, False, False]
+    assert overlap(truth, three) == (8, 4, 4, 3, pytest.approx(3 / 5), pytest.approx(17 / 70))
+
+
+def test_overlap_equals_fishers_exact_test_on_circuits_of_different_size():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(500) < 0.1, rng.random(500) < 0.2
+    result = overlap(a, b)
+    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+    _, expected = fisher_exact(table, alternative="greater")
+    assert result.p_value == pytest.approx(expected)
+    assert (result.n, result.first, result.second, result.shared) == (500, a.sum(), b.sum(), (a & b).sum())
+    assert result.jaccard == pytest.approx((a & b).sum() / (a | b).sum())
+
+
+def test_empty_circuits_overlap_in_nothing_and_by_no_surprise():
+    assert overlap([False] * 3, [False] * 3) == (3, 0, 0, 0, None, 1.0)
+    assert overlap([True, False], [False, True]) == (2, 1, 1, 0, 0.0, 1.0)
+
+
+def test_overlap_refuses_selections_among_different_things():
+    for a, b in (([True], [True, False]), ([], []), ([[True]], [[True]])):
+        with pytest.raises(ValueError, match="same things"):
+            overlap(a, b)
