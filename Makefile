@@ -6,6 +6,8 @@ TORCH_CONSTRAINTS ?= constraints-cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
+# what only tests and checks need, installed on top
+DEV := $(VENV)/.built-dev
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
 .PHONY: run test lint format bench clean
@@ -13,15 +15,15 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check
 run: $(STAMP)
 	@$(BIN)/cca run
 
-test: $(STAMP)
+test: $(DEV)
 	@$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
-format: $(STAMP)
+format: $(DEV)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
@@ -36,5 +38,10 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	@echo "building $(VENV) (once, about two minutes)" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(if $(TORCH_CONSTRAINTS),$(PIP) --retries 1 --no-deps --extra-index-url $(TORCH_INDEX) --requirement $(TORCH_CONSTRAINTS))
+	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable .
+	@touch $@
+
+$(DEV): $(STAMP)
+	@echo "adding what the tests need" >&2
 	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
 	@touch $@

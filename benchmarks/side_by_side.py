@@ -33,6 +33,7 @@ from cca.models import load_model
 from cca.objective import pivot_loss
 from cca.pivots import branching_pivots
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
+from cca.problems.sources import open_source
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.records import Pivot
@@ -206,14 +207,11 @@ def main() -> None:
     loaded = load_model("bundled", "float32", "cpu")
     prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
     problems = build_problems(
-        templates=SMALL_TEMPLATES,
-        max_number=60,
+        open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
         train=4,
         validation=1,
         test=1,
         held_out=0.0,
-        skills=(),
-        per_skill=0,
         seed=11,
     )
     train = [p for p in problems if p.split == "train"]

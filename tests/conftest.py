@@ -14,10 +14,11 @@ import torch
 
 from cca.delta import Delta
 from cca.models import LoadedModel, load_model, load_tokenizer
+from cca.problems.sources import open_source
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.records import Pivot, Problem
-from cca.update import Validation, train_delta
+from cca.update import Validation, train_patch
 
 TEMPLATES = (16, 43, 6, 72, 31, 58, 20, 48)
 # with short solutions, since the plain methods are slow
@@ -67,13 +68,12 @@ def prompter(bundled) -> Prompter:
 @pytest.fixture(scope="session")
 def problems() -> list[Problem]:
     return build_problems(
-        templates=TEMPLATES,
-        max_number=60,
+        open_source("gsm-symbolic", TEMPLATES, 60),
         train=12,
         validation=1,
         test=1,
         held_out=0.0,
-        skills=("chain_sum",),
+        transfer=("chain_sum",),
         per_skill=2,
         seed=7,
     )
@@ -96,7 +96,9 @@ def last_delta(model, rows, pivots, **changes) -> Delta:
     """The delta of the last of a few training steps: every validation is better than the one before."""
     rising = iter(range(100))
     settings = {"loss": "linear", "learning_rate": 0.02, "steps": 3, "validate_at": (), "patience": 9, "batch_size": 4}
-    return train_delta(model, rows, pivots, [], lambda _: Validation(next(rising) / 100, 1), **settings | changes).delta
+    return train_patch(
+        model, Delta.zeros(model, rows), pivots, [], lambda _: Validation(next(rising) / 100, 1), **settings | changes
+    ).patch
 
 
 def stand_in_harness(folder: Path, task: str, more: str = "", package: str = "") -> Path:

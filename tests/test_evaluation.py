@@ -1,37 +1,50 @@
+import math
+
 import pytest
 import torch
 
 from cca import evaluation
 from cca.anatomy import anatomy
 from cca.delta import Delta
-from cca.evaluation import drift
+from cca.evaluation import Text, drift, plain_texts
 
 
-def _plain_drift(model, prompter, delta: Delta, problems) -> float:
-    """KL(base || updated) token by token, one problem at a time, the weights themselves changed."""
-    total, count = 0.0, 0
-    for problem in problems:
-        prompt, answer = prompter.prompt(problem), prompter.reference(problem.solution)
-        ids = torch.tensor([[*prompt, *answer]])
+def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
+    """KL(base || updated) and the log-likelihoods token by token, one text at a time, with changed weights."""
+    total, likelier, count = 0.0, 0.0, 0
+    for context, written in texts:
+        ids = torch.tensor([[*context, *written]])
         base = model(input_ids=ids).logits[0].log_softmax(-1)
         with delta.applied(model):
             updated = model(input_ids=ids).logits[0].log_softmax(-1)
-        for place in range(len(prompt) - 1, len(prompt) + len(answer) - 1):
+        for i, token in enumerate(written):
+            place = len(context) - 1 + i
             total += torch.nn.functional.kl_div(updated[place], base[place], log_target=True, reduction="sum").item()
+            likelier += (updated[place, token] - base[place, token]).item()
             count += 1
-    return total / count
+    return total / count, math.exp(-likelier / count)
 
 
-def test_drift_is_the_mean_divergence_over_the_tokens_of_the_solutions(bundled, prompter, problems, monkeypatch):
+def test_drift_is_the_mean_divergence_and_perplexity_ratio_over_the_written_tokens(
+    bundled, prompter, problems, monkeypatch
+):
     parts = anatomy(bundled.model)
     rows = parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) > 0.5)
     delta = Delta.zeros(bundled.model, rows)
     for changed in delta.weights.values():
         changed.values.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
-    few = problems[::17]
-    plain = _plain_drift(bundled.model, prompter, delta, few)
-    assert plain > 1e-5
-    assert drift(bundled.model, prompter, delta, few, batch=4) == pytest.approx(plain, rel=1e-3)
+    few = [Text(prompter.prompt(p), prompter.reference(p.solution)) for p in problems[::17]]
+    kl, ratio = _plain_drift(bundled.model, delta, few)
+    assert kl > 1e-5
+    assert abs(ratio - 1) > 1e-4
+    found = drift(bundled.model, delta, few, batch=4)
+    assert (found.kl, found.perplexity_ratio) == pytest.approx((kl, ratio), rel=1e-3)
+    assert found.tokens == sum(len(t.written) for t in few)
     monkeypatch.setattr(evaluation, "_LOGITS", 1)  # one problem at a time
-    assert drift(bundled.model, prompter, delta, few, batch=4) == pytest.approx(plain, rel=1e-3)
-    assert drift(bundled.model, prompter, Delta.zeros(bundled.model, rows), few, batch=4) == pytest.approx(0, abs=1e-6)
+    assert drift(bundled.model, delta, few, batch=4)[:2] == pytest.approx((kl, ratio), rel=1e-3)
+    nothing = drift(bundled.model, Delta.zeros(bundled.model, rows), few, batch=4)
+    assert nothing[:2] == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_plain_text_is_measured_but_for_the_first_token_of_each_piece():
+    assert plain_texts(range(7), length=3) == [Text((0,), (1, 2)), Text((3,), (4, 5))]

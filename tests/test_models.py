@@ -30,7 +30,7 @@ def saved(folder: Path, family: str, **changes: Any) -> Path:
 
 def refused(tmp_path: Path, capsys, model: Path, *parts: str, settings: tuple[str, ...] = ()) -> None:
     """`cca run` on `model` stops with exit code 2 and a message, before there is a trace."""
-    settings = ("problems.templates=[16, 43]", "evaluation.skills=[]", *settings)
+    settings = ("problems.templates=[16, 43]", "evaluation.transfer=[]", "evaluation.retention=[]", *settings)
     arguments = ["run", "--model", str(model), "--out", str(tmp_path / "run"), "--quiet"]
     capsys.readouterr()
     assert cli.main([*arguments, *(part for s in settings for part in ("--set", s))]) == 2
@@ -126,7 +126,14 @@ def test_weights_that_are_not_finite_are_named_before_the_first_trace(tmp_path, 
     model = family_model("llama", vocab_size=len(load_tokenizer("bundled")), max_position_embeddings=512)
     model.model.layers[2].mlp.up_proj.weight[3, 4] = float("nan")
     model.save_pretrained(folder)
-    few = ["--set", "problems.templates=[16, 43]", "--set", "evaluation.skills=[]"]
+    few = [
+        "--set",
+        "problems.templates=[16, 43]",
+        "--set",
+        "evaluation.transfer=[]",
+        "--set",
+        "evaluation.retention=[]",
+    ]
     assert cli.main(["run", "--model", str(folder), "--out", str(tmp_path / "run"), "--quiet", *few]) == 1
     assert "first after model.layers.2.mlp.up_proj" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from cca import cli
 from cca.config import Config, dump_toml, load_config
 from cca.errors import InputError
 from cca.models import BUNDLED
-from cca.pipeline import ARTIFACTS, STAGES, Pipeline
+from cca.pipeline import ARTIFACTS, OPTIONAL, STAGES, Pipeline
 from cca.records import Pivot, TracePair, WithoutPivot
 from cca.store import RunFolder, checksum
 
@@ -42,11 +42,14 @@ steps = 3
 validate_every = 2
 validate_at = []
 [evaluation]
-skills = ["chain_sum", "leg_counting"]
+transfer = ["chain_sum"]
+retention = ["leg_counting"]
 per_skill = 2
 batch = 3
 """
-DETERMINISTIC = [name for stage in STAGES for name in ARTIFACTS[stage] if name != "summary.json"]
+VARYING = {"summary.json", "rounds.jsonl", *OPTIONAL}
+"""Artifacts that hold times, or that not every run has."""
+DETERMINISTIC = [name for stage in STAGES for name in ARTIFACTS[stage] if name not in VARYING]
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +87,19 @@ def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
         "update",
         "target",
         "held_out_templates",
+        "transfer",
         "retention",
+        "problems",
+        "drift",
         "seconds",
     } <= set(summary)
     assert {"problems", "traces", "found", "yield", "on_slip"} <= set(summary["pivots"])
     assert {"components", "selected", "density", "by_kind"} <= set(summary["circuit"])
     assert {"best_step", "rows", "parameters"} <= set(summary["update"])
-    for part in (summary["target"], summary["held_out_templates"], *summary["retention"].values()):
-        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "drift_kl"} <= set(part)
+    sets = (*summary["transfer"].values(), *summary["retention"].values())
+    assert len(sets) == 2
+    for part in (summary["target"], summary["held_out_templates"], *sets):
+        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "detectable", "drift_kl"} <= set(part)
     assert set(summary["seconds"]) == {*STAGES, "total"}
     assert (summary["target"]["n"], summary["held_out_templates"]["n"]) == (8, 2)
     manifest = json.loads((whole / "manifest.json").read_text())
@@ -318,8 +326,10 @@ def test_an_empty_circuit_is_refused_with_the_remedy(tmp_path, capsys, config_pa
 
 
 def test_a_dense_circuit_gives_a_warning(whole):
-    warnings = json.loads((whole / "summary.json").read_text())["warnings"]
-    assert any("over the paper's 2%" in w for w in warnings)
+    diagnosis = json.loads((whole / "summary.json").read_text())["diagnosis"]
+    (density,) = [found for found in diagnosis if found["check"] == "circuit density"]
+    assert not density["fine"]
+    assert "circuit.target_density=0.016" in density["advice"]
 
 
 # ---- config ----

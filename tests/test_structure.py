@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def test_every_cca_command_in_the_documents_is_understood():
     ]
     assert commands
     for command in commands:
-        _parser().parse_args(command.split()[1:])
+        _parser().parse_args(shlex.split(command)[1:])
 
 
 def test_every_file_that_a_document_names_exists():

@@ -14,6 +14,7 @@ from cca.evaluation import answer_chunk
 from cca.models import load_model
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
 from cca.problems.skills import SKILLS
+from cca.problems.sources import open_source
 from cca.problems.suite import build_problems
 from cca.prompts import Prompter
 from cca.stats import accuracy
@@ -45,13 +46,12 @@ def main() -> None:
     truth = options.model / "slips.json"
     planted = json.loads(truth.read_text()) if truth.exists() else {}
     problems = build_problems(
-        templates=SMALL_TEMPLATES,
-        max_number=60,
+        open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
         train=1,
         validation=1,
         test=options.per_template,
         held_out=0.0,
-        skills=tuple(SKILLS),
+        retention=tuple(SKILLS),
         per_skill=60,
         seed=options.seed,
     )

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -164,6 +165,9 @@ def learn_circuit(
 
     stopped = "epochs"
     for epoch in range(first_epoch, epochs):
+        if unchanged >= allowed:  # it was interrupted after its last epoch
+            stopped = "unchanged"
+            break
         adam.param_groups[0]["lr"] = learning_rate * decay ** (epoch // decay_every)
         order = torch.randperm(len(pivots), generator=torch.Generator().manual_seed(seed * 100_003 + epoch)).tolist()
         for start in range(0, len(order), batch_size):
@@ -210,6 +214,35 @@ def _save_state(path: Path, gates: Tensor, adam, history, losses, unchanged: int
         "changed_once": torch.tensor(changed_once),
     }
     replace_file(path, lambda temporary: save_file(tensors, temporary))
+
+
+class Trial(NamedTuple):
+    """A penalty that was tried, and the density of the circuit it gave."""
+
+    penalty: float
+    density: float
+
+
+def next_penalty(
+    trials: Sequence[Trial], start: float, target: float | None, tolerance: float = 0.1, limit: int = 12
+) -> float | None:
+    """The penalty to try next for a circuit of density `target`; None once one is within `tolerance` x target of it.
+
+    `start` is tried first; it is doubled or halved until the target lies between two, whose geometric mean is tried
+    then: a higher penalty gives a sparser circuit. Without a target, `start` alone is tried.
+    """
+    if not trials:
+        return start
+    if target is None or len(trials) >= limit or any(abs(t.density - target) <= tolerance * target for t in trials):
+        return None
+    dense = [t.penalty for t in trials if t.density > target]
+    sparse = [t.penalty for t in trials if t.density < target]
+    if not dense:
+        return min(sparse) / 2
+    if not sparse:
+        return max(dense) * 2 or 0.01
+    low, high = max(dense), min(sparse)
+    return (low * high) ** 0.5 if 0 < low < high else None
 
 
 def random_circuit(anatomy: Anatomy, like: Tensor, seed: int) -> Tensor:

@@ -9,9 +9,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from cca import __version__
+from cca import __version__, commands
+from cca.arms import ARMS
 from cca.errors import InputError
 
 _STAGES = {
@@ -31,9 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with: cca run. It needs no download and no GPU and ends with a table in a few minutes.",
     )
     parser.add_argument("--version", action="version", version=f"cca {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    known = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="all stages; the same command resumes an interrupted run")
+    run = known.add_parser("run", help="all stages; the same command resumes an interrupted run")
     run.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")
     run.add_argument("--out", type=Path, help="run folder (default: runs/ and the config's name)")
     run.add_argument("--model", help="short for --set model.path=MODEL")
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _common(run)
 
     for stage, text in _STAGES.items():
-        command = commands.add_parser(stage, help=text)
+        command = known.add_parser(stage, help=text)
         command.add_argument("run", type=Path, metavar="RUN", help="run folder")
         if stage == "trace":
             command.add_argument("--config", type=Path, help="config of a new run (default: the bundled run)")
@@ -52,19 +52,54 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--redo", action="store_true", help="forget this stage and what follows, and do it again")
         _common(command)
 
-    merged = commands.add_parser("merge", help="write the updated model as an ordinary model folder")
+    compared = known.add_parser("compare", help="run every arm on the same problems and rank them in one table")
+    compared.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")
+    compared.add_argument("--out", type=Path, help="folder of the runs (default: runs/compare- and the config's name)")
+    compared.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=_arms_help())
+    compared.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default 0 1 2")
+    compared.add_argument("--model", help="short for --set model.path=MODEL")
+    _overrides(compared)
+    _common(compared)
+
+    problems = known.add_parser("problems", help="write problems of a source as JSON lines, or check its templates")
+    problems.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="gsm-symbolic, reasoning-gym:NAME, a file (.jsonl, .csv, .parquet), a folder of such files or annotated "
+        "templates, or owner/name:config on the hub",
+    )
+    problems.add_argument("-n", "--n", type=int, default=50, metavar="N", help="instances a template (default 50)")
+    problems.add_argument("--seed", type=int, default=0)
+    problems.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to stdout")
+    problems.add_argument(
+        "--check", action="store_true", help="verify each template and print a line for it; exit code 1 where one fails"
+    )
+
+    merged = known.add_parser("merge", help="write the updated model as an ordinary model folder")
     merged.add_argument("run", type=Path, metavar="RUN", help="run folder")
     merged.add_argument("folder", type=Path, metavar="FOLDER", help="where the model goes; must not exist yet")
     merged.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of its weights (default: the run's)"
     )
 
-    show = commands.add_parser("show", help="summary table and ten pivots of a run")
+    graded = known.add_parser("grade", help="list the traces of a run on which another grader disagrees with the run's")
+    graded.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    graded.add_argument(
+        "--grader", required=True, metavar="NAME", help="number, exact, math-verify, or your own module:function"
+    )
+    graded.add_argument("-n", type=int, default=20, metavar="N", help="disagreements to show (default 20)")
+    graded.add_argument("--json", action="store_true", help="print all of them as JSON on stdout")
+
+    show = known.add_parser("show", help="summary table and ten pivots of a run")
     show.add_argument("run", type=Path, metavar="RUN", help="run folder")
     show.add_argument("-n", type=int, default=10, metavar="N", help="pivots to show (default 10)")
     show.add_argument("--off-slip", action="store_true", help="only pivots that miss their trace's planted slip")
     show.add_argument("--json", action="store_true", help="print the summary as JSON on stdout instead")
     return parser
+
+
+def _arms_help() -> str:
+    return "default all: " + "; ".join(f"{name}: {arm.title}" for name, arm in ARMS.items())
 
 
 def _overrides(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None
+        return 0
     except OSError as error:
         print(f"cca: {error}; finished work is kept, the same command resumes", file=sys.stderr)
         return 1
@@ -113,9 +151,15 @@ def _command(arguments: Sequence[str] | None) -> str:
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "show":
-        return _show(options)
+        return commands.show(options)
     if options.command == "merge":
-        return _merge(options)
+        return commands.merge(options)
+    if options.command == "compare":
+        return commands.compare(options)
+    if options.command == "problems":
+        return commands.problems(options)
+    if options.command == "grade":
+        return commands.grade(options)
     from cca.config import load_config
     from cca.pipeline import STAGES, Pipeline, default_folder
 
@@ -125,7 +169,7 @@ def _dispatch(options: argparse.Namespace) -> int:
             overrides.append(f"model.path={json.dumps(options.model)}")
         config = load_config(options.config, tuple(overrides))
         if options.dry_run:
-            return _dry_run(config, options.json)
+            return commands.dry_run(config, options.json)
         path = options.out or default_folder(options.config)
         pipeline = Pipeline.start(path, config, options.quiet)
         stages: Sequence[str] = STAGES
@@ -143,7 +187,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     summary_path = pipeline.folder.file("summary.json")
     if summary_path.exists():
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
-        _print_summary(summary, options.json)
+        commands.print_summary(summary, options.json)
         if not options.json:
             print(
                 f"\nRun folder: {pipeline.folder.path}   Look at it: cca show {pipeline.folder.path}", file=sys.stderr
@@ -151,88 +195,6 @@ def _dispatch(options: argparse.Namespace) -> int:
     else:
         following = STAGES[STAGES.index(options.command) + 1]
         print(f"next: cca {following} {pipeline.folder.path}", file=sys.stderr)
-    return 0
-
-
-def _dry_run(config: Any, as_json: bool) -> int:
-    from cca.plan import plan
-
-    found = plan(config)
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return 0
-    from rich.console import Console
-
-    from cca.display import show_plan
-
-    show_plan(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110), found)
-    return 0
-
-
-def _merge(options: argparse.Namespace) -> int:
-    from cca.config import load_config
-    from cca.export import merge
-    from cca.store import RunFolder
-
-    folder = RunFolder.open(options.run)
-    if not folder.finished("update"):
-        raise InputError(f"{options.run} has no finished update yet; finish it with: cca run --out {options.run}")
-    folder.verify(["update"])
-    rounding = merge(folder, load_config(folder.file("config.toml")), options.folder, options.dtype)
-    print(
-        f"merged into {rounding.dtype}: {rounding.unchanged:.1%} of the changed numbers rounded to nothing; what is "
-        f"left departs from the delta by {rounding.error:.1%} of its size",
-        file=sys.stderr,
-    )
-    if rounding.error > 0.1:
-        print("warning: much of the update is lost to rounding; --dtype float32 keeps all of it", file=sys.stderr)
-    print(f"wrote {options.folder}; load it with AutoModelForCausalLM.from_pretrained", file=sys.stderr)
-    return 0
-
-
-def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    from rich.console import Console
-
-    from cca.display import show_summary
-
-    show_summary(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110), summary)
-
-
-def _show(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from cca.config import load_config
-    from cca.display import show_pivots
-    from cca.models import load_tokenizer
-    from cca.records import Pivot
-    from cca.store import RunFolder
-
-    if options.n < 1:
-        raise InputError(f"-n {options.n} shows nothing; give at least 1")
-    folder = RunFolder.open(options.run)
-    summary_path = folder.file("summary.json")
-    if options.json and not summary_path.exists():
-        raise InputError(
-            f"{options.run} is not finished, so it has no summary; finish it with: cca run --out {options.run}"
-        )
-    if summary_path.exists():
-        _print_summary(json.loads(summary_path.read_text(encoding="utf-8")), options.json)
-        if options.json:
-            return 0
-    config = load_config(folder.file("config.toml"))
-    pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == config.pivots.method]
-    if not pivots:
-        raise InputError(f"{options.run} has no pivots yet; find them with: cca pivots {options.run}")
-    if options.off_slip:
-        pivots = [p for p in pivots if p.on_slip is False]
-    console = Console(stderr=True, highlight=False)
-    what = "pivots that miss their planted slip" if options.off_slip else "pivots"
-    console.print(f"\n{min(options.n, len(pivots))} of {len(pivots)} {what}:\n")
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    show_pivots(console, pivots, tokenizer.decode, options.n)
     return 0
 
 

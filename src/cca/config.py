@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cca.arms import OF_ROWS, Arm
 from cca.errors import InputError
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
-from cca.problems.skills import SKILLS
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -55,11 +55,24 @@ class Prompt(_Section):
     """An answer ends before any of these strings, as well as at the model's end token."""
 
 
+def _for_the_bundled_model(value: Any, otherwise: Any) -> Any:
+    """A default of problems that depends on their source."""
+    return Field(default_factory=lambda data: value if data.get("source") == "gsm-symbolic" else otherwise)
+
+
 class Problems(_Section):
-    templates: tuple[int, ...] | Literal["all"] = SMALL_TEMPLATES
-    """GSM-Symbolic template numbers, or ``all`` that have instances enough without a bound on the numbers."""
-    max_number: Annotated[float, Field(ge=0)] = 60
-    """No number in a question or solution is above this, or else the instance is redrawn. 0: no bound."""
+    source: str = "gsm-symbolic"
+    """``gsm-symbolic`` (reasoning-gym's generators), ``reasoning-gym:NAME``, a file of JSON lines, CSV or Parquet with
+    ``question`` and ``answer``, a folder of such files or annotated templates, or ``owner/name:config`` of the hub."""
+    templates: tuple[str | int, ...] | Literal["all"] = _for_the_bundled_model(SMALL_TEMPLATES, "all")
+    """Names of templates, or ``all`` of the source."""
+    max_number: Annotated[float, Field(ge=0)] = _for_the_bundled_model(60, 0)
+    """Of ``gsm-symbolic``: no number in a question or solution is above this, or else the instance is redrawn. 0: no
+    bound."""
+    split_by: Literal["instance", "template", "source"] | None = None
+    """``instance``: a template's instances go to training, validation and test (the paper's); ``template``: whole
+    templates do, so that every test template is new; ``source``: as the file says. Default: ``source`` where it has
+    training problems, else ``instance``."""
     train: Annotated[int, Field(ge=0)] = 14
     """Instances per template that give pivots."""
     validation: Annotated[int, Field(ge=0)] = 8
@@ -67,7 +80,9 @@ class Problems(_Section):
     test: Annotated[int, Field(ge=0)] = 28
     """Instances per template that are only evaluated."""
     held_out: Share = 0.2
-    """Share of the templates that are kept out of the update entirely and only evaluated."""
+    """Share of the templates that are kept out of the update entirely and only evaluated; for ``instance`` alone."""
+    grader: str = "number"
+    """``number`` (the last one, as GSM-Symbolic does), ``exact``, ``math-verify`` or your own ``module:function``."""
 
 
 class Traces(_Section):
@@ -93,6 +108,9 @@ class Pivots(_Section):
 class Circuit(_Section):
     penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.05
     """``lambda``: the price of a component. Higher gives a sparser circuit."""
+    target_density: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Search for the lambda that gives this density, within a tenth of it, starting from ``lambda``. The paper's
+    circuits are at about 0.016."""
     learning_rate: Positive = 5e-3
     """Adam's."""
     decay: Share = 0.9
@@ -107,11 +125,14 @@ class Circuit(_Section):
     """Stop when the rounded circuit has not changed for this many epochs. The paper's 0.2 is of far longer epochs."""
     cache_gib: Positive = 4.0
     """Keys and values of all prefixes are kept where they fit in this many GiB, else read again each step."""
-    rows: Literal["circuit", "random", "all"] = "circuit"
-    """Which rows to update: the circuit's, a random circuit's of the same counts per kind, or all (controls)."""
 
 
 class Update(_Section):
+    arm: Arm = "circuit"
+    """What is trained on the pivots: the ``circuit``'s rows; as controls, rows of a ``random`` circuit of the same
+    counts per kind, ``all`` rows, as many rows of the largest ``gradient``, a ``bias`` on the output logits, a
+    ``steering`` vector on the last layer's output, ``lora-pivots``; or, on correct solutions, ``lora`` or ``finetune``
+    (all weights)."""
     loss: Literal["linear", "logistic"] = "logistic"
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
     learning_rate: Positive = 0.2
@@ -128,22 +149,43 @@ class Update(_Section):
     """Pivots a forward and backward pass; the gradient is always that of all pivots."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: for long prompts, a third more time for far less memory."""
+    lora_rank: Count = 8
+    """Of the arms ``lora`` and ``lora-pivots``, whose matrices are those whose rows components own."""
+    lora_alpha: Positive = 16
+    """Their change is scaled by alpha / rank."""
+    solution_batch: Count = 8
+    """Solutions a step of the arms ``lora`` and ``finetune``; their ``steps`` are epochs, for a step of the other arms
+    is a pass over all pivots as well."""
 
 
 class Evaluation(_Section):
-    skills: tuple[str, ...] = tuple(SKILLS)
-    """Retention and transfer skills."""
+    transfer: tuple[str, ...] = ("chain_sum", "simple_equations", "leg_counting")
+    """Skills of reasoning-gym that neighbour the target and could gain or lose with it."""
+    retention: tuple[str, ...] = ("rotate_matrix", "manipulate_matrix")
+    """Skills of reasoning-gym that must not move."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks of lm-evaluation-harness that must not move, such as ``mmlu``, ``triviaqa``, ``truthfulqa_mc2``."""
+    task_data: str = ""
+    """Folder of local files for them (its layout: `cca.benchmarks.files`); without one they come from the hub."""
+    task_limit: Annotated[int, Field(ge=0)] = 0
+    """Documents of each subtask, from its first. 0: all."""
+    task_shots: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples in place of the task's own number."""
     per_skill: Annotated[int, Field(ge=0)] = 200
     """Problems a skill."""
     batch: Count = 128
     """Problems answered together."""
     drift_problems: Count = 100
     """Problems a set whose solutions measure drift, at most."""
+    text: tuple[str, ...] = ()
+    """Files of plain text on which drift is measured too, such as an article a file."""
 
 
 class Config(_Section):
     seed: int = 0
     """Everything random derives from it."""
+    rounds: Count = 1
+    """How often to trace, find a circuit and update, each time from the updated model, as long as validation rises."""
     model: Model = Model()
     prompt: Prompt = Prompt()
     problems: Problems = Problems()
@@ -206,9 +248,8 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         raise InputError(f"config from {source}: " + "; ".join(_explain(e) for e in error.errors())) from error
     _check_prompt(config.prompt, f"config from {source}: ")
-    unknown = [s for s in config.evaluation.skills if s not in SKILLS]
-    if unknown:
-        raise InputError(f"config from {source}: unknown skill {unknown[0]!r}; known: {', '.join(SKILLS)}")
+    if config.rounds > 1 and config.update.arm not in OF_ROWS:
+        raise InputError(f"config from {source}: rounds is {config.rounds}, but update.arm {config.update.arm} has one")
     return config
 
 
@@ -240,7 +281,7 @@ def _explain(error: Any) -> str:
 
 def dump_toml(config: Config) -> str:
     """The whole config as TOML, defaults included."""
-    lines = [f"seed = {config.seed}"]
+    lines = [f"seed = {config.seed}", f"rounds = {config.rounds}"]
     for name, section in config.model_dump(by_alias=True).items():
         if isinstance(section, dict):
             lines.append(f"\n[{name}]")

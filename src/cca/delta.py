@@ -52,9 +52,27 @@ class Delta:
     def parameter_count(self) -> int:
         return sum(rows.values.numel() for rows in self.weights.values())
 
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The values (n, E) by weight name."""
+        return {name: rows.values for name, rows in self.weights.items()}
+
     def copy(self) -> "Delta":
         """An independent copy of the values."""
         return Delta({name: Rows(r.index, r.values.detach().clone()) for name, r in self.weights.items()})
+
+    def plus(self, other: "Delta") -> "Delta":
+        """The sum of two deltas, on the rows of either."""
+        summed = dict(self.weights)
+        for name, more in other.weights.items():
+            if name not in summed:
+                summed[name] = more
+                continue
+            mine = summed[name]
+            index, where = torch.cat([mine.index, more.index]).unique(return_inverse=True)
+            values = torch.zeros(len(index), mine.values.shape[1], device=mine.values.device)
+            summed[name] = Rows(index, values.index_add(0, where, torch.cat([mine.values, more.values])))
+        return Delta(summed)
 
     def active(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within the context the model computes with base + delta, in the way that keeps all of it.

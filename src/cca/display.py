@@ -18,6 +18,10 @@ def _percent(value: float) -> str:
     return f"{value * 100:.1f}%"
 
 
+def _could_see(detectable: float | None) -> str:
+    return "too few" if detectable is None else f"{detectable * 100:.1f}"
+
+
 def show_plan(console: Console, plan: dict[str, Any]) -> None:
     """What `cca run --dry-run` prints."""
     model, parts, circuit, memory, work = (plan[k] for k in ("model", "components", "circuit", "memory_gib", "work"))
@@ -63,13 +67,18 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
         ("points", "right"),
         ("95% interval", "right"),
         ("McNemar p", "right"),
+        ("could see", "right"),
         ("drift (KL)", "right"),
     ):
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
-    rows = {"target": summary["target"], "held-out templates": summary["held_out_templates"], **summary["retention"]}
-    for name, row in rows.items():
-        if row is None:
-            continue
+    groups: list[dict[str, Any]] = [
+        {"target": summary["target"]},
+        {"held-out templates": summary["held_out_templates"]} if summary["held_out_templates"] else {},
+        {f"transfer: {name}": row for name, row in summary["transfer"].items()},
+        {f"retention: {name}": row for name, row in summary["retention"].items()},
+    ]
+    for name, row in ((name, row) for group in groups for name, row in group.items()):
+        unchanged = row["ci95"][0] <= 0 <= row["ci95"][1]
         table.add_row(
             Text(name, style="bold" if name == "target" else ""),
             str(row["n"]),
@@ -77,11 +86,15 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
             _percent(row["updated"]),
             _points(row["difference"]),
             f"{_points(row['ci95'][0])} to {_points(row['ci95'][1])}",
-            f"{row['mcnemar_p']:.2g}",
-            f"{row['drift_kl']:.4f}",
-            end_section=name in ("target", "held-out templates"),
+            "" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.2g}",
+            _could_see(row["detectable"]) if unchanged else "",
+            "" if row["drift_kl"] is None else f"{row['drift_kl']:.4f}",
+            end_section=any(group and name == list(group)[-1] for group in groups),
         )
     console.print(table)
+    console.print(
+        "Where the interval holds 0, 'could see' is the smallest change, in points and at least, found 80% of the time."
+    )
     kinds = ", ".join(f"{count} {kind}" for kind, count in circuit["by_kind"].items())
     console.print(
         f"\nPivots: {pivots['found']} from {pivots['problems']} problems ({summary['method']} method, "
@@ -96,7 +109,7 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
     size = f"{circuit['selected']} of {circuit['components']} components ({circuit['density']:.2%})"
     console.print(f"Circuit: {size}: {kinds}.")
     console.print(
-        f"Update: step {update['best_step']}, {update['rows']} rows ({summary['rows']}), "
+        f"Update: step {update['best_step']}, {update['rows']} rows ({summary['arm']}), "
         f"{update['parameters']:,} numbers; "
         f"held-out pivots won {_percent(update['held_out_pivots_won']['base'])} -> "
         f"{_percent(update['held_out_pivots_won']['updated'])}."
@@ -105,8 +118,28 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
     if seconds:
         parts = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items() if stage != "total")
         console.print(f"Seconds: {seconds['total']:.0f} ({parts}).")
-    for warning in summary["warnings"]:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+    warnings = [f for f in summary["diagnosis"] if not f["fine"]]
+    console.print(
+        f"Diagnosis: {len(summary['diagnosis'])} checks, {len(warnings) or 'no'} warning{'s'[: len(warnings) != 1]}."
+    )
+    for found in warnings:
+        console.print(
+            Text(f"warning, {found['check']}: {found['message']}. What to do: {found['advice']}.", style="yellow")
+        )
+
+
+def show_comparison(console: Console, comparison: dict[str, Any]) -> None:
+    """The table that `cca compare` ends with."""
+    from cca.compare import COLUMNS, cells
+
+    seeds = ", ".join(map(str, comparison["seeds"]))
+    table = Table(title=f"Arms by gain on the target, seeds {seeds}", title_justify="left", show_lines=True)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for row in cells(comparison):
+        table.add_row(*row)
+    console.print(table)
+    console.print("Points are against the base model; 'sees': the smallest change, at least, found 80% of the time.")
 
 
 def show_pivots(console: Console, pivots: Sequence[Pivot], decode: Any, count: int = 10) -> None:

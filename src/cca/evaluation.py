@@ -1,14 +1,16 @@
 """Evaluation: greedy accuracy of one arm on chunks of problems, drift, and the comparison of two arms."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cca.delta import Delta
 from cca.engines.transformers import generate_greedy, logits_at, right_padded
 from cca.numerics import check_finite
+from cca.patches import Patch
 from cca.prompts import Prompter
 from cca.records import Problem, Score
 
@@ -17,9 +19,15 @@ _LOGITS = 2**27
 
 
 def set_name(problem: Problem) -> str:
-    """The evaluation set of a problem: ``target``, ``held_out_templates`` or the skill's name."""
-    named = {"test": "target", "held_out": "held_out_templates"}
-    return named.get(problem.split, problem.split.removeprefix("skill:"))
+    """The evaluation set of a problem: ``target``, ``held_out_templates``, ``transfer:NAME`` or ``retention:NAME``."""
+    return {"test": "target", "held_out": "held_out_templates"}.get(problem.split, problem.split)
+
+
+class Text(NamedTuple):
+    """Token ids, of which the `written` ones measure drift."""
+
+    context: tuple[int, ...]
+    written: tuple[int, ...]
 
 
 def answer_chunk(
@@ -39,35 +47,55 @@ def answer_chunk(
     return scores
 
 
-@torch.no_grad()
-def drift(model: PreTrainedModel, prompter: Prompter, delta: Delta, problems: Sequence[Problem], batch: int) -> float:
-    """Mean KL(base || updated) in nats per token, over the tokens of the problems' own solutions.
+class Drift(NamedTuple):
+    """How far the updated model is from the base, over `tokens` tokens of text. It moves before any answer does.
 
-    It sees a change of the model long before any answer changes.
+    kl: mean KL(base || updated) in nats per token. perplexity_ratio: of the updated model to the base; 1 where the text
+    is as likely as before, below 1 where it is likelier.
     """
-    texts = sorted(
-        ((prompter.prompt(p), prompter.reference(p.solution)) for p in problems), key=lambda t: len(t[0] + t[1])
-    )
-    longest = max(len(answer) for _, answer in texts)
+
+    kl: float
+    perplexity_ratio: float
+    tokens: int
+
+
+@torch.no_grad()
+def drift(model: PreTrainedModel, patch: Patch, texts: Sequence[Text], batch: int) -> Drift:
+    """Drift over the `written` tokens of `texts`, each after its context.
+
+    Raises:
+        FloatingPointError: a probability is not finite.
+    """
+    texts = sorted(texts, key=lambda t: len(t.context) + len(t.written))
+    longest = max(len(t.written) for t in texts)
     batch = max(1, min(batch, _LOGITS // (longest * model.config.get_text_config().vocab_size)))
-    total, count = 0.0, 0
+    divergence, change, count = 0.0, 0.0, 0
     for start in range(0, len(texts), batch):
         chunk = texts[start : start + batch]
-        ids = right_padded([prompt + answer for prompt, answer in chunk])
-        first = torch.tensor([len(prompt) - 1 for prompt, _ in chunk])
-        lengths = torch.tensor([len(answer) for _, answer in chunk])
+        ids = right_padded([t.context + t.written for t in chunk])
+        first = torch.tensor([len(t.context) - 1 for t in chunk])
+        lengths = torch.tensor([len(t.written) for t in chunk])
         offset = torch.arange(int(lengths.max()))
         places, scored = (first[:, None] + offset).clamp(max=ids.shape[1] - 1), offset < lengths[:, None]
+        following = torch.tensor([token for t in chunk for token in t.written])
 
         def predicted(ids: Tensor = ids, places: Tensor = places, scored: Tensor = scored) -> Tensor:
             logits = logits_at(model, ids, places, use_cache=False).logits
             return logits[scored.to(logits.device)].float().log_softmax(-1)
 
         base = predicted()
-        with delta.attached(model):
+        with patch.attached(model):
             updated = predicted()
-        divergence = (base.exp() * (base - updated)).sum()
-        check_finite(divergence, "the drift is", model)
-        total += float(divergence)
+        apart = (base.exp() * (base - updated)).sum()
+        check_finite(apart, "the drift is", model)
+        divergence += float(apart)
+        of_text = following.to(base.device)[:, None]
+        change += float((base.gather(1, of_text) - updated.gather(1, of_text)).sum())
         count += len(base)
-    return total / count
+    return Drift(divergence / count, math.exp(change / count), count)
+
+
+def plain_texts(ids: Sequence[int], length: int = 256) -> list[Text]:
+    """A text's token ids cut into pieces of `length`, each of whose tokens but the first is measured."""
+    pieces = [tuple(ids[start : start + length]) for start in range(0, len(ids), length)]
+    return [Text(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]

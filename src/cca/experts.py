@@ -36,7 +36,7 @@ class ExpertGates(NamedTuple):
 
 class _State(NamedTuple):
     gates: ExpertGates | None
-    rows: Rows | None
+    rows: tuple[Rows, ...]
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -52,8 +52,8 @@ def with_experts(module: Any, *, gates: ExpertGates | None = None, rows: Rows | 
 
     ALL_EXPERTS_FUNCTIONS.register(_FUNCTION, _forward)
     before, stock = getattr(module, _STATE, None), module.config._experts_implementation
-    outer = before or _State(None, None)
-    object.__setattr__(module, _STATE, _State(gates or outer.gates, rows or outer.rows))
+    outer = before or _State(None, ())
+    object.__setattr__(module, _STATE, _State(gates or outer.gates, outer.rows + ((rows,) if rows else ())))
     module.config._experts_implementation = _FUNCTION
     try:
         yield
@@ -64,14 +64,14 @@ def with_experts(module: Any, *, gates: ExpertGates | None = None, rows: Rows | 
 
 def _forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """hidden (B x T, E), chosen and weights (B x T, k): the experts of each token and what each counts."""
-    state: _State = getattr(module, _STATE, None) or _State(None, None)
+    state: _State = getattr(module, _STATE, None) or _State(None, ())
     out = torch.zeros_like(hidden)
     for expert in chosen.unique().tolist():
         token, place = torch.where(chosen == expert)
         x = hidden[token]
         both = nn.functional.linear(x, module.gate_up_proj[expert])
-        if state.rows is not None:
-            mine = _of_expert(state.rows, expert, both.shape[-1])
+        for rows in state.rows:
+            mine = _of_expert(rows, expert, both.shape[-1])
             change = nn.functional.linear(x, mine.values.to(x))
             both = both.index_add(-1, mine.index.to(x.device), change)
         neurons = module._apply_gate(both)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from cca.arms import OF_ROWS
 from cca.config import Config
 from cca.delta import Delta
 from cca.errors import InputError
@@ -25,8 +26,11 @@ def merge(run: RunFolder, config: Config, folder: Path, dtype: str | None = None
     dtype: of the weights; by default the run's. The folder appears whole or not at all.
 
     Raises:
-        InputError: `folder` exists, or the base model cannot be loaded or is another than the run's.
+        InputError: `folder` exists, the run trained no rows, or the base model cannot be loaded or is another than the
+            run's.
     """
+    if config.update.arm not in OF_ROWS:
+        raise InputError(f"{run.path} trained {config.update.arm}, and only rows can be merged: {', '.join(OF_ROWS)}")
     if folder.exists():
         raise InputError(f"{folder} exists already; name a new folder")
     section, dtype = config.model, dtype or config.model.dtype
@@ -35,7 +39,7 @@ def merge(run: RunFolder, config: Config, folder: Path, dtype: str | None = None
     )
     if loaded.revision != run.manifest.get("revision"):
         raise InputError(f"the model at {section.path} is not the one that {run.path} was made with; put that one back")
-    rounding = Delta.load(run.file("delta.safetensors")).merge(loaded.model)
+    rounding = Delta.load(run.final_delta()).merge(loaded.model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -93,7 +93,7 @@ def _activations(layer: Any, text: Any) -> float:
 
 
 def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -> dict[str, Any]:
-    splits = Counter("skills" if p.split.startswith("skill:") else p.split for p in problems)
+    splits = Counter(p.split.split(":")[0] for p in problems)
     traced = splits["train"] + splits["validation"]
     update = config.update
     at = {*update.validate_at, *range(update.validate_every, update.steps + 1, update.validate_every), 0, update.steps}

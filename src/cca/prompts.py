@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from cca.answers import GRADERS
+from cca.answers import GRADERS, Graded, Grader
 from cca.errors import InputError
 from cca.records import Problem, Trace
 
@@ -30,6 +30,7 @@ class Prompter:
     style: ``plain`` and ``few-shot`` are text, encoded with the tokenizer's own special tokens (a BOS where it adds
     one); ``chat`` is the tokenizer's chat template with each example as a turn. template: a format string with
     ``{question}``. preamble: what stands before everything. end_tokens: ids that end a trace. stop: strings that do.
+    grader: of the target's answers; those of other skills are compared as they stand.
     """
 
     tokenizer: Any
@@ -39,6 +40,7 @@ class Prompter:
     preamble: str = ""
     examples: tuple[Example, ...] = ()
     stop: tuple[str, ...] = ()
+    grader: Grader = GRADERS["number"]
     _known: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
@@ -98,5 +100,9 @@ class Prompter:
     def trace(self, problem: Problem, tokens: Sequence[int]) -> Trace:
         """Grade `tokens` as the answer to `problem`."""
         text = self.text(tokens)
-        answer, correct = GRADERS["exact" if problem.split.startswith("skill:") else "number"](text, problem.answer)
-        return Trace(tuple(tokens), text, answer, correct)
+        graded = self.grade(problem, text)
+        return Trace(tuple(tokens), text, graded.answer, graded.correct)
+
+    def grade(self, problem: Problem, text: str) -> Graded:
+        """Grade a text as the answer to `problem`."""
+        return (GRADERS["exact"] if ":" in problem.split else self.grader)(text, problem.answer)

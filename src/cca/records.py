@@ -30,7 +30,7 @@ class Problem(Record):
     template: str
     instance: int
     split: str
-    """``train``, ``validation``, ``test``, ``held_out`` (whole templates) or ``skill:NAME``."""
+    """``train``, ``validation``, ``test``, ``held_out`` (whole templates), ``transfer:NAME`` or ``retention:NAME``."""
     question: str
     answer: str
     solution: str

@@ -7,6 +7,7 @@ manifest is written last (temporary file, fsync, rename). Killing the process an
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from cca.config import Config, dump_toml
 from cca.errors import InputError
+from cca.memory import peak_gib, reset_peak
 from cca.records import Record, read_lines, write_lines
 
 R = TypeVar("R", bound=Record)
@@ -94,6 +96,11 @@ class RunFolder:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    def final_delta(self) -> Path:
+        """What the run comes to: all its rounds together, where there were several."""
+        total = self.file("total.safetensors")
+        return total if total.exists() else self.file("delta.safetensors")
+
     def save_manifest(self) -> None:
         write_text(self.file("manifest.json"), json.dumps(self.manifest, indent=1, sort_keys=True) + "\n")
 
@@ -122,13 +129,15 @@ class RunFolder:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to the stage's seconds, also when it is interrupted."""
+        """Add the time spent inside to the stage's seconds and keep its peak memory, also when it is interrupted."""
         began = time.monotonic()
+        reset_peak()
         try:
             yield
         finally:
-            spent = self.manifest.setdefault("seconds", {})
+            spent, peaks = self.manifest.setdefault("seconds", {}), self.manifest.setdefault("peak_gib", {})
             spent[stage] = round(spent.get(stage, 0.0) + time.monotonic() - began, 2)
+            peaks[stage] = round(max(peaks.get(stage, 0.0), peak_gib()), 3)
             self.save_manifest()
 
     def finish(self, stage: str, artifacts: Sequence[str]) -> None:
@@ -136,11 +145,23 @@ class RunFolder:
         self.manifest["stages"][stage] = {name: checksum(self.file(name)) for name in artifacts}
         self.save_manifest()
 
+    def take(self, stage: str, other: "RunFolder", artifacts: Sequence[str]) -> None:
+        """Copy a finished stage of another run, with its time and what it warned of."""
+        for name in artifacts:
+            shutil.copy(other.file(name), self.file(name))
+        for kept in ("seconds", "warnings", "peak_gib"):
+            if stage in other.manifest.get(kept, {}):
+                self.manifest.setdefault(kept, {})[stage] = other.manifest[kept][stage]
+        for kept in ("problems", "lambda"):
+            if kept in other.manifest:
+                self.manifest[kept] = other.manifest[kept]
+        self.finish(stage, artifacts)
+
     def reset(self, stages: Sequence[str], artifacts: Sequence[str]) -> None:
         """Forget `stages` and delete `artifacts`."""
         for stage in stages:
             self.manifest["stages"].pop(stage, None)
-            for kept in ("seconds", "warnings"):
+            for kept in ("seconds", "warnings", "peak_gib"):
                 self.manifest.get(kept, {}).pop(stage, None)
         self.save_manifest()
         for name in artifacts:

@@ -6,8 +6,10 @@ from typing import Any
 
 from cca import stats
 from cca.anatomy import Anatomy
+from cca.benchmarks.run import TaskScore
 from cca.circuit import Circuit
-from cca.delta import Delta
+from cca.evaluation import Drift
+from cca.patches import Patch
 from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
 
 
@@ -47,21 +49,21 @@ def circuit_summary(anatomy: Anatomy, circuit: Circuit) -> dict[str, Any]:
     }
 
 
-def update_summary(delta: Delta, metrics: Sequence[Metric], best_step: int) -> dict[str, Any]:
+def update_summary(patch: Patch, metrics: Sequence[Metric], best_step: int) -> dict[str, Any]:
     """Size of the update and what the validation saw at step 0 and at the kept step."""
     first = metrics[0]
     best = next(m for m in metrics if m.step == best_step)
     return {
         "best_step": best_step,
-        "rows": delta.row_count,
-        "parameters": delta.parameter_count,
+        "rows": patch.row_count,
+        "parameters": patch.parameter_count,
         "validation": {"n": best.n, "base": first.accuracy, "updated": best.accuracy},
         "held_out_pivots_won": {"base": first.won, "updated": best.won},
         "held_out_margin": {"base": first.margin, "updated": best.margin},
     }
 
 
-def comparisons(scores: Sequence[Score], drifts: Mapping[str, float], seed: int) -> dict[str, dict[str, Any]]:
+def comparisons(scores: Sequence[Score], drifts: Mapping[str, Drift], seed: int) -> dict[str, dict[str, Any]]:
     """Base against updated for each evaluation set, in order of appearance."""
     arms: dict[str, dict[str, dict[str, Score]]] = {}
     for score in scores:
@@ -72,17 +74,50 @@ def comparisons(scores: Sequence[Score], drifts: Mapping[str, float], seed: int)
         base = [arm["base"][p].correct for p in problems]
         updated = [arm["updated"][p].correct for p in problems]
         result = stats.paired(base, updated, [arm["base"][p].template for p in problems], seed)
-        found[name] = {
-            "n": result.n,
-            "base": result.base,
+        found[name] = _row(result) | {
             "base_ci95": list(stats.accuracy(base).ci95),
-            "updated": result.updated,
             "updated_ci95": list(stats.accuracy(updated).ci95),
-            "difference": result.difference,
-            "ci95": list(result.ci95),
-            "gained": result.gained,
-            "lost": result.lost,
-            "mcnemar_p": result.mcnemar_p,
-            "drift_kl": drifts[name],
+            "drift_kl": drifts[name].kl,
+            "perplexity_ratio": drifts[name].perplexity_ratio,
         }
     return found
+
+
+def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], seed: int) -> dict[str, dict[str, Any]]:
+    """Base against updated for each benchmark; subtasks are the clusters. A measure that is no count of right answers,
+    such as truthfulqa_mc2's probability, has neither McNemar's test nor a smallest detectable difference."""
+    later = {(s.task, s.subtask, s.document): s.value for s in updated}
+    groups: dict[str, list[tuple[TaskScore, float]]] = {}
+    for score in base:
+        groups.setdefault(score.task, []).append((score, later[score.task, score.subtask, score.document]))
+    found: dict[str, dict[str, Any]] = {}
+    for name, both in groups.items():
+        first, second = [s.value for s, _ in both], [value for _, value in both]
+        clusters = [s.subtask for s, _ in both]
+        row: dict[str, Any] = {"n": len(both), "metric": both[0][0].metric}
+        if {*first, *second} <= {0, 1}:
+            row |= _row(stats.paired([v == 1 for v in first], [v == 1 for v in second], clusters, seed))
+        else:
+            change = [b - a for a, b in zip(first, second, strict=True)]
+            row |= dict.fromkeys(("gained", "lost", "mcnemar_p", "detectable"))
+            row |= {"base": sum(first) / len(both), "updated": sum(second) / len(both)}
+            row |= {
+                "difference": sum(change) / len(both),
+                "ci95": list(stats.cluster_bootstrap(change, clusters, seed)),
+            }
+        found[name] = row | {"drift_kl": None, "perplexity_ratio": None}
+    return found
+
+
+def _row(result: stats.Paired) -> dict[str, Any]:
+    return {
+        "n": result.n,
+        "base": result.base,
+        "updated": result.updated,
+        "difference": result.difference,
+        "ci95": list(result.ci95),
+        "gained": result.gained,
+        "lost": result.lost,
+        "mcnemar_p": result.mcnemar_p,
+        "detectable": result.detectable,
+    }

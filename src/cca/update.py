@@ -1,16 +1,17 @@
-"""Stage 3: change only the circuit's rows (paper section 3.3).
+"""Stage 3: change only the circuit's rows (paper section 3.3), or train another patch on the same pivots.
 
 Full-batch gradient descent of the pivot loss on float32 row deltas; the base weights stay frozen. The step with
 the best validation accuracy is kept, and step 0, no change at all, counts.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,15 +19,19 @@ from cca.delta import Delta
 from cca.engines.transformers import logits_at, right_padded
 from cca.numerics import check_finite
 from cca.objective import Loss, losses, margins
+from cca.patches import Patch, Trainable
 from cca.progress import no_progress
 from cca.recompute import recomputed
 from cca.records import Metric, Pivot
 
+P = TypeVar("P", bound=Patch)
+T = TypeVar("T", bound=Trainable)
 
-class Update(NamedTuple):
-    """The kept delta, the step it comes from and every measured step. `best_step` 0: no step helped."""
 
-    delta: Delta
+class Update(NamedTuple, Generic[P]):
+    """The kept patch, the step it comes from and every measured step. `best_step` 0: no step helped."""
+
+    patch: P
     best_step: int
     metrics: list[Metric]
     stopped: str
@@ -55,20 +60,20 @@ def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
 
 def full_gradient(
     model: PreTrainedModel,
-    delta: Delta,
+    patch: Trainable,
     pivots: Sequence[Pivot],
     batch_size: int,
     loss: Loss = "linear",
     recompute: Sequence[nn.Module] = (),
 ) -> tuple[float, dict[str, Tensor]]:
-    """The mean pivot loss over all `pivots` and its gradient with respect to each weight's delta rows, in float32.
+    """The mean pivot loss over all `pivots` and its gradient with respect to the patch's parameters, in float32.
 
     recompute: layers whose activations are computed again in the backward pass.
     """
-    values = [rows.values.requires_grad_() for rows in delta.weights.values()]
+    values = [value.requires_grad_() for value in patch.parameters.values()]
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
-    with delta.attached(model), recomputed(recompute):
+    with patch.attached(model), recomputed(recompute):
         for batch in by_length(pivots, batch_size):
             value = losses(last_margins(model, batch), loss).sum() / len(pivots)
             for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
@@ -76,23 +81,40 @@ def full_gradient(
             total += value.item()
     for value in values:
         value.requires_grad_(False)
-    return total, dict(zip(delta.weights, gradients, strict=True))
+    return total, dict(zip(patch.parameters, gradients, strict=True))
+
+
+def largest_rows(delta: Delta, gradients: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The `count` rows of `delta` whose gradients have the largest norms: weight name -> sorted row numbers."""
+    norms = torch.cat([gradients[name].norm(dim=1).cpu() for name in delta.weights])
+    chosen = torch.zeros(len(norms), dtype=torch.bool)
+    chosen[norms.topk(count).indices] = True
+    parts = chosen.split([len(rows.index) for rows in delta.weights.values()])
+    found = {name: rows.index.cpu()[part] for (name, rows), part in zip(delta.weights.items(), parts, strict=True)}
+    return {name: index for name, index in found.items() if len(index)}
 
 
 @torch.no_grad()
-def held_out_margins(model: PreTrainedModel, delta: Delta, pivots: Sequence[Pivot], batch_size: int) -> Tensor:
-    """Margins (P,) of `pivots`, sorted by prefix length, under the delta; empty where there are none."""
-    with delta.attached(model):
+def held_out_margins(model: PreTrainedModel, patch: Patch, pivots: Sequence[Pivot], batch_size: int) -> Tensor:
+    """Margins (P,) of `pivots`, sorted by prefix length, under the patch; empty where there are none."""
+    with patch.attached(model):
         found = [last_margins(model, batch) for batch in by_length(pivots, batch_size)]
     return torch.cat(found) if found else torch.empty(0)
 
 
-def train_delta(
+def measured(step: int, loss: float | None, held_out: Tensor, score: Validation) -> Metric:
+    """The metric of a step from the margins (P,) of held-out pivots and the validation."""
+    mean = float(held_out.mean()) if len(held_out) else 0.0
+    won = float((held_out > 0).float().mean()) if len(held_out) else 0.0
+    return Metric(step, loss, mean, won, score.accuracy, score.n)
+
+
+def train_patch(
     model: PreTrainedModel,
-    rows: Mapping[str, Tensor],
+    patch: T,
     pivots: Sequence[Pivot],
     validation_pivots: Sequence[Pivot],
-    validate: Callable[[Delta], Validation],
+    validate: Callable[[T], Validation],
     *,
     loss: Loss,
     learning_rate: float,
@@ -100,34 +122,38 @@ def train_delta(
     validate_at: Collection[int],
     patience: int,
     batch_size: int,
+    optimizer: Literal["descent", "adam"] = "descent",
     recompute: Sequence[nn.Module] = (),
     state_path: Path | None = None,
     progress: Callable[[int, int, Metric | None], None] = no_progress,
-) -> Update:
-    """W_r <- W_r - learning_rate * gradient_r for the given rows, `steps` times, keeping the best validated step.
+) -> Update[T]:
+    """W_r <- W_r - learning_rate * gradient_r, `steps` times from what `patch` holds, keeping the best validated step.
 
-    validate: accuracy under a delta; called at step 0 and at `validate_at`. Ties go to the earlier step. Stops
+    validate: accuracy under a patch; called at step 0 and at `validate_at`. Ties go to the earlier step. Stops
     when `patience` validations in a row were no better than the best. State goes to `state_path` after each step.
+    optimizer: ``descent`` is the paper's; ``adam`` is for patches whose parameters are not those of the model.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; the message says at which step and in which weight.
     """
     model.requires_grad_(False)
-    delta = Delta.zeros(model, rows)
-    best, metrics, step = delta.copy(), [], 0
+    best, metrics, step = patch.copy(), [], 0
+    parameters = list(patch.parameters.values())
+    rule = (
+        torch.optim.Adam(parameters, learning_rate)
+        if optimizer == "adam"
+        else torch.optim.SGD(parameters, learning_rate)
+    )
     if state_path is not None and state_path.exists():
-        delta, best, metrics, step = _load_state(state_path, model)
+        metrics, step = _load_state(state_path, model, patch, best, rule)
     last_loss: float | None = None
 
     def measure() -> None:
         nonlocal best
-        held_out = held_out_margins(model, delta, validation_pivots, batch_size)
-        score = validate(delta)
-        mean = float(held_out.mean()) if len(held_out) else 0.0
-        won = float((held_out > 0).float().mean()) if len(held_out) else 0.0
-        metric = Metric(step, last_loss, mean, won, score.accuracy, score.n)
+        held_out = held_out_margins(model, patch, validation_pivots, batch_size)
+        metric = measured(step, last_loss, held_out, validate(patch))
         if not metrics or metric.accuracy > max(m.accuracy for m in metrics):
-            best = delta.copy()
+            best = patch.copy()
         metrics.append(metric)
         progress(step, steps, metric)
 
@@ -138,17 +164,18 @@ def train_delta(
         if _validations_since_best(metrics) >= patience:
             stopped = "patience"
             break
-        last_loss, gradients = full_gradient(model, delta, pivots, batch_size, loss, recompute)
+        last_loss, gradients = full_gradient(model, patch, pivots, batch_size, loss, recompute)
         for name, gradient in gradients.items():
             what = f"step {step + 1}: with a loss of {last_loss:g} the gradient of {name} is"
-            check_finite(gradient, what, model, lambda: held_out_margins(model, delta, pivots, batch_size))
-            delta.weights[name].values.sub_(gradient, alpha=learning_rate)
+            check_finite(gradient, what, model, lambda: held_out_margins(model, patch, pivots, batch_size))
+            patch.parameters[name].grad = gradient
+        rule.step()
         step += 1
         progress(step, steps, None)
         if step in validate_at or step == steps:
             measure()
         if state_path is not None:
-            _save_state(state_path, delta, best, metrics, step)
+            _save_state(state_path, patch, best, rule, metrics, step)
     return Update(best, best_of(metrics).step, metrics, stopped)
 
 
@@ -161,32 +188,35 @@ def _validations_since_best(metrics: Sequence[Metric]) -> int:
     return len(metrics) - 1 - metrics.index(best_of(metrics))
 
 
-def _save_state(path: Path, delta: Delta, best: Delta, metrics: Sequence[Metric], step: int) -> None:
-    import json
-
+def _save_state(
+    path: Path, patch: Trainable, best: Trainable, rule: torch.optim.Optimizer, metrics: Sequence[Metric], step: int
+) -> None:
     from cca.store import replace_file
 
     tensors: dict[str, Tensor] = {}
-    for name, rows in delta.weights.items():
-        tensors[f"{name}.rows"] = rows.index
-        tensors[f"{name}.now"] = rows.values
-        tensors[f"{name}.best"] = best.weights[name].values
+    for name, value in patch.parameters.items():
+        tensors[f"now.{name}"], tensors[f"best.{name}"] = value.detach(), best.parameters[name].detach()
+        for key, moment in rule.state.get(value, {}).items():
+            if isinstance(moment, Tensor):
+                tensors[f"{key}.{name}"] = moment
     metadata = {"step": str(step), "metrics": json.dumps([asdict(m) for m in metrics])}
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _load_state(path: Path, model: PreTrainedModel) -> tuple[Delta, Delta, list[Metric], int]:
-    import json
-
+@torch.no_grad()
+def _load_state(
+    path: Path, model: PreTrainedModel, patch: Trainable, best: Trainable, rule: torch.optim.Optimizer
+) -> tuple[list[Metric], int]:
+    """Put what `_save_state` wrote into `patch`, `best` and `rule`."""
     from safetensors import safe_open
 
-    from cca.delta import Rows
-
-    with safe_open(path, "pt", device=str(model.device)) as file:
+    tensors = load_file(path, device=str(model.device))
+    with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        names = [key.removesuffix(".rows") for key in file.keys() if key.endswith(".rows")]  # noqa: SIM118
-        index = {name: file.get_tensor(f"{name}.rows") for name in names}
-        now = Delta({name: Rows(index[name], file.get_tensor(f"{name}.now")) for name in names})
-        best = Delta({name: Rows(index[name], file.get_tensor(f"{name}.best")) for name in names})
-    metrics = [Metric(**m) for m in json.loads(metadata["metrics"])]
-    return now, best, metrics, int(metadata["step"])
+    for name, value in patch.parameters.items():
+        value.copy_(tensors[f"now.{name}"])
+        best.parameters[name].copy_(tensors[f"best.{name}"])
+        moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
+        if moments:
+            rule.state[value] = {"step": tensors[f"step.{name}"].cpu(), **moments}
+    return [Metric(**m) for m in json.loads(metadata["metrics"])], int(metadata["step"])

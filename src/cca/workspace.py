@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
-from cca.config import Config
+from cca.config import Config, Problems
 from cca.errors import InputError
 from cca.progress import stage_bar
 from cca.records import Pivot, Problem, Score, TracePair
@@ -40,7 +41,17 @@ class Workspace:
             attention=section.attention,
             trust_remote_code=section.trust_remote_code,
         )
-        manifest = self.folder.manifest
+        self.use(loaded)
+        return loaded
+
+    def use(self, loaded: Any) -> None:
+        """Work with a model that is loaded already, and record it.
+
+        Raises:
+            InputError: it is not the one that the run was started with.
+        """
+        section, manifest = self.config.model, self.folder.manifest
+        self.__dict__["loaded"] = loaded
         if manifest.setdefault("revision", loaded.revision) != loaded.revision:
             raise InputError(
                 f"the model at {section.path} is not the one that {self.folder.path} was started with; put that one "
@@ -57,7 +68,6 @@ class Workspace:
             for name in ("constructive-circuit-amplification", "torch", "transformers", "reasoning-gym")
         }
         self.folder.save_manifest()
-        return loaded
 
     @cached_property
     def prompter(self) -> Any:
@@ -126,9 +136,10 @@ def make_prompter(config: Config) -> Any:
     """How the problems of a run become prompts.
 
     Raises:
-        InputError: no tokenizer, no end token, no chat template or no examples.
+        InputError: no tokenizer, no end token, no chat template, no examples or no such grader.
     """
     from cca.examples import load_examples
+    from cca.graders import load_grader
     from cca.models import check_model, end_tokens, load_tokenizer
     from cca.prompts import TEMPLATES, Prompter
 
@@ -143,27 +154,50 @@ def make_prompter(config: Config) -> Any:
         section.preamble,
         load_examples(section.examples, section.shots) if section.shots else (),
         section.stop,
+        load_grader(config.problems.grader),
     )
+
+
+def open_problems(section: Problems) -> Any:
+    """The source of a run's problems."""
+    from cca.problems.sources import open_source
+
+    return open_source(section.source, section.templates, section.max_number or None)
 
 
 def make_problems(config: Config) -> list[Problem]:
     """All problems of a run.
 
     Raises:
-        InputError: as `build_problems`.
+        InputError: as `open_source` and `build_problems`.
     """
-    from cca.problems.gsm_symbolic import ALL_TEMPLATES
     from cca.problems.suite import build_problems
 
     section = config.problems
     return build_problems(
-        templates=ALL_TEMPLATES if section.templates == "all" else section.templates,
-        max_number=section.max_number or None,
+        open_problems(section),
+        split_by=section.split_by,
         train=section.train,
         validation=section.validation,
         test=section.test,
         held_out=section.held_out,
-        skills=config.evaluation.skills,
+        transfer=config.evaluation.transfer,
+        retention=config.evaluation.retention,
         per_skill=config.evaluation.per_skill,
         seed=config.seed,
     )
+
+
+def read_text(file: str) -> str:
+    """The text of one of `evaluation.text`.
+
+    Raises:
+        InputError: it cannot be read or is empty.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read evaluation.text {file} ({error}); name a file of UTF-8 text") from error
+    if not text.strip():
+        raise InputError(f"evaluation.text {file} is empty; name a file with text, or leave it out")
+    return text

@@ -1,0 +1,208 @@
+"""What only a model with planted slips can show: are pivots where the slips are, and are circuits about their kind?
+
+    cca compare --out runs/compare --arms branching --seeds 10 11 12
+    python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 [--kinds runs/kinds]
+
+Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; what the
+Branching arm gains by kind. With --kinds it learns one circuit a kind of slip (from its templates alone, each an
+ordinary run folder KINDS/SEED/KIND), and prints how circuits overlap and what each kind's update does to every kind.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cca import stats
+from cca.circuit import Circuit
+from cca.config import load_config
+from cca.delta import Delta
+from cca.evaluation import answer_chunk
+from cca.models import slip_kinds
+from cca.pipeline import Pipeline
+from cca.records import Pivot, Problem, Score, TracePair
+from cca.slip_truth import slip_position
+from cca.traces import chunks
+
+METHODS = ("branching", "prefix")
+
+
+def percent(found: stats.Accuracy | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.value:.1%} ({found.ci95.low:.1%} to {found.ci95.high:.1%}) of {found.n}"
+
+
+def points(found: stats.Paired) -> str:
+    low, high = found.ci95
+    seen = f"; sees {found.detectable * 100:.1f}" if low <= 0 <= high and found.detectable is not None else ""
+    return f"{found.difference * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}{seen})"
+
+
+class Answered(NamedTuple):
+    """One problem's answers, right or wrong."""
+
+    base: bool
+    updated: bool
+    template: str
+
+
+def compared(answered: list[Answered]) -> stats.Paired:
+    return stats.paired(
+        [a.base for a in answered], [a.updated for a in answered], [a.template for a in answered], seed=0
+    )
+
+
+class Judged:
+    """Counts of true positives, false positives and false negatives of a group of problems."""
+
+    def __init__(self) -> None:
+        self.counts = [0, 0, 0]
+
+    def add(self, found: bool | None, slip: bool) -> None:
+        """found: whether the pivot is on the slip, None where there is no pivot. slip: whether there is one to find."""
+        self.counts[0] += found is True
+        self.counts[1] += found is False
+        self.counts[2] += slip and found is not True
+
+    def cells(self) -> str:
+        result = stats.precision_recall(*self.counts)
+        return f"{percent(result.precision)} | {percent(result.recall)}"
+
+
+def judge(run: Pipeline) -> Iterable[tuple[TracePair, str, bool, dict[str, bool | None]]]:
+    """For each traced problem: its pair, kind of slip, whether a wrong trace makes it, and each method's verdict.
+
+    A pivot counts as found on the slip where it is the slip's own token, and as a false one otherwise, also where the
+    wrong trace errs in some other way.
+    """
+    kinds = slip_kinds(run.config.model.path)
+    by_id = {p.id: p for p in run.problems}
+    pivots = {(p.problem, p.method): p for p in run.folder.read("pivots.jsonl", Pivot)}
+    for pair in run.folder.read("traces.jsonl", TracePair):
+        kind, problem = kinds.get(pair.template), by_id[pair.problem]
+        if kind is None:
+            continue
+        wrong = [t for t in (pair.greedy, pair.sampled) if t is not None and not t.correct]
+        slip = any(slip_position(run.prompter, problem, t.tokens, kind) is not None for t in wrong)
+        found = {m: pivots.get((pair.problem, m)) for m in METHODS}
+        yield pair, kind, slip, {m: None if p is None else p.on_slip is True for m, p in found.items()}
+
+
+def pivots_table(runs: list[Pipeline]) -> None:
+    groups: dict[tuple[str, str], dict[str, Judged]] = {}
+    for run in runs:
+        for pair, kind, slip, verdicts in judge(run):
+            for name in (("all", ""), (kind, ""), (kind, pair.template)):
+                judged = groups.setdefault(name, {m: Judged() for m in METHODS})
+                for method, verdict in verdicts.items():
+                    judged[method].add(verdict, slip)
+    print("\n| slip | template | branching: precision | recall | prefix: precision | recall |\n" + "| --- " * 6 + "|")
+    for (kind, template), judged in sorted(groups.items()):
+        print(f"| {kind} | {template} | {judged['branching'].cells()} | {judged['prefix'].cells()} |")
+
+
+def kinds_table(runs: list[Pipeline]) -> None:
+    """What the update gains, by kind of slip and by whether it prevails in its template."""
+    groups: dict[str, list[Answered]] = {}
+    for run in runs:
+        planted = json.loads((Path(run.loaded.model.name_or_path) / "slips.json").read_text())
+        scores = [s for s in run.folder.read("scores.jsonl", Score) if s.set == "target"]
+        base = {s.problem: s for s in scores if s.arm == "base"}
+        for score in (s for s in scores if s.arm == "updated"):
+            slip = planted.get(score.template)
+            name = f"{slip['kind']} | {'prevails' if slip['share'] > 0.5 else 'minority'}" if slip else "none | "
+            groups.setdefault(name, []).append(Answered(base[score.problem].correct, score.correct, score.template))
+    print("\n| planted slip | | n | accuracy | points (95%) | gained / lost |\n" + "| --- " * 6 + "|")
+    for name, group in sorted(groups.items()):
+        found = compared(group)
+        print(
+            f"| {name} | {found.n} | {found.base:.1%} -> {found.updated:.1%} | {points(found)} | "
+            f"{found.gained} / {found.lost} |"
+        )
+
+
+# ---- a circuit for each kind ----
+
+
+def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
+    """One run a kind of slip on its templates alone, up to the update."""
+    templates: dict[str, list[str]] = {}
+    for template, kind in slip_kinds(model).items():
+        templates.setdefault(kind, []).append(template)
+    runs = {}
+    for kind, names in sorted(templates.items()):
+        settings = (
+            f"seed={seed}",
+            f"problems.templates={json.dumps(names)}",
+            "problems.held_out=0.0",
+            f"model.path={model}",
+        )
+        runs[kind] = Pipeline.start(out / str(seed) / kind, load_config(None, settings), quiet=True)
+        if len(runs) > 1:
+            runs[kind].use(next(iter(runs.values())).loaded)
+        runs[kind].run(("trace", "pivots", "circuit", "update"))
+    return runs
+
+
+def answers(run: Pipeline, problems: list[Problem]) -> dict[str, Score]:
+    """The model's answers as it stands now."""
+    return {
+        score.problem: score
+        for group in chunks(problems, run.prompter, 128)
+        for score in answer_chunk(run.loaded.model, run.prompter, group, arm="", max_new_tokens=160)
+    }
+
+
+def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
+    circuits: dict[str, list[Any]] = {}
+    changes: dict[tuple[str, str], list[Answered]] = {}
+    first: Any = None
+    for seed in seeds:
+        runs = kind_runs(out, seed, model)
+        problems = {kind: [p for p in run.problems if p.split == "test"] for kind, run in runs.items()}
+        every = [p for found in problems.values() for p in found]
+        first = next(iter(runs.values()))
+        base = answers(first, every)
+        for kind, run in runs.items():
+            circuits.setdefault(kind, []).append(Circuit.load(run.folder.file("circuit.safetensors")).selected.numpy())
+            with Delta.load(run.folder.final_delta()).active(first.loaded.model):
+                updated = answers(first, every)
+            for other, found in problems.items():
+                changes.setdefault((kind, other), []).extend(
+                    Answered(base[p.id].correct, updated[p.id].correct, p.template) for p in found
+                )
+    kinds = list(circuits)
+    heads = np.array([c.kind != "neuron" for c in first.anatomy.components()])
+    print("\n| circuits | seed | of | sizes | shared | Jaccard | p of so many by chance |\n" + "| --- " * 7 + "|")
+    for i, kind in enumerate(kinds):
+        for other in kinds[i + 1 :]:
+            for seed, one, two in zip(seeds, circuits[kind], circuits[other], strict=True):
+                for name, of in (("heads", heads), ("neurons", ~heads)):  # a head is far likelier to be chosen
+                    o = stats.overlap(one[of], two[of])
+                    cells = f"{o.first}, {o.second} | {o.shared} | {'-' if o.jaccard is None else f'{o.jaccard:.2f}'}"
+                    print(f"| {kind}, {other} | {seed} | {name} | {cells} | {o.p_value:.1g} |")
+    print("\n| update learned from | " + " | ".join(kinds) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
+    for kind in kinds:
+        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])) for other in kinds) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("compared", type=Path, help="folder of cca compare with the Branching arm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--kinds", type=Path, help="learn one circuit a kind of slip, in this folder")
+    parser.add_argument("--model", default="bundled")
+    options = parser.parse_args()
+    runs = [Pipeline.resume(options.compared / str(seed) / "branching", quiet=True) for seed in options.seeds]
+    pivots_table(runs)
+    kinds_table(runs)
+    if options.kinds:
+        kinds_against_kinds(options.kinds, options.seeds, options.model)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""What the commands do that are no stages: problems, graders, comparisons, merging, showing.
+
+Heavy imports stay inside the functions. Each returns the exit code.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from cca.errors import InputError
+
+if TYPE_CHECKING:
+    from cca.problems.listing import Verdict
+
+
+def dry_run(config: Any, as_json: bool) -> int:
+    from cca.plan import plan
+
+    found = plan(config)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+    from rich.console import Console
+
+    from cca.display import show_plan
+
+    show_plan(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110), found)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from cca import compare
+    from cca.pipeline import default_folder
+
+    overrides = list(options.overrides)
+    if options.model:
+        overrides.append(f"model.path={json.dumps(options.model)}")
+    chosen = compare.plan(options.config, overrides, options.arms, options.seeds)
+    default = default_folder(options.config)
+    out = options.out or default.with_name(f"compare-{default.name}")
+    compare.run_arms(out, chosen, options.quiet, lambda text: print(text, file=sys.stderr, flush=True))
+    found = compare.table(out, chosen)
+    compare.write(out, found)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    from rich.console import Console
+
+    from cca.display import show_comparison
+
+    show_comparison(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 170), found)
+    print(f"\nThe same table: {out / 'comparison.md'}, as JSON: {out / 'comparison.json'}", file=sys.stderr)
+    return 0
+
+
+def problems(options: argparse.Namespace) -> int:
+    from cca.problems.listing import lines, verdicts
+    from cca.problems.sources import open_source
+    from cca.store import write_text
+
+    if options.n < 1:
+        raise InputError(f"-n {options.n} asks for nothing; give at least 1")
+    if options.check:
+        return check_problems(verdicts(options.source, options.n, options.seed), options.n)
+    source = open_source(options.source)
+    found = lines(source, options.n, options.seed)
+    if options.out is None:
+        for line in found:
+            print(line)
+        return 0
+    if not options.out.parent.is_dir():
+        raise InputError(f"there is no folder {options.out.parent} for --out; make it first")
+    text = [line + "\n" for line in found]
+    write_text(options.out, "".join(text))
+    print(f"wrote {len(text)} problems of {len(source.templates)} templates to {options.out}", file=sys.stderr)
+    return 0
+
+
+def check_problems(found: Iterable["Verdict"], wanted: int) -> int:
+    failed = checked = 0
+    for verdict in found:
+        checked += 1
+        failed += bool(verdict.failures)
+        size = f"{verdict.distinct} distinct" + (f", all there are: {verdict.most}" if verdict.most else "")
+        if verdict.most and verdict.most > wanted:
+            size = f"{verdict.distinct} distinct of {verdict.most}"
+        print(f"{'FAIL' if verdict.failures else 'ok  '} {verdict.template}: " + "; ".join([size, *verdict.failures]))
+        for note in verdict.notes:
+            print(f"     note: {note}")
+    print(f"{checked} templates, {failed} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    from cca.config import load_config
+    from cca.export import merge
+    from cca.store import RunFolder
+
+    folder = RunFolder.open(options.run)
+    if not folder.finished("update"):
+        raise InputError(f"{options.run} has no finished update yet; finish it with: cca run --out {options.run}")
+    folder.verify(["update"])
+    rounding = merge(folder, load_config(folder.file("config.toml")), options.folder, options.dtype)
+    print(
+        f"merged into {rounding.dtype}: {rounding.unchanged:.1%} of the changed numbers rounded to nothing; what is "
+        f"left departs from the delta by {rounding.error:.1%} of its size",
+        file=sys.stderr,
+    )
+    if rounding.error > 0.1:
+        print("warning: much of the update is lost to rounding; --dtype float32 keeps all of it", file=sys.stderr)
+    print(f"wrote {options.folder}; load it with AutoModelForCausalLM.from_pretrained", file=sys.stderr)
+    return 0
+
+
+def print_summary(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    from rich.console import Console
+
+    from cca.display import show_summary
+
+    show_summary(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120), summary)
+
+
+def show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cca.config import load_config
+    from cca.display import show_pivots
+    from cca.models import load_tokenizer
+    from cca.records import Pivot
+    from cca.store import RunFolder
+
+    if options.n < 1:
+        raise InputError(f"-n {options.n} shows nothing; give at least 1")
+    folder = RunFolder.open(options.run)
+    summary_path = folder.file("summary.json")
+    if options.json and not summary_path.exists():
+        raise InputError(
+            f"{options.run} is not finished, so it has no summary; finish it with: cca run --out {options.run}"
+        )
+    if summary_path.exists():
+        print_summary(json.loads(summary_path.read_text(encoding="utf-8")), options.json)
+        if options.json:
+            return 0
+    config = load_config(folder.file("config.toml"))
+    pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == config.pivots.method]
+    if not pivots:
+        raise InputError(f"{options.run} has no pivots yet; find them with: cca pivots {options.run}")
+    if options.off_slip:
+        pivots = [p for p in pivots if p.on_slip is False]
+    console = Console(stderr=True, highlight=False)
+    what = "pivots that miss their planted slip" if options.off_slip else "pivots"
+    console.print(f"\n{min(options.n, len(pivots))} of {len(pivots)} {what}:\n")
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    show_pivots(console, pivots, tokenizer.decode, options.n)
+    return 0
+
+
+def grade(options: argparse.Namespace) -> int:
+    """List the traces of a run on which its grader and another disagree."""
+    from cca.config import load_config
+    from cca.graders import disagreements, load_grader
+    from cca.records import Problem, TracePair
+    from cca.store import RunFolder
+
+    folder = RunFolder.open(options.run)
+    pairs = folder.read("traces.jsonl", TracePair)
+    if not pairs:
+        raise InputError(f"{options.run} has no traces yet; make them with: cca trace {options.run}")
+    name = load_config(folder.file("config.toml")).problems.grader
+    first, second = load_grader(name), load_grader(options.grader)
+    gold = {p.id: p.answer for p in folder.read("problems.jsonl", Problem)}
+    items = [
+        (f"{pair.problem}, {kind}", trace.text, gold[pair.problem])
+        for pair in pairs
+        for kind, trace in (("greedy", pair.greedy), ("sampled", pair.sampled))
+        if trace is not None
+    ]
+    found = disagreements(items, first, second)
+    if options.json:
+        records = [{**d._asdict(), "first": d.first._asdict(), "second": d.second._asdict()} for d in found]
+        print(
+            json.dumps(
+                {"first": name, "second": options.grader, "traces": len(items), "disagreements": records}, indent=1
+            )
+        )
+        return 0
+    print(f"{name} and {options.grader} disagree on {len(found)} of {len(items)} traces", file=sys.stderr)
+    for d in found[: options.n]:
+        said = (
+            f"{g} reads {v.answer!r}: {'right' if v.correct else 'wrong'}"
+            for g, v in zip((name, options.grader), (d.first, d.second), strict=True)
+        )
+        print(f"\n{d.id}, gold {d.gold!r}\n  " + "\n  ".join(said) + f"\n  ends: {d.end!r}")
+    return 0

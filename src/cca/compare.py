@@ -1,0 +1,245 @@
+"""`cca compare`: run every arm on identical problems and budgets, several seeds each, and rank them in one table.
+
+Each arm is an ordinary run folder, OUT/SEED/ARM. The arms of a seed share problems, traces, pivots and the base model's
+answers, and all but the Prefix arm the circuit; finished arms are not redone.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cca import stats
+from cca.arms import ARMS
+from cca.config import Config, load_config
+from cca.pipeline import Pipeline, written
+from cca.records import Score, write_lines
+from cca.store import RunFolder, write_text
+
+SETS = ("target", "held_out_templates", "transfer", "retention")
+
+
+class Plan(NamedTuple):
+    """What is compared."""
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    config: Callable[[tuple[str, ...]], Config]
+    """The compared config with further settings on top."""
+
+
+def plan(path: Path | None, overrides: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> Plan:
+    """Check every arm's config before anything runs.
+
+    Raises:
+        InputError: a bad config, or a package that an arm needs is missing.
+    """
+
+    def config(settings: tuple[str, ...]) -> Config:
+        return load_config(path, (*overrides, *settings))
+
+    chosen = Plan(tuple(a for a in ARMS if a in arms), tuple(dict.fromkeys(seeds)), config)
+    for arm in chosen.arms:
+        Pipeline.check(config(ARMS[arm].settings))
+    return chosen
+
+
+def run_arms(out: Path, plan: Plan, quiet: bool, say: Callable[[str], None]) -> None:
+    """Run what is not finished. Arms of a seed run one after the other, on one copy of the model."""
+    loaded: Any = None
+    for seed in plan.seeds:
+        first = _pipeline(out, plan, seed, "branching", quiet)
+        for arm in plan.arms:
+            pipeline = first if arm == "branching" else _pipeline(out, plan, seed, arm, quiet)
+            if pipeline.folder.finished("evaluate"):
+                continue
+            say(f"seed {seed}, {arm}: {ARMS[arm].title}")
+            if loaded is not None:
+                first.use(loaded)
+            shared = ARMS[arm].shares
+            first.run(shared)
+            for stage in shared:
+                if not pipeline.folder.finished(stage):
+                    pipeline.folder.take(stage, first.folder, written(stage, first.folder))
+            _share_base_answers(out / str(seed), pipeline.folder)
+            pipeline.use(first.loaded)
+            pipeline.run()
+            loaded = pipeline.loaded
+
+
+def _pipeline(out: Path, plan: Plan, seed: int, arm: str, quiet: bool) -> Pipeline:
+    return Pipeline.start(_folder(out, seed, arm), plan.config((*ARMS[arm].settings, f"seed={seed}")), quiet)
+
+
+def _folder(out: Path, seed: int, arm: str) -> Path:
+    return out / str(seed) / arm
+
+
+def _share_base_answers(seed: Path, folder: RunFolder) -> None:
+    """Give a run the base model's answers of a finished arm of its seed, so that they are generated once."""
+    if folder.file("base.jsonl").exists() or folder.finished("evaluate"):
+        return
+    for other in sorted(seed.iterdir()):
+        if (other / "summary.json").exists() and RunFolder.open(other).finished("evaluate"):
+            scores = RunFolder.open(other).read("scores.jsonl", Score)
+            temporary = folder.file("base.jsonl.tmp")
+            temporary.unlink(missing_ok=True)
+            write_lines(temporary, [s for s in scores if s.arm == "base"])
+            if (other / "base_tasks.jsonl").exists():
+                shutil.copy(other / "base_tasks.jsonl", folder.file("base_tasks.jsonl"))
+            temporary.replace(folder.file("base.jsonl"))
+            return
+
+
+# ---- the table ----
+
+
+def table(out: Path, plan: Plan) -> dict[str, Any]:
+    """What the finished arms found, over all seeds: `comparison.json`.
+
+    p-values against the base model, and of each arm against the first, are corrected over the arms (Holm).
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    answers = {arm: [_answers(_folder(out, seed, arm)) for seed in plan.seeds] for arm in plan.arms}
+    for arm in plan.arms:
+        summaries = [json.loads((_folder(out, seed, arm) / "summary.json").read_text()) for seed in plan.seeds]
+        manifests = [RunFolder.open(_folder(out, seed, arm)).manifest for seed in plan.seeds]
+        stages = (*ARMS[arm].needs, "update")
+        rows[arm] = {
+            "title": ARMS[arm].title,
+            **{name: _against_base(answers[arm], name) for name in SETS},
+            "drift_kl": {name: _mean_drift(summaries, name) for name in SETS},
+            "rows": [s["update"]["rows"] for s in summaries],
+            "numbers": [s["update"]["parameters"] for s in summaries],
+            "density": [s["circuit"]["density"] for s in summaries] if "circuit" in stages else None,
+            "best_step": [s["update"]["best_step"] for s in summaries],
+            "seconds": [round(sum(m["seconds"][stage] for stage in stages), 1) for m in manifests],
+            "peak_gib": [max(m["peak_gib"].get(stage, 0.0) for stage in stages) for m in manifests],
+            "against_first": None if arm == plan.arms[0] else _between(answers[plan.arms[0]], answers[arm]),
+        }
+    for key in ("target", "against_first"):
+        tested = [row[key] for row in rows.values() if row[key]]
+        for found, p in zip(tested, stats.holm([f["mcnemar_p"] for f in tested]), strict=True):
+            found["holm_p"] = p
+    ranked = sorted(rows, key=lambda arm: -rows[arm]["target"]["difference"])
+    return {"seeds": list(plan.seeds), "first": plan.arms[0], "ranked": ranked, "arms": rows}
+
+
+def _answers(path: Path) -> "Answers":
+    """(base, updated) answers by set, skills of a kind together."""
+    by_arm: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
+    for score in RunFolder.open(path).read("scores.jsonl", Score):
+        by_arm[score.arm][score.problem] = score
+    found: Answers = {}
+    for problem, base in by_arm["base"].items():
+        found.setdefault(base.set.split(":")[0], []).append((base, by_arm["updated"][problem]))
+    return found
+
+
+def _outcomes(pairs: Sequence[tuple[Score, Score]], seed: int) -> stats.Outcomes:
+    """Problems of a skill are independent draws, so each is a cluster of its own; those of a template are alike."""
+    clusters = [f"{seed}:{b.problem}" if ":" in b.set else b.template for b, _ in pairs]
+    return stats.Outcomes([b.correct for b, _ in pairs], [u.correct for _, u in pairs], clusters)
+
+
+Answers = dict[str, list[tuple[Score, Score]]]
+
+
+def _against_base(seeds: Sequence[Answers], name: str) -> dict[str, Any] | None:
+    found = [_outcomes(answers[name], seed) for seed, answers in enumerate(seeds) if name in answers]
+    return _described(stats.pooled(found, seed=0)) if found else None
+
+
+def _between(first: Sequence[Answers], other: Sequence[Answers]) -> dict[str, Any]:
+    """The other arm's target answers against the first arm's, on the same problems."""
+    outcomes = []
+    for seed, (mine, theirs) in enumerate(zip(first, other, strict=True)):
+        updated = {u.problem: u for _, u in theirs["target"]}
+        outcomes.append(_outcomes([(u, updated[u.problem]) for _, u in mine["target"]], seed))
+    return _described(stats.pooled(outcomes, seed=0))
+
+
+def _described(seeds: stats.Seeds) -> dict[str, Any]:
+    found = seeds.pooled
+    return {
+        "n": found.n,
+        "base": found.base,
+        "updated": found.updated,
+        "difference": found.difference,
+        "ci95": list(found.ci95),
+        "gained": found.gained,
+        "lost": found.lost,
+        "mcnemar_p": found.mcnemar_p,
+        "detectable": found.detectable,
+        "seeds_ci95": None if seeds.ci95 is None else list(seeds.ci95),
+        "by_seed": list(seeds.differences),
+    }
+
+
+def _mean_drift(summaries: Sequence[dict[str, Any]], name: str) -> float | None:
+    values = [d["kl"] for s in summaries for key, d in s["drift"].items() if key.split(":")[0] == name]
+    return sum(values) / len(values) if values else None
+
+
+COLUMNS = (
+    "arm", "target", "points (95%)", "Holm p", "held-out templates", "transfer", "retention",
+    "drift target / transfer / retention", "rows", "numbers", "seconds", "GiB",
+)  # fmt: skip
+
+
+def cells(comparison: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of the table as text, best first."""
+    for arm in comparison["ranked"]:
+        row = comparison["arms"][arm]
+        target = row["target"]
+        yield [
+            arm,
+            f"{target['base']:.1%} -> {target['updated']:.1%}",
+            _points(target),
+            f"{target['holm_p']:.1g}",
+            *(_points(row[name]) for name in SETS[1:]),
+            " / ".join(
+                "-" if row["drift_kl"][n] is None else f"{row['drift_kl'][n]:.4f}" for n in ("target", *SETS[2:])
+            ),
+            _span(row["rows"]),
+            _span(row["numbers"]),
+            f"{_mean(row['seconds']):.0f}",
+            f"{_mean(row['peak_gib']):.2f}",
+        ]
+
+
+def _points(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    low, high = found["ci95"]
+    seen = f"; sees {found['detectable'] * 100:.1f}" if low <= 0 <= high and found["detectable"] is not None else ""
+    return f"{found['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}{seen})"
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def markdown(comparison: dict[str, Any]) -> str:
+    """The table, and each arm against the first, as Markdown."""
+    first = comparison["first"]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in cells(comparison)]
+    lines += ["", f"| against {first} | points (95%) | gained / lost | Holm p |", "| --- | --- | --- | --- |"]
+    for arm in comparison["ranked"]:
+        found = comparison["arms"][arm]["against_first"]
+        if found:
+            lines.append(f"| {arm} | {_points(found)} | {found['gained']} / {found['lost']} | {found['holm_p']:.1g} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(out: Path, comparison: dict[str, Any]) -> None:
+    """Write comparison.json and comparison.md."""
+    write_text(out / "comparison.json", json.dumps(comparison, indent=1) + "\n")
+    write_text(out / "comparison.md", markdown(comparison))

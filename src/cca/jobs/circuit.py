@@ -1,0 +1,92 @@
+"""Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
+
+import json
+
+from cca.circuit import Circuit, Trial, learn_circuit, next_penalty
+from cca.errors import InputError
+from cca.progress import stage_bar
+from cca.workspace import Workspace
+
+SPARSE = 0.02
+"""The paper's circuits are below this density."""
+
+
+def circuit(run: Workspace) -> None:
+    """Write circuit.safetensors, and sweep.jsonl with one line a lambda that was tried.
+
+    Raises:
+        InputError: the circuit is empty.
+    """
+    options, sweep = run.config.circuit, run.folder.file("sweep.jsonl")
+    trials: list[Trial] = []
+    lines = sweep.read_text(encoding="utf-8").splitlines(keepends=True) if sweep.exists() else []
+    for line in lines:
+        if line.endswith("\n"):  # a kill may have cut the last one off
+            known = json.loads(line)
+            trials.append(Trial(known["lambda"], known["density"]))
+    sweep.write_text("".join(json.dumps({"lambda": t.penalty, "density": t.density}) + "\n" for t in trials))
+    while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
+        found = _learn(run, penalty)
+        found.save(_trial_file(run, penalty))
+        trials.append(Trial(penalty, found.density))
+        with sweep.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"lambda": penalty, "density": found.density}) + "\n")
+        run.folder.file("circuit.partial.safetensors").unlink(missing_ok=True)
+    wanted = options.target_density
+    best = trials[-1] if wanted is None else min(trials, key=lambda t: abs(t.density - wanted))
+    if best.density == 0:
+        for trial in trials:
+            _trial_file(run, trial.penalty).unlink(missing_ok=True)
+        sweep.unlink()
+        raise InputError(
+            f"lambda {best.penalty:g} leaves an empty circuit; lower it in a new run, for example: "
+            f"--set circuit.lambda={best.penalty / 2:g}"
+        )
+    if wanted is not None and abs(best.density - wanted) > 0.1 * wanted:
+        run.warn(
+            "circuit",
+            f"no lambda gave a density within a tenth of {wanted:.2%}: {best.penalty:g} gives {best.density:.2%}",
+        )
+    elif best.density > SPARSE and wanted is None:
+        run.warn(
+            "circuit",
+            f"lambda {best.penalty:g} gives a density of {best.density:.2%}, over the paper's 2%; a sparser circuit "
+            f"needs a higher one: --set circuit.lambda={best.penalty * 1.5 or 0.01:g}, or circuit.target_density=0.016",
+        )
+    Circuit.load(_trial_file(run, best.penalty)).save(run.folder.file("circuit.safetensors"))
+    run.folder.manifest["lambda"] = best.penalty
+    for trial in trials:
+        _trial_file(run, trial.penalty).unlink(missing_ok=True)
+
+
+def _trial_file(run: Workspace, penalty: float):
+    return run.folder.file(f"circuit-{penalty:g}.safetensors")
+
+
+def _learn(run: Workspace, penalty: float) -> Circuit:
+    options = run.config.circuit
+    pivots, _ = run.chosen_pivots()
+    with stage_bar("circuit", options.epochs, "epochs", quiet=run.quiet) as bar:
+        done = 0
+
+        def report(epoch: int, _: int, density: float) -> None:
+            nonlocal done
+            bar.advance(epoch - done, f"lambda {penalty:g}, density {density:.1%}")
+            done = epoch
+
+        return learn_circuit(
+            run.loaded.model,
+            run.anatomy,
+            pivots,
+            penalty=penalty,
+            learning_rate=options.learning_rate,
+            decay=options.decay,
+            decay_every=options.decay_every,
+            batch_size=options.batch,
+            epochs=options.epochs,
+            patience=options.patience,
+            cache_gib=options.cache_gib,
+            seed=run.config.seed,
+            state_path=run.folder.file("circuit.partial.safetensors"),
+            progress=report,
+        )

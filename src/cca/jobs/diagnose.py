@@ -1,0 +1,56 @@
+"""What a run shows of the method's known failure modes: the part of its summary that says what to do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cca import diagnosis
+from cca.circuit import Circuit
+from cca.delta import Delta
+from cca.engines.transformers import generate_greedy
+from cca.patches import Patch
+from cca.records import Metric, Problem, TracePair, WithoutPivot
+from cca.traces import chunks
+from cca.update import best_of, held_out_margins
+from cca.workspace import Workspace
+
+ALONE = 8
+"""Problems that are answered alone as well as in a batch."""
+
+
+def diagnose(run: Workspace, patch: Patch, target: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Every check of `cca.diagnosis`, in the order of the stages. target: problems to answer alone."""
+    folder, config, model = run.folder, run.config, run.loaded.model
+    circuit = Circuit.load(folder.file("circuit.safetensors"))
+    metrics, (train, validation) = folder.read("metrics.jsonl", Metric), run.chosen_pivots()
+    pairs, left_out = folder.read("traces.jsonl", TracePair), folder.read("without_pivot.jsonl", WithoutPivot)
+    size = config.update.batch
+    found = [
+        diagnosis.pivots_on_marks(train, run.loaded.tokenizer.decode),
+        diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
+        diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
+        diagnosis.undecided_gates(circuit.gates),
+        diagnosis.best_step(metrics, best_of(metrics)),
+        diagnosis.margins_move(
+            held_out_margins(model, Delta({}), validation, size), held_out_margins(model, patch, validation, size)
+        ),
+        diagnosis.loss_against_accuracy(metrics),
+        diagnosis.batch_size_matters(*_answered_alone(run, target)),
+    ]
+    return [f._asdict() for f in found]
+
+
+def _answered_alone(run: Workspace, problems: Sequence[Problem]) -> tuple[list[str], int]:
+    batch = next(iter(chunks(problems, run.prompter, run.config.evaluation.batch)))
+    some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
+
+    def answers(of: Sequence[Problem]) -> list[list[int]]:
+        return generate_greedy(
+            run.loaded.model,
+            [run.prompter.prompt(p) for p in of],
+            max_new_tokens=run.config.traces.max_new_tokens,
+            end_tokens=run.prompter.end_tokens,
+            stop=run.prompter.stop_rule(),
+        )
+
+    together = dict(zip([p.id for p in batch], answers(batch), strict=True))
+    return [p.id for p in some if answers([p])[0] != together[p.id]], len(some)

@@ -1,0 +1,136 @@
+"""The last stage of a run: base against updated model on every evaluation set, and the summary of the whole run."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from cca.benchmarks.run import TaskScore, run_tasks
+from cca.circuit import Circuit
+from cca.evaluation import Drift, Text, answer_chunk, drift, plain_texts, set_name
+from cca.jobs.diagnose import diagnose
+from cca.patches import Patch, load_patch
+from cca.records import Metric, Pivot, Problem, Score, TracePair, WithoutPivot
+from cca.store import write_text
+from cca.summary import circuit_summary, comparisons, pivot_summary, task_comparisons, update_summary
+from cca.traces import chunks
+from cca.update import best_of
+from cca.workspace import Workspace, read_text
+
+
+def evaluate(run: Workspace) -> None:
+    """Write scores.jsonl and summary.json."""
+    patch = load_patch(run.folder.final_delta(), run.loaded.model.device)
+    sets: dict[str, list[Problem]] = {}
+    for problem in run.problems:
+        if problem.split not in ("train", "validation"):
+            sets.setdefault(set_name(problem), []).append(problem)
+    scores = _answers(run, patch, sets)
+    drifts = _drifts(run, patch, sets)
+    tasks = _tasks(run, patch)
+    summary = _summary(run, patch, scores, drifts, tasks)
+    summary["diagnosis"] = diagnose(run, patch, sets["target"])
+    write_text(run.folder.file("summary.json"), json.dumps(summary, indent=1) + "\n")
+
+
+def _answers(run: Workspace, patch: Patch, sets: dict[str, list[Problem]]) -> list[Score]:
+    model, limit = run.loaded.model, run.config.traces.max_new_tokens
+    groups = [g for problems in sets.values() for g in chunks(problems, run.prompter, run.config.evaluation.batch)]
+    known = {score.problem: score for score in run.folder.read("base.jsonl", Score)}
+
+    def answer(group: list[Problem]) -> list[Score]:
+        def scores(arm: str) -> list[Score]:
+            return answer_chunk(model, run.prompter, group, arm=arm, max_new_tokens=limit)
+
+        base = [known[p.id] for p in group] if all(p.id in known for p in group) else scores("base")
+        with patch.active(model):
+            return base + scores("updated")
+
+    return run.in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2)
+
+
+def _tasks(run: Workspace, patch: Patch) -> dict[str, list[TaskScore]]:
+    """Scores of the benchmarks by arm; an arm that is finished is not run again."""
+    options, model = run.config.evaluation, run.loaded.model
+
+    def scores() -> list[TaskScore]:
+        return run_tasks(
+            model,
+            run.loaded.tokenizer,
+            options.tasks,
+            data=Path(options.task_data) if options.task_data else None,
+            limit=options.task_limit or None,
+            shots=options.task_shots,
+            batch_size=options.batch,
+            seed=run.config.seed,
+        )
+
+    found: dict[str, list[TaskScore]] = {}
+    for arm in ("base", "updated") if options.tasks else ():
+        path = run.folder.file(f"{arm}_tasks.jsonl")
+        if not path.exists():
+            with nullcontext() if arm == "base" else patch.active(model):
+                write_text(path, "".join(score.line() + "\n" for score in scores()))
+        found[arm] = run.folder.read(path.name, TaskScore)
+    return found
+
+
+def _drifts(run: Workspace, patch: Patch, sets: dict[str, list[Problem]]) -> dict[str, Drift]:
+    options = run.config.evaluation
+    texts = {
+        name: [
+            Text(run.prompter.prompt(p), run.prompter.reference(p.solution))
+            for p in spread(problems, options.drift_problems)
+        ]
+        for name, problems in sets.items()
+    }
+    for file in options.text:
+        texts[f"text:{Path(file).name}"] = plain_texts(run.loaded.tokenizer.encode(read_text(file)))
+    return {name: drift(run.loaded.model, patch, found, run.config.update.batch) for name, found in texts.items()}
+
+
+def _summary(
+    run: Workspace,
+    patch: Patch,
+    scores: Sequence[Score],
+    drifts: dict[str, Drift],
+    tasks: dict[str, list[TaskScore]],
+) -> dict[str, object]:
+    config, folder = run.config, run.folder
+    found = comparisons(scores, drifts, config.seed)
+    by_method: dict[str, list[Pivot]] = {config.pivots.method: []}
+    for pivot in folder.read("pivots.jsonl", Pivot):
+        by_method.setdefault(pivot.method, []).append(pivot)
+    metrics = folder.read("metrics.jsonl", Metric)
+
+    def group(prefix: str) -> dict[str, object]:
+        return {name.removeprefix(prefix): row for name, row in found.items() if name.startswith(prefix)}
+
+    return {
+        "model": {"path": config.model.path, "revision": run.loaded.revision},
+        "method": config.pivots.method,
+        "arm": config.update.arm,
+        "seed": config.seed,
+        "problems": folder.manifest.get("problems"),
+        "pivots": pivot_summary(
+            folder.read("traces.jsonl", TracePair),
+            folder.read("without_pivot.jsonl", WithoutPivot),
+            by_method,
+            config.pivots.method,
+        ),
+        "circuit": circuit_summary(run.anatomy, Circuit.load(folder.file("circuit.safetensors"))),
+        "update": update_summary(patch, metrics, best_of(metrics).step),
+        "target": found["target"],
+        "held_out_templates": found.get("held_out_templates"),
+        "transfer": group("transfer:"),
+        "retention": group("retention:") | (task_comparisons(**tasks, seed=config.seed) if tasks else {}),
+        "drift": {name: found_drift._asdict() for name, found_drift in drifts.items()},
+        "rounds": [json.loads(line) for line in folder.file("rounds.jsonl").read_text(encoding="utf-8").splitlines()],
+    }
+
+
+def spread(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """At most `count` of `problems`, evenly spaced, so that every template has its part."""
+    if len(problems) <= count:
+        return list(problems)
+    return [problems[i * len(problems) // count] for i in range(count)]

@@ -1,0 +1,132 @@
+"""Arms run on identical problems and budgets, share what they can, are not redone, and end in one table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cca import cli, compare
+from cca.arms import ARMS
+from cca.config import load_config
+from cca.records import Score
+from cca.store import RunFolder
+
+SETTINGS = """
+[problems]
+templates = [16, 43, 26, 59]
+train = 3
+validation = 2
+test = 3
+held_out = 0.25
+[traces]
+skip_solved = false
+[circuit]
+learning_rate = 0.2
+epochs = 3
+[update]
+steps = 2
+validate_every = 1
+[evaluation]
+transfer = ["chain_sum"]
+retention = []
+per_skill = 3
+"""
+CHOSEN = ("branching", "prefix", "gradient", "bias", "steering", "lora-pivots")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "small.toml").write_text(SETTINGS)
+    assert run(folder) == 0
+    return folder / "out"
+
+
+def run(folder: Path, *more: str) -> int:
+    command = ["compare", str(folder / "small.toml"), "--out", str(folder / "out"), "--arms", *CHOSEN, "--seeds", "0"]
+    return cli.main([*command, "--quiet", *more])
+
+
+def test_all_arms_answer_the_same_problems_with_one_set_of_base_answers(out):
+    read = {arm: RunFolder.open(out / "0" / arm).read("scores.jsonl", Score) for arm in CHOSEN}
+    base = [s for s in read["branching"] if s.arm == "base"]
+    assert len(base) == 3 * 3 + 3 + 3
+    for scores in read.values():
+        assert [s for s in scores if s.arm == "base"] == base
+        assert [s.problem for s in scores if s.arm == "updated"] == [s.problem for s in base]
+
+
+def test_arms_share_traces_and_pivots_and_all_but_prefix_the_circuit(out):
+    stages = {arm: RunFolder.open(out / "0" / arm).manifest["stages"] for arm in CHOSEN}
+    for arm in CHOSEN:
+        assert stages[arm]["trace"] == stages["branching"]["trace"]
+        assert stages[arm]["pivots"] == stages["branching"]["pivots"]
+        if arm != "prefix":
+            assert stages[arm]["circuit"] == stages["branching"]["circuit"]
+
+
+def test_controls_have_no_more_numbers_than_the_circuit_has_rows(out):
+    updates = {a: json.loads((out / "0" / a / "summary.json").read_text())["update"] for a in CHOSEN}
+    assert updates["gradient"]["rows"] == updates["branching"]["rows"]
+    assert 0 < updates["bias"]["parameters"] <= updates["branching"]["rows"]
+    assert updates["steering"]["parameters"] == 192
+
+
+def test_the_table_is_written_for_people_and_machines(out):
+    found = json.loads((out / "comparison.json").read_text())
+    assert set(found["arms"]) == set(found["ranked"]) == set(CHOSEN)
+    gains = [found["arms"][arm]["target"]["difference"] for arm in found["ranked"]]
+    assert gains == sorted(gains, reverse=True)
+    for arm, row in found["arms"].items():
+        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "holm_p", "detectable"} <= set(row["target"])
+        assert row["target"]["holm_p"] >= row["target"]["mcnemar_p"]
+        assert row["seconds"][0] > 0
+        assert row["peak_gib"][0] > 0.1
+        assert (row["against_first"] is None) == (arm == "branching")
+    text = (out / "comparison.md").read_text()
+    assert text.count("\n| ") >= 2 * len(CHOSEN)
+    assert all(f"| {arm} |" in text for arm in CHOSEN)
+
+
+def test_finished_arms_are_not_redone(out, monkeypatch, capsys):
+    monkeypatch.setattr("cca.models.load_model", lambda *_, **__: pytest.fail("nothing is left to do"))
+    before = (out / "comparison.json").read_text()
+    assert run(out.parent, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(before)
+
+
+def test_every_arm_s_settings_are_a_valid_config():
+    for arm in ARMS.values():
+        load_config(None, arm.settings)
+
+
+def test_bad_settings_of_any_arm_are_refused_before_the_first_runs(tmp_path, capsys):
+    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--set", "problems.source=nowhere"]) == 2
+    assert "no problems at 'nowhere'" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_missing_package_of_an_arm_is_named_before_the_first_runs(tmp_path, monkeypatch, capsys):
+    from importlib import util
+
+    real = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name in ("trl", "peft") else real(name, *a))
+    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--arms", "branching", "lora"]) == 2
+    assert "constructive-circuit-amplification[baselines]" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_problems_of_a_skill_are_clusters_of_their_own_and_those_of_a_template_are_one():
+    def pair(name: str, of: str, template: str) -> tuple[Score, Score]:
+        return (Score("base", of, name, template, "", False, 1), Score("updated", of, name, template, "", True, 1))
+
+    skill = compare._outcomes([pair("s-0", "transfer:s", "s"), pair("s-1", "transfer:s", "s")], 3)
+    assert list(skill.templates) == ["3:s-0", "3:s-1"]
+    target = compare._outcomes([pair("4-0", "target", "4"), pair("4-1", "target", "4")], 3)
+    assert list(target.templates) == ["4", "4"]
+
+
+def test_what_is_no_change_of_rows_is_not_merged(out, tmp_path, capsys):
+    assert cli.main(["merge", str(out / "0" / "bias"), str(tmp_path / "merged")]) == 2
+    assert "trained bias, and only rows can be merged" in capsys.readouterr().err
+    assert cli.main(["merge", str(out / "0" / "gradient"), str(tmp_path / "merged")]) == 0

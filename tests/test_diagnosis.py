@@ -1,0 +1,127 @@
+"""Each known failure mode is seen where it is, and not where it is not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_pivots
+
+from cca import diagnosis
+from cca.circuit import Trial, next_penalty
+from cca.records import Metric, Trace, TracePair, WithoutPivot
+
+WORDS = {1: ".", 2: ",\n", 3: " 7", 4: " -", 5: " +", 6: "The"}
+
+
+def decode(tokens: list[int]) -> str:
+    return "".join(WORDS[t] for t in tokens)
+
+
+def pivots(*pairs: tuple[int, int]):
+    return [replace(p, desired=d, undesired=u) for p, (d, u) in zip(random_pivots(len(pairs), 9), pairs, strict=True)]
+
+
+def test_pivots_between_punctuation_are_counted_with_examples():
+    found = diagnosis.pivots_on_marks(pivots((1, 2), (1, 2), (3, 1), (4, 5)), decode)
+    assert not found.fine
+    assert found.figures["share"] == 0.5
+    assert "'.' not ',\\n'" in found.message
+    assert found.advice
+
+
+def test_signs_of_arithmetic_and_a_mark_against_a_digit_are_no_punctuation_pivots():
+    assert diagnosis.pivots_on_marks(pivots((4, 5), (3, 1), (6, 3)), decode).fine
+
+
+def _pairs(count: int, right: int) -> list[TracePair]:
+    traces = [Trace((1,), "", "", i < right) for i in range(count)]
+    return [TracePair(f"p-{i}", "train", "0", (1,), t, None, 1, None) for i, t in enumerate(traces)]
+
+
+@pytest.mark.parametrize(("found", "fine"), [(2, False), (30, True)])
+def test_a_low_yield_of_pivots_is_named_with_its_reasons(found, fine):
+    left_out = [WithoutPivot(f"p-{i}", "train", "0", "no_opposite") for i in range(100 - found)]
+    result = diagnosis.pivot_yield(_pairs(100, 98), left_out, found)
+    assert result.fine is fine
+    assert f"{100 - found} no opposite" in result.message
+    assert "98% of the greedy traces are right" in result.message
+
+
+def test_a_circuit_is_too_dense_over_two_percent_or_off_its_target():
+    assert diagnosis.density(0.019, 0.05, None).fine
+    assert not diagnosis.density(0.021, 0.05, None).fine
+    assert diagnosis.density(0.0215, 0.05, 0.02).fine
+    assert not diagnosis.density(0.016, 0.05, 0.02).fine
+
+
+def test_gates_stuck_near_the_threshold_are_counted():
+    decided = torch.tensor([1.0] * 10 + [0.0] * 90)
+    assert diagnosis.undecided_gates(decided).fine
+    stuck = torch.cat([decided, torch.full((5,), 0.52)])
+    assert not diagnosis.undecided_gates(stuck).fine
+    assert diagnosis.undecided_gates(stuck).figures == {"undecided": 5, "circuit": 15}
+
+
+def metrics(*accuracies: float, losses=(1.0, 0.8, 0.6, 0.4)) -> list[Metric]:
+    return [Metric(i, losses[i - 1] if i else None, 0, 0, a, 10) for i, a in enumerate(accuracies)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "fine"), [((0.5, 0.6, 0.7), True), ((0.5, 0.6, 0.5), False), ((0.5, 0.4, 0.4), False)]
+)
+def test_a_peak_at_the_first_step_or_before_is_a_warning(accuracies, fine):
+    found = metrics(*accuracies)
+    kept = max(found, key=lambda m: (m.accuracy, -m.step))
+    assert diagnosis.best_step(found, kept).fine is fine
+
+
+def test_a_held_out_margin_that_does_not_move_says_that_there_is_no_latent_skill():
+    noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    still = diagnosis.margins_move(torch.zeros(50), noise - noise.mean())
+    assert not still.fine
+    assert "no latent skill" in still.advice
+    moved = diagnosis.margins_move(torch.zeros(50), noise - noise.mean() + 1)
+    assert moved.fine
+    assert moved.figures["change"] == pytest.approx(1, abs=1e-5)
+    assert diagnosis.margins_move(torch.zeros(1), torch.zeros(1)).fine
+
+
+def test_a_loss_that_falls_while_accuracy_falls_is_a_warning():
+    assert not diagnosis.loss_against_accuracy(metrics(0.5, 0.6, 0.3)).fine
+    assert diagnosis.loss_against_accuracy(metrics(0.5, 0.6, 0.55)).fine
+
+
+def test_answers_that_depend_on_the_batch_are_named():
+    assert diagnosis.batch_size_matters([], 8).fine
+    found = diagnosis.batch_size_matters(["4-1"], 8)
+    assert not found.fine
+    assert found.figures["changed"] == ["4-1"]
+
+
+# ---- the search for a lambda ----
+
+
+def search(density, start: float, target: float) -> list[Trial]:
+    trials: list[Trial] = []
+    while (penalty := next_penalty(trials, start, target)) is not None:
+        trials.append(Trial(penalty, density(penalty)))
+    return trials
+
+
+@pytest.mark.parametrize("start", [0.0001, 0.03, 5.0])
+@pytest.mark.parametrize("target", [0.4, 0.016, 0.001])
+def test_the_search_ends_within_a_tenth_of_the_target_density(start, target):
+    trials = search(lambda penalty: 0.0008 / penalty, start, target)
+    assert abs(trials[-1].density - target) <= 0.1 * target or len(trials) == 12
+    assert len(trials) <= 12
+    if start == 0.03:
+        assert abs(trials[-1].density - target) <= 0.1 * target
+
+
+def test_the_search_gives_up_where_the_density_jumps_over_the_target():
+    trials = search(lambda penalty: 0.2 if penalty < 0.05 else 0.0, 0.03, 0.016)
+    assert len(trials) == 12
+
+
+def test_without_a_target_one_lambda_is_tried():
+    assert [t.penalty for t in search(lambda _: 0.5, 0.05, None)] == [0.05]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,103 @@
+"""A whole run with benchmarks of the harness, plain text for drift, whole-template splits and a grader of one's own."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from cca import cli
+from cca.benchmarks.run import TaskScore
+from cca.summary import task_comparisons
+
+SETTINGS = """
+[problems]
+templates = [16, 43, 26, 59, 48]
+train = 3
+validation = 2
+test = 3
+split_by = "template"
+grader = "exact"
+[traces]
+skip_solved = false
+[circuit]
+learning_rate = 0.2
+epochs = 3
+[update]
+steps = 2
+validate_every = 1
+[evaluation]
+transfer = []
+retention = ["leg_counting"]
+per_skill = 3
+"""
+
+
+def truths(folder: Path) -> Path:
+    file = folder / "truthful_qa" / "multiple_choice" / "validation.jsonl"
+    file.parent.mkdir(parents=True)
+    options = {"choices": ["It is 1.", "It is 2."], "labels": [1, 0]}
+    rows = [{"question": f"How many is {n}?", "mc1_targets": options, "mc2_targets": options} for n in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
+def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
+    (tmp_path / "tale.txt").write_text("Once there was a fog bank. It took 14 minutes to cover the city. " * 20)
+    more = (
+        f'tasks = ["truthfulqa_mc2"]\ntask_data = "{truths(tmp_path / "data")}"\ntext = ["{tmp_path / "tale.txt"}"]\n'
+    )
+    (tmp_path / "c.toml").write_text(SETTINGS + more)
+    out = tmp_path / "run"
+    assert cli.main(["run", str(tmp_path / "c.toml"), "--out", str(out), "--quiet"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    task = summary["retention"]["truthfulqa_mc2"]
+    assert task["n"] == 4
+    assert 0 < task["base"] < 1
+    assert task["mcnemar_p"] is None, "a share of probability is no count"
+    assert {"text:tale.txt", "target", "retention:leg_counting"} == set(summary["drift"])
+    assert summary["drift"]["text:tale.txt"]["tokens"] > 100
+    splits = summary["problems"]["splits"]
+    assert set(splits["train"]["templates"]).isdisjoint(splits["test"]["templates"])
+    assert summary["problems"]["split_by"] == "template"
+    assert "truthfulqa_mc2" in capsys.readouterr().err
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    (out / "summary.json").unlink()
+    assert cli.main(["evaluate", str(out), "--quiet"]) == 2, "a removed artifact is refused, not silently made again"
+    assert {p.name: p.stat().st_mtime_ns for p in out.glob("*_tasks.jsonl")}.items() <= before.items()
+    capsys.readouterr()
+    assert cli.main(["grade", str(out), "--grader", "number", "--json"]) == 0
+    graded = json.loads(capsys.readouterr().out)
+    assert (graded["first"], graded["second"]) == ("exact", "number")
+    assert graded["traces"] > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('evaluation.text=["missing.txt"]', "cannot read evaluation.text missing.txt"),
+        ('evaluation.retention=["singing"]', "no skill 'singing'"),
+        ('problems.grader="no_module:f"', "importing no_module failed"),
+        ('problems.grader="sums"', "unknown grader 'sums'"),
+        ('evaluation.tasks=["mmlu_of_nothing"]', "no task mmlu_of_nothing"),
+        ('problems.source="questions.jsonl"', "no problems at 'questions.jsonl'"),
+    ],
+)
+def test_what_evaluation_needs_is_checked_before_the_first_trace(tmp_path, monkeypatch, capsys, setting, said):
+    monkeypatch.setattr("cca.models.load_model", lambda *_, **__: pytest.fail("nothing slow may start"))
+    assert cli.main(["run", "--out", str(tmp_path / "run"), "--set", setting]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_right_answers_of_a_benchmark_are_counted_in_pairs_and_clustered_by_subtask():
+    def scores(*values: float) -> list[TaskScore]:
+        return [TaskScore("mmlu", f"mmlu_{i % 2}", i, "acc", v) for i, v in enumerate(values)]
+
+    row = task_comparisons(scores(1, 0, 0, 1), scores(1, 1, 0, 0), seed=0)["mmlu"]
+    assert (row["n"], row["base"], row["updated"], row["gained"], row["lost"]) == (4, 0.5, 0.5, 1, 1)
+    share = task_comparisons(scores(0.5, 0.2), scores(0.6, 0.4), seed=0)["mmlu"]
+    assert share["difference"] == pytest.approx(0.15)
+    assert share["mcnemar_p"] is None
+    assert share["ci95"][0] <= 0.15 <= share["ci95"][1]
