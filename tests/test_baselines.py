@@ -1,0 +1,366 @@
+import copy
+import functools
+import gc
+import importlib.util
+import itertools
+import os
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_qwen2
+from families import family_model
+
+import cca.recompute
+from cca.baselines import Lora, Solved, check_installed, fine_tune
+from cca.errors import InputError
+from cca.records import Metric
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("trl", "peft")), reason="needs trl and peft"
+)
+
+VOCABULARY = 60
+END = 0
+LORA = Lora(rank=2, alpha=6, targets=("q_proj", "model.layers.1.mlp.down_proj.weight"))
+GPT2_LORA = Lora(rank=2, alpha=6, targets=("c_attn", "c_fc"))
+MIXTURE_LORA = LORA._replace(targets=("q_proj", "o_proj"))
+NO_DROPOUT: dict[str, Any] = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Each training collects garbage, which takes most of its time here unless it knows what stays."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def model():
+    return tiny_qwen2(vocab_size=VOCABULARY)
+
+
+def examples(count: int = 5) -> list[Solved]:
+    """Prompts and answers of different lengths, each ending with the end token, which is also the padding's."""
+    draw = random.Random(1)
+    tokens = lambda length: tuple(draw.randrange(1, VOCABULARY) for _ in range(length))
+    return [Solved(tokens(draw.randrange(2, 7)), (*tokens(draw.randrange(1, 8)), END)) for _ in range(count)]
+
+
+def rising(epoch: int, loss: float | None) -> Metric:
+    return Metric(epoch, loss, 0.0, 0.0, epoch / 100, 10)
+
+
+def tuned(model, measure=rising, solved=None, **changes):
+    settings = {
+        "lora": None,
+        "learning_rate": 0.01,
+        "epochs": 3,
+        "validate_at": (),
+        "patience": 9,
+        "batch_size": 8,
+        "seed": 5,
+        "pad_token": END,
+    }
+    return fine_tune(model, solved or examples(), measure, **settings | changes)
+
+
+def plain_loss(model, solved: list[Solved]) -> torch.Tensor:
+    """Mean negative log-likelihood of the answer tokens, one example after the other and no padding."""
+    found = []
+    for prompt, answer in solved:
+        logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        found.append(-logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0])
+    return torch.cat(found).mean()
+
+
+def descend(model, solved: list[Solved], steps: int) -> None:
+    """AdamW by hand on whatever of `model` requires gradients."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rule = torch.optim.AdamW(parameters, 0.01, weight_decay=0.0)
+    for _ in range(steps):
+        rule.zero_grad()
+        plain_loss(model, solved).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        rule.step()
+
+
+def moved_by_hand(model, trained) -> dict[str, torch.Tensor]:
+    """What a plain loop changed, by name."""
+    return {name: p.detach() - model.get_parameter(name) for name, p in trained.named_parameters()}
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """In norm: where a gradient is nearly zero, Adam makes a step of its rounding."""
+    assert set(found) == set(wanted)
+    for name, change in wanted.items():
+        assert (found[name] - change).norm() <= 5e-3 * change.norm(), name
+
+
+def state(model) -> dict:
+    """All that a trainer could leave behind on a model."""
+    return {
+        "config": (model.config.to_dict(), model.generation_config.to_dict(), sorted(vars(model))),
+        "modules": [(name, type(m), m.training, sorted(vars(m))) for name, m in model.named_modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "weights": [(n, id(p), p.data_ptr(), p.requires_grad, p.dtype) for n, p in model.named_parameters()],
+        "numbers": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+    }
+
+
+def same(before: dict, after: dict) -> bool:
+    numbers = zip(before.pop("numbers").values(), after.pop("numbers").values(), strict=True)
+    return all(torch.equal(a, b) for a, b in numbers) and before == after
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "qwen3_moe"])
+def test_full_fine_tuning_equals_plain_adamw_on_the_plain_loss(family):
+    model = family_model(family, **{"gpt2": NO_DROPOUT, "qwen2": {"tie_word_embeddings": True}}.get(family, {}))
+    found = tuned(model).patch.weights
+    reference = copy.deepcopy(model).requires_grad_(True)
+    descend(reference, examples(), 3)
+    wanted = moved_by_hand(model, reference)
+    assert all(change.norm() > 0.01 for change in wanted.values())
+    if family == "gpt2":  # the key's bias shifts all scores of a query alike: no gradient but rounding
+        for name in wanted:
+            if name.endswith("c_attn.bias"):
+                found[name][32:64] = wanted[name][32:64] = 0
+    close(found, wanted)
+
+
+@pytest.mark.parametrize(("family", "lora"), [("qwen2", LORA), ("gpt2", GPT2_LORA), ("qwen3_moe", MIXTURE_LORA)])
+def test_a_lora_equals_the_same_adapter_trained_by_hand_and_merged(family, lora):
+    from peft import LoraConfig, get_peft_model
+
+    model = family_model(family, **NO_DROPOUT if family == "gpt2" else {})
+    found = tuned(model, lora=lora).patch.weights
+    targets = [name.removesuffix(".weight") for name in found]
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, fan_in_fan_out=family == "gpt2")
+    torch.manual_seed(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(copy.deepcopy(model), config)
+    descend(wrapped, examples(), 3)
+    wanted = moved_by_hand(model, wrapped.merge_and_unload())
+    close(found, {name: change for name, change in wanted.items() if name in found})
+    assert not any(change.any() for name, change in wanted.items() if name not in found)
+    assert all(change.norm() > 0.01 for change in found.values())
+
+
+def test_a_lora_changes_its_targets_alone_by_at_most_its_rank(model):
+    weights = tuned(model, lora=LORA).patch.weights
+    assert sorted(weights) == sorted(
+        ["model.layers.1.mlp.down_proj.weight", *(f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3))]
+    )
+    for name, change in weights.items():
+        assert change.shape == model.get_parameter(name).shape
+        sizes = torch.linalg.svdvals(change)
+        assert sizes[1] > 1e-3 and sizes[2:].max() < 1e-5
+
+
+def test_the_loss_is_that_of_the_answers_alone_end_token_included(model):
+    solved = examples()
+    assert tuned(model, epochs=1).metrics[1].loss == pytest.approx(float(plain_loss(model, solved)), rel=1e-5)
+    without_end = [e._replace(answer=e.answer[:-1]) for e in solved if len(e.answer) > 1]
+    assert float(plain_loss(model, without_end)) != pytest.approx(float(plain_loss(model, solved)), rel=1e-3)
+
+
+def test_the_end_token_is_learned_although_it_is_the_padding_too(model):
+    solved = [Solved((3, 4), (5, END)), Solved((6, 7, 8, 9), (10, 11, 12, END))]
+    result = tuned(model, solved=solved, epochs=20)
+    with result.patch.active(model):
+        for prompt, answer in solved:
+            logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
+            assert tuple(logits.argmax(-1)[len(prompt) - 1 : -1].tolist()) == answer
+
+
+def test_padding_counts_for_nothing_whatever_its_token(model):
+    close(tuned(model, pad_token=7).patch.weights, tuned(model).patch.weights)
+
+
+def test_an_epoch_is_one_pass_over_the_examples_in_batches(model):
+    seen, solved = [], examples(5)
+    report = lambda epoch, epochs, metric: seen.append((epoch, epochs, metric and metric.step))
+    result = tuned(model, solved=solved, epochs=2, batch_size=2, learning_rate=1e-12, progress=report)
+    assert seen == [(0, 2, 0), (1, 2, None), (2, 2, None), (2, 2, 2)]
+    of = functools.cache(lambda batch: float(plain_loss(model, [solved[i] for i in batch])))
+    possible = [
+        sum(of(tuple(sorted(order[i : i + 2]))) for i in (0, 2, 4)) / 3 for order in itertools.permutations(range(5))
+    ]
+    assert any(result.metrics[-1].loss == pytest.approx(loss, abs=1e-5) for loss in possible)
+    assert of((0, 1, 2, 3, 4)) not in [pytest.approx(loss, abs=1e-4) for loss in possible]
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_what_is_measured_is_the_change_of_that_epoch_in_evaluation_mode(model, lora):
+    base = {name: p.clone() for name, p in model.named_parameters()}
+    model.train()
+    seen = {}
+
+    def look(epoch, loss):
+        assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
+        seen[epoch] = {name: p.clone() for name, p in model.named_parameters()}
+        return rising(epoch, loss)
+
+    result = tuned(model, look, lora=lora, validate_at={1})
+    assert list(seen) == [0, 1, 3] and all(torch.equal(w, base[n]) for n, w in seen[0].items())
+    for name, weight in seen[3].items():
+        assert torch.equal(weight, base[name] + result.patch.weights.get(name, torch.zeros(())))
+    changed = {n for n in base if not torch.equal(seen[1][n], base[n]) and not torch.equal(seen[1][n], seen[3][n])}
+    assert changed == set(result.patch.weights)
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_model_and_process_are_afterwards_as_they_were(model, lora, interrupted, monkeypatch, tmp_path, capfd):
+    from accelerate.state import AcceleratorState, PartialState
+    from transformers.utils import logging
+
+    def interrupt(epoch, loss):
+        assert AcceleratorState._shared_state
+        os.environ["CCA_TEST"] = "1"
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return rising(epoch, loss)
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    torch.manual_seed(99)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model.get_parameter("model.norm.weight").requires_grad_(True)
+    model.model.layers[1].train()
+    process = lambda: (
+        dict(os.environ),
+        random.getstate(),
+        str([x if isinstance(x, str | int | float) else x.tolist() for x in np.random.get_state()]),  # noqa: NPY002
+        torch.get_rng_state().tolist(),
+        logging.get_verbosity(),
+        dict(AcceleratorState._shared_state) | dict(PartialState._shared_state),
+        torch.is_grad_enabled(),
+    )
+    before, around = state(model), process()
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            tuned(model, interrupt, lora=lora, validate_at={1, 2})
+    else:
+        tuned(model, lora=lora, validate_at={1, 2})
+    assert same(before, state(model)) and process() == around
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_no_copy_of_the_model_stays_in_memory(model, lora):
+    tuned(model, lora=lora, epochs=1)
+    gc.disable()
+    try:
+        assert sum(type(found) is type(model) for found in gc.get_objects()) == 1
+    finally:
+        gc.enable()
+
+
+def test_trl_tells_nobody_about_a_run(model, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda *_, **__: pytest.fail("told"))
+    tuned(model, epochs=1)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_best_measured_epoch_is_kept_not_the_last(model, lora):
+    scores = iter([0.1, 0.9, 0.9, 0.2])
+    peak = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, next(scores), 10)
+    result = tuned(model, peak, lora=lora, epochs=6, validate_at={2, 4})
+    assert (result.best_step, [m.step for m in result.metrics], result.stopped) == (2, [0, 2, 4, 6], "epochs")
+    two = tuned(model, lora=lora, epochs=2)
+    assert all(torch.equal(change, two.patch.weights[name]) for name, change in result.patch.weights.items())
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_no_epoch_helped_is_an_outcome_and_patience_ends_the_training(model, lora):
+    flat = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, 0.5, 10)
+    result = tuned(model, flat, lora=lora, epochs=50, validate_at=range(51), patience=3)
+    assert (result.best_step, result.stopped, result.metrics[-1].step) == (0, "patience", 3)
+    assert result.patch.weights and not any(change.any() for change in result.patch.weights.values())
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_same_seed_gives_the_same_change_and_another_seed_another(model, lora):
+    dropout = family_model("gpt2") if lora is None else model
+    one, two, other = (tuned(dropout, lora=lora, batch_size=2, epochs=2, seed=seed).patch.weights for seed in (5, 5, 6))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_activations_computed_again_give_the_same_change(model, monkeypatch):
+    calls = []
+    once = cca.recompute.checkpoint
+    monkeypatch.setattr("cca.recompute.checkpoint", lambda *args, **kwargs: calls.append(1) or once(*args, **kwargs))
+    again = tuned(model, recompute=list(model.model.layers)).patch.weights
+    assert len(calls) == 3 * 3
+    close(again, tuned(model).patch.weights)
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
+
+
+def test_a_lora_keeps_no_second_copy_of_the_weights(model):
+    where = model.get_parameter("model.norm.weight").data_ptr()  # no target, so that measuring does not copy it
+    shared = []
+
+    def look(epoch, loss):
+        parameters = [found for found in gc.get_objects() if type(found) is torch.nn.Parameter]
+        shared.append(sum(p.data_ptr() == where for p in parameters))
+        return rising(epoch, loss)
+
+    tuned(model, look, lora=LORA)
+    assert shared == [2, 2]
+
+
+def test_training_is_in_float32_whatever_the_environment_asks_for(model, monkeypatch):
+    wanted = tuned(model).patch.weights
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    close(tuned(model).patch.weights, wanted)
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_epoch(model):
+    with pytest.raises(FloatingPointError, match=r"epoch \d: the loss is nan"):
+        tuned(model, learning_rate=1e30)
+
+
+def test_what_cannot_be_trained_is_refused_with_a_remedy(model):
+    mixture = family_model("qwen3_moe")
+    for which, target, message in (
+        (mixture, "gate_up_proj", r"LoRA cannot change model\.layers\.0\.mlp\.experts\.gate_up_proj: .* experts"),
+        (mixture, "mlp.gate", r"model\.layers\.0\.mlp\.gate\.weight: it is not the weight of a linear layer"),
+        (model, "embed_tokens", r"model\.embed_tokens\.weight: it is not the weight of a linear layer"),
+        (model, "q_proj.bias", r"q_proj\.bias: it is not the weight of a linear layer"),
+        (model, "lm_head", r"lm_head\.weight: it is the output embedding"),
+        (model, "proj", "no weight 'proj'"),
+        (mixture, "mlp.down_proj", "in place of model\\.layers\\.1\\.mlp\\.down_proj.* choose other targets"),
+        (mixture, "mlp.up_proj", "Cannot convert PEFT .*choose other targets"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tuned(which, lora=LORA._replace(targets=("o_proj", target)))
+    with pytest.raises(InputError, match=r"bfloat16; set model\.dtype to float32"):
+        tuned(copy.deepcopy(model).bfloat16())
+    with pytest.raises(InputError, match="offloaded"):
+        tuned(copy.deepcopy(model).to("meta"))
+
+
+@pytest.mark.parametrize("missing", ["trl", "peft"])
+def test_a_missing_package_is_named_with_how_to_install_it(model, missing, monkeypatch):
+    check_installed()
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
+    message = rf"needs {missing}: pip install 'constructive-circuit-amplification\[baselines\]'"
+    with pytest.raises(InputError, match=message):
+        check_installed()
+    with pytest.raises(InputError, match=message):
+        tuned(model)
