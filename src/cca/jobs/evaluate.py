@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from cca.benchmarks.run import TaskScore, run_tasks
+from cca.benchmarks.run import TaskScore, check_tasks, run_tasks
 from cca.circuit import Circuit
 from cca.evaluation import Drift, Text, answer_chunk, drift, plain_texts, set_name
 from cca.jobs.diagnose import diagnose
@@ -52,13 +52,18 @@ def _answers(run: Workspace, patch: Patch, sets: dict[str, list[Problem]]) -> li
 def _tasks(run: Workspace, patch: Patch) -> dict[str, list[TaskScore]]:
     """Scores of the benchmarks by arm; an arm that is finished is not run again."""
     options, model = run.config.evaluation, run.loaded.model
+    if not options.tasks:
+        return {}
+    data = Path(options.task_data) if options.task_data else None
+    if left_out := check_tasks(options.tasks, data, shots=options.task_shots).left_out:
+        run.warn("evaluate", f"without local files, these benchmarks are left out: {', '.join(left_out)}")
 
     def scores() -> list[TaskScore]:
         return run_tasks(
             model,
             run.loaded.tokenizer,
             options.tasks,
-            data=Path(options.task_data) if options.task_data else None,
+            data=data,
             limit=options.task_limit or None,
             shots=options.task_shots,
             batch_size=options.batch,
@@ -66,7 +71,7 @@ def _tasks(run: Workspace, patch: Patch) -> dict[str, list[TaskScore]]:
         )
 
     found: dict[str, list[TaskScore]] = {}
-    for arm in ("base", "updated") if options.tasks else ():
+    for arm in ("base", "updated"):
         path = run.folder.file(f"{arm}_tasks.jsonl")
         if not path.exists():
             with nullcontext() if arm == "base" else patch.active(model):
