@@ -31,7 +31,7 @@ transfer = ["chain_sum"]
 retention = []
 per_skill = 3
 """
-CHOSEN = ("branching", "prefix", "gradient", "bias", "steering", "lora-pivots")
+CHOSEN = ("branching", "prefix", "gradient", "bias", "steering")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from cca.anatomy import anatomy
 from cca.circuit import CachedPrefixes, learn_circuit
 from cca.delta import Delta, row_view
 from cca.engines.transformers import generate_greedy, prefill
-from cca.evaluation import drift
+from cca.evaluation import Text, drift
 from cca.gates import gated
 from cca.numerics import check_finite
 from cca.objective import margins, pivot_loss
@@ -144,7 +144,7 @@ def test_drift_that_is_not_finite_stops_the_evaluation(prompter, problems, bundl
     model = family_model("llama", vocab_size=bundled.model.config.vocab_size, max_position_embeddings=512)
     delta = _delta(model, float("inf"))
     with pytest.raises(FloatingPointError, match="drift is not finite"):
-        drift(model, prompter, delta, problems[:2], 2)
+        drift(model, delta, [Text(prompter.prompt(p), prompter.reference(p.solution)) for p in problems[:2]], 2)
 
 
 def test_finite_values_pass():

@@ -1,6 +1,7 @@
 """Prompts as token ids: special tokens, chat templates, worked examples, stop strings and odd vocabularies."""
 
 import json
+import sys
 
 import pytest
 import reference
@@ -146,6 +147,7 @@ def harness(tmp_path, monkeypatch):
     )
     (folder / "plain.yaml").write_text("task: plain\nnum_fewshot: 5\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lm_eval", raising=False)  # the real one, where another test needed it
     return tmp_path
 
 

@@ -24,8 +24,8 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL = {"total.safetensors", "base_tasks.jsonl", "updated_tasks.jsonl"}
 """Artifacts that not every run has: the sum of several rounds' deltas, and scores of benchmarks."""
-SCRATCH: dict[str, tuple[str, ...]] = {
-    "circuit": ("circuit.partial.safetensors",),
+SCRATCH: dict[str, tuple[str, ...]] = {  # patterns of names
+    "circuit": ("circuit.partial.safetensors", "circuit-*.safetensors"),
     "update": ("update.partial.safetensors",),
 }
 
@@ -94,16 +94,22 @@ class Pipeline(Workspace):
             if stage == "evaluate":
                 self._add_seconds()
             self.folder.finish(stage, written(stage, self.folder))
-            for name in SCRATCH.get(stage, ()):
-                self.folder.file(name).unlink(missing_ok=True)
+            self._clean(stage)
 
     def redo(self, stage: str) -> None:
         """Forget `stage` and everything after it."""
         later = STAGES[STAGES.index(stage) :]
-        self.folder.reset(later, [name for s in later for name in (*ARTIFACTS[s], *SCRATCH.get(s, ()))])
+        self.folder.reset(later, [name for s in later for name in ARTIFACTS[s]])
+        for s in later:
+            self._clean(s)
         if "update" in later:
             for folder in self.folder.path.glob("round-*"):
                 shutil.rmtree(folder)
+
+    def _clean(self, stage: str) -> None:
+        for pattern in SCRATCH.get(stage, ()):
+            for file in self.folder.path.glob(pattern):
+                file.unlink()
 
     def _add_seconds(self) -> None:
         path = self.folder.file("summary.json")

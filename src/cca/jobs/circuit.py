@@ -55,8 +55,6 @@ def circuit(run: Workspace) -> None:
         )
     Circuit.load(_trial_file(run, best.penalty)).save(run.folder.file("circuit.safetensors"))
     run.folder.manifest["lambda"] = best.penalty
-    for trial in trials:
-        _trial_file(run, trial.penalty).unlink(missing_ok=True)
 
 
 def _trial_file(run: Workspace, penalty: float):

@@ -22,7 +22,7 @@ def further_rounds(run: Workspace, jobs: Jobs) -> None:
     the first round whose update does not raise validation accuracy, or that finds nothing more to learn from.
     jobs: the stages of a round, by name.
     """
-    lines, total = [_figures(run, 1, jobs)], Delta({})
+    lines, total = [_figures(run, 1)], Delta({})
     for number in range(2, run.config.rounds + 1):
         if lines[-1]["best_step"] == 0:
             break
@@ -42,7 +42,7 @@ def further_rounds(run: Workspace, jobs: Jobs) -> None:
         except InputError as error:
             run.warn("rounds", f"round {number - 1} was the last: {error}")
             break
-        lines.append(_figures(part, number, jobs))
+        lines.append(_figures(part, number))
         if lines[-1]["best_step"] > 0:
             more = Delta.load(part.folder.file("delta.safetensors"), model.device)
             total.plus(more).save(run.folder.file("total.safetensors"))
@@ -53,7 +53,7 @@ def _folder(run: Workspace, number: int) -> RunFolder:
     return run.folder if number == 1 else RunFolder.create(run.folder.file(f"round-{number}"), run.config)
 
 
-def _figures(run: Workspace, number: int, jobs: Jobs) -> dict[str, Any]:
+def _figures(run: Workspace, number: int) -> dict[str, Any]:
     metrics = run.folder.read("metrics.jsonl", Metric)
     kept, (train, validation) = best_of(metrics), run.chosen_pivots()
     return {
@@ -63,5 +63,4 @@ def _figures(run: Workspace, number: int, jobs: Jobs) -> dict[str, Any]:
         "density": Circuit.load(run.folder.file("circuit.safetensors")).density,
         "best_step": kept.step,
         "validation": {"n": kept.n, "base": metrics[0].accuracy, "updated": kept.accuracy},
-        "seconds": round(sum(run.folder.seconds(stage) for stage in jobs), 2),
     }
