@@ -270,3 +270,17 @@ def test_a_source_s_order_does_not_depend_on_where_its_file_lies(tmp_path):
     second = open_source(str(write(tmp_path / "b" / "other.jsonl", rows(9))))
     assert isinstance(first, Source)
     assert list(first.instances("all", 1)) == list(second.instances("all", 1))
+
+
+def test_a_run_whose_problems_are_drawn_goes_on_without_their_source(tmp_path, monkeypatch):
+    from cca.config import load_config
+    from cca.pipeline import Pipeline
+
+    path = write(tmp_path / "own.jsonl", rows(30))
+    config = load_config(None, (f"problems.source={path}",))
+    Pipeline.start(tmp_path / "run", config)
+    (tmp_path / "run" / "problems.jsonl").write_text("")
+    path.unlink()
+    Pipeline.resume(tmp_path / "run")
+    with pytest.raises(InputError, match="no problems at"):
+        Pipeline.start(tmp_path / "other", config)

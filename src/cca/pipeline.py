@@ -40,15 +40,17 @@ class Pipeline(Workspace):
         Raises:
             InputError: bad model, folder or config.
         """
-        prompter = cls.check(config)
+        prompter = cls.check(config, have_problems=(path / "problems.jsonl").exists())
         pipeline = cls(RunFolder.create(path, config), config, quiet)
         pipeline.prompter = prompter
         pipeline.folder.verify([s for s in STAGES if pipeline.folder.finished(s)])
         return pipeline
 
     @staticmethod
-    def check(config: Config) -> Any:
+    def check(config: Config, have_problems: bool = False) -> Any:
         """See, before anything slow, that all a run needs is there; returns its prompter.
+
+        have_problems: the run has drawn its problems, so that their source is no longer needed.
 
         Raises:
             InputError: something is not.
@@ -57,7 +59,8 @@ class Pipeline(Workspace):
 
         check_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
         prompter = make_prompter(config)
-        open_problems(config.problems)
+        if not have_problems:
+            open_problems(config.problems)
         for file in config.evaluation.text:
             read_text(file)
         for skill in (*config.evaluation.transfer, *config.evaluation.retention):
