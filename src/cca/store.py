@@ -59,7 +59,7 @@ class RunFolder:
         text = dump_toml(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".write-test"
+            probe = path / f".write-test-{os.getpid()}"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
