@@ -38,8 +38,8 @@ def percent(found: stats.Accuracy | None) -> str:
 
 def points(found: stats.Paired) -> str:
     low, high = found.ci95
-    seen = f"; sees {found.detectable * 100:.1f}" if low <= 0 <= high and found.detectable is not None else ""
-    return f"{found.difference * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}{seen})"
+    seen = f", sees {found.detectable * 100:.1f}" if low <= 0 <= high and found.detectable is not None else ""
+    return f"{found.difference * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}){seen}"
 
 
 class Answered(NamedTuple):

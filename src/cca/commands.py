@@ -50,7 +50,7 @@ def compare(options: argparse.Namespace) -> int:
 
     from cca.display import show_comparison
 
-    show_comparison(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 170), found)
+    show_comparison(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150), found)
     print(f"\nThe same table: {out / 'comparison.md'}, as JSON: {out / 'comparison.json'}", file=sys.stderr)
     return 0
 

@@ -214,8 +214,8 @@ def _points(found: dict[str, Any] | None) -> str:
     if found is None:
         return "-"
     low, high = found["ci95"]
-    seen = f"; sees {found['detectable'] * 100:.1f}" if low <= 0 <= high and found["detectable"] is not None else ""
-    return f"{found['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}{seen})"
+    seen = f", sees {found['detectable'] * 100:.1f}" if low <= 0 <= high and found["detectable"] is not None else ""
+    return f"{found['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}){seen}"
 
 
 def _span(values: Sequence[int]) -> str:

@@ -135,9 +135,12 @@ def show_comparison(console: Console, comparison: dict[str, Any]) -> None:
     seeds = ", ".join(map(str, comparison["seeds"]))
     table = Table(title=f"Arms by gain on the target, seeds {seeds}", title_justify="left", show_lines=True)
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "arm" else "right")
+        heading = name.replace(" / ", "\n").replace("drift ", "drift\n").replace(" templates", "\ntemplates")
+        table.add_column(
+            heading.replace(" (", "\n("), justify="left" if name == "arm" else "right", no_wrap=name == "arm"
+        )
     for row in cells(comparison):
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" (", "\n(").replace(", ", "\n").replace(" / ", "\n") for cell in row))
     console.print(table)
     console.print("Points are against the base model; 'sees': the smallest change, at least, found 80% of the time.")
 
