@@ -58,6 +58,7 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     assert found["components"] == {"all": parts.size, **parts.counts(everything)}
     assert found["rows"]["all"] == sum(len(rows) for rows in parts.rows(everything).values())
     assert found["work"]["problems"] == {"train": 52, "validation": 8, "test": 40}
+    assert found["work"]["benchmarks"] == ["mmlu", "triviaqa", "truthfulqa_mc2"]
     assert found["work"]["prompt_tokens"]["longest"] > 8 * 10, "the examples are in the prompt"
     assert found["work"]["circuit_steps"] == 50 * 7
     assert found["work"]["update_steps"] == 50

@@ -45,7 +45,8 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
         "circuit": f"at most {work['circuit_steps']:,} steps of {work['circuit_batch']} pivots, one token each",
         "update": f"at most {work['update_steps']:,} steps over all pivots, {work['validations']} validations of "
         f"{work['validation_problems']:,} problems",
-        "evaluate": f"{work['answers']:,} answers, half of them the base model's",
+        "evaluate": f"{work['answers']:,} answers, half of them the base model's"
+        + (f"; {', '.join(work['benchmarks'])} on both" if work["benchmarks"] else ""),
     }
     table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
     table.add_column(style="bold")

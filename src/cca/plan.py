@@ -110,4 +110,5 @@ def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -
         "validations": len([step for step in at if step <= update.steps]),
         "validation_problems": splits["validation"],
         "answers": 2 * (len(problems) - traced),
+        "benchmarks": list(config.evaluation.tasks),
     }
