@@ -3,8 +3,8 @@
     cca compare --out runs/compare --arms branching --seeds 10 11 12
     python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 [--kinds runs/kinds]
 
-Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; what the
-Branching arm gains by kind. With --kinds it learns one circuit a kind of slip (from its templates alone, each an
+Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; what the arms
+gain by kind. With --kinds it learns one circuit a kind of slip (from its templates alone, each an
 ordinary run folder KINDS/SEED/KIND), and prints how circuits overlap and what each kind's update does to every kind.
 """
 
@@ -21,7 +21,7 @@ from cca.circuit import Circuit
 from cca.config import load_config
 from cca.delta import Delta
 from cca.evaluation import answer_chunk
-from cca.models import slip_kinds
+from cca.models import BUNDLED, slip_kinds
 from cca.pipeline import Pipeline
 from cca.records import Pivot, Problem, Score, TracePair
 from cca.slip_truth import slip_position
@@ -105,18 +105,19 @@ def pivots_table(runs: list[Pipeline]) -> None:
         print(f"| {kind} | {template} | {judged['branching'].cells()} | {judged['prefix'].cells()} |")
 
 
-def kinds_table(runs: list[Pipeline]) -> None:
+def kinds_table(arm: str, runs: list[Pipeline]) -> None:
     """What the update gains, by kind of slip and by whether it prevails in its template."""
     groups: dict[str, list[Answered]] = {}
     for run in runs:
-        planted = json.loads((Path(run.loaded.model.name_or_path) / "slips.json").read_text())
+        path = run.config.model.path
+        planted = json.loads(((BUNDLED if path == "bundled" else Path(path)) / "slips.json").read_text())
         scores = [s for s in run.folder.read("scores.jsonl", Score) if s.set == "target"]
         base = {s.problem: s for s in scores if s.arm == "base"}
         for score in (s for s in scores if s.arm == "updated"):
             slip = planted.get(score.template)
             name = f"{slip['kind']} | {'prevails' if slip['share'] > 0.5 else 'minority'}" if slip else "none | "
             groups.setdefault(name, []).append(Answered(base[score.problem].correct, score.correct, score.template))
-    print("\n| planted slip | | n | accuracy | points (95%) | gained / lost |\n" + "| --- " * 6 + "|")
+    print(f"\n| {arm}: planted slip | | n | accuracy | points (95%) | gained / lost |\n" + "| --- " * 6 + "|")
     for name, group in sorted(groups.items()):
         found = compared(group)
         print(
@@ -194,12 +195,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("compared", type=Path, help="folder of cca compare with the Branching arm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--arms", nargs="+", default=["branching"], help="arms whose gain by kind is shown")
     parser.add_argument("--kinds", type=Path, help="learn one circuit a kind of slip, in this folder")
     parser.add_argument("--model", default="bundled")
     options = parser.parse_args()
-    runs = [Pipeline.resume(options.compared / str(seed) / "branching", quiet=True) for seed in options.seeds]
-    pivots_table(runs)
-    kinds_table(runs)
+
+    def runs(arm: str) -> list[Pipeline]:
+        return [Pipeline.resume(options.compared / str(seed) / arm, quiet=True) for seed in options.seeds]
+
+    pivots_table(runs("branching"))
+    for arm in options.arms:
+        kinds_table(arm, runs(arm))
     if options.kinds:
         kinds_against_kinds(options.kinds, options.seeds, options.model)
 

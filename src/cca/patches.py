@@ -6,7 +6,7 @@ them (`attached`). Outside of these contexts the model is as it was.
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
@@ -39,8 +39,26 @@ class Trainable(Patch, Protocol):
     def copy(self) -> Self: ...
 
 
+class _Vector:
+    """What patches of one vector share."""
+
+    values: Tensor
+    row_count = 0
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {"values": self.values}
+
+    @property
+    def parameter_count(self) -> int:
+        return self.values.numel()
+
+    def copy(self) -> Self:
+        return replace(self, values=self.values.detach().clone())  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 @dataclass(frozen=True)
-class OutputBias:
+class OutputBias(_Vector):
     """Numbers (n,) added to the logits of the tokens `index` (n,), whatever the context.
 
     A sceptic's control: if it does as well as the circuit, what was learned is to write a token more or less often.
@@ -53,19 +71,6 @@ class OutputBias:
     @classmethod
     def zeros(cls, tokens: Tensor) -> "OutputBias":
         return cls(tokens, torch.zeros(len(tokens), device=tokens.device))
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        return {"bias": self.values}
-
-    row_count = 0
-
-    @property
-    def parameter_count(self) -> int:
-        return self.values.numel()
-
-    def copy(self) -> "OutputBias":
-        return OutputBias(self.index, self.values.detach().clone())
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
@@ -88,7 +93,7 @@ class OutputBias:
 
 
 @dataclass(frozen=True)
-class Steering:
+class Steering(_Vector):
     """A vector (E,) added to the output of the layer called `layer` at every position."""
 
     layer: str
@@ -97,19 +102,6 @@ class Steering:
     @classmethod
     def zeros(cls, layer: str, width: int, device: torch.device) -> "Steering":
         return cls(layer, torch.zeros(width, device=device))
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        return {"vector": self.values}
-
-    row_count = 0
-
-    @property
-    def parameter_count(self) -> int:
-        return self.values.numel()
-
-    def copy(self) -> "Steering":
-        return Steering(self.layer, self.values.detach().clone())
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
