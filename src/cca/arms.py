@@ -32,12 +32,12 @@ ARMS: dict[str, ComparedArm] = {
     "gradient": ComparedArm("as many rows, of the largest gradient", ('update.arm="gradient"',), WITH_CIRCUIT),
     "bias": ComparedArm("constant bias on the output logits", ('update.arm="bias"', "update.learning_rate=1.0")),
     "steering": ComparedArm(
-        "vector added to the last layer's output", ('update.arm="steering"', "update.learning_rate=1.0")
+        "vector added to the last layer's output", ('update.arm="steering"', "update.learning_rate=3000.0")
     ),
-    "lora-pivots": ComparedArm("LoRA on the pivot loss", ('update.arm="lora-pivots"', "update.learning_rate=0.001")),
+    "lora-pivots": ComparedArm("LoRA on the pivot loss", ('update.arm="lora-pivots"', "update.learning_rate=0.003")),
     "lora": ComparedArm("LoRA on correct solutions", ('update.arm="lora"', "update.learning_rate=0.001"), ()),
     "finetune": ComparedArm(
-        "full fine-tuning on correct solutions", ('update.arm="finetune"', "update.learning_rate=0.0001"), ()
+        "full fine-tuning on correct solutions", ('update.arm="finetune"', "update.learning_rate=0.00001"), ()
     ),
 }
 """By name, in the order in which they run; each is compared with the base model."""
