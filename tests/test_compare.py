@@ -95,6 +95,19 @@ def test_finished_arms_are_not_redone(out, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(before)
 
 
+def test_an_arm_s_learning_rate_can_be_set_and_touches_no_other_arm():
+    chosen = compare.plan(None, (), ["branching", "bias"], [4], {"bias": 0.3})
+    assert chosen.config("bias", 4).update.learning_rate == 0.3
+    assert chosen.config("branching", 4).update.learning_rate == load_config(None).update.learning_rate
+    assert chosen.config("bias", 4).seed == 4
+
+
+@pytest.mark.parametrize(("rate", "said"), [("tilt=1", "no arm 'tilt'"), ("bias", "not of the form ARM=RATE")])
+def test_a_bad_learning_rate_is_refused(tmp_path, capsys, rate, said):
+    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--arms", "bias", "--rate", rate]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_every_arm_s_settings_are_a_valid_config():
     for arm in ARMS.values():
         load_config(None, arm.settings)

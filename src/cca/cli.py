@@ -57,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument("--out", type=Path, help="folder of the runs (default: runs/compare- and the config's name)")
     compared.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help=_arms_help())
     compared.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default 0 1 2")
+    compared.add_argument(
+        "--rate",
+        dest="rates",
+        action="append",
+        default=[],
+        metavar="ARM=RATE",
+        help="learning rate of an arm, in place of the one that suits the bundled model; may be repeated",
+    )
     compared.add_argument("--model", help="short for --set model.path=MODEL")
     _overrides(compared)
     _common(compared)

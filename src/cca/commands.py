@@ -37,7 +37,7 @@ def compare(options: argparse.Namespace) -> int:
     overrides = list(options.overrides)
     if options.model:
         overrides.append(f"model.path={json.dumps(options.model)}")
-    chosen = compare.plan(options.config, overrides, options.arms, options.seeds)
+    chosen = compare.plan(options.config, overrides, options.arms, options.seeds, dict(map(_rate, options.rates)))
     default = default_folder(options.config)
     out = options.out or default.with_name(f"compare-{default.name}")
     compare.run_arms(out, chosen, options.quiet, lambda text: print(text, file=sys.stderr, flush=True))
@@ -53,6 +53,14 @@ def compare(options: argparse.Namespace) -> int:
     show_comparison(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150), found)
     print(f"\nThe same table: {out / 'comparison.md'}, as JSON: {out / 'comparison.json'}", file=sys.stderr)
     return 0
+
+
+def _rate(text: str) -> tuple[str, float]:
+    arm, _, rate = text.partition("=")
+    try:
+        return arm, float(rate)
+    except ValueError:
+        raise InputError(f"--rate {text!r} is not of the form ARM=RATE, for example bias=0.3") from None
 
 
 def problems(options: argparse.Namespace) -> int:

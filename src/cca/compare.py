@@ -7,13 +7,14 @@ answers, and all but the Prefix arm the circuit; finished arms are not redone.
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cca import stats
 from cca.arms import ARMS
 from cca.config import Config, load_config
+from cca.errors import InputError
 from cca.pipeline import Pipeline, written
 from cca.records import Score, write_lines
 from cca.store import RunFolder, write_text
@@ -22,27 +23,34 @@ SETS = ("target", "held_out_templates", "transfer", "retention")
 
 
 class Plan(NamedTuple):
-    """What is compared."""
+    """What is compared. config: of an arm and a seed."""
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...]
-    config: Callable[[tuple[str, ...]], Config]
-    """The compared config with further settings on top."""
+    config: Callable[[str, int], Config]
 
 
-def plan(path: Path | None, overrides: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> Plan:
+def plan(
+    path: Path | None, overrides: Sequence[str], arms: Sequence[str], seeds: Sequence[int], rates: Mapping[str, float]
+) -> Plan:
     """Check every arm's config before anything runs.
+
+    rates: learning rates of arms, in place of their own.
 
     Raises:
         InputError: a bad config, or a package that an arm needs is missing.
     """
+    for arm in rates:
+        if arm not in ARMS:
+            raise InputError(f"--rate names no arm {arm!r}; arms are {', '.join(ARMS)}")
 
-    def config(settings: tuple[str, ...]) -> Config:
-        return load_config(path, (*overrides, *settings))
+    def config(arm: str, seed: int) -> Config:
+        rate = (f"update.learning_rate={rates[arm]}",) if arm in rates else ()
+        return load_config(path, (*overrides, *ARMS[arm].settings, *rate, f"seed={seed}"))
 
     chosen = Plan(tuple(a for a in ARMS if a in arms), tuple(dict.fromkeys(seeds)), config)
     for arm in chosen.arms:
-        Pipeline.check(config(ARMS[arm].settings))
+        Pipeline.check(config(arm, chosen.seeds[0]))
     return chosen
 
 
@@ -70,7 +78,7 @@ def run_arms(out: Path, plan: Plan, quiet: bool, say: Callable[[str], None]) -> 
 
 
 def _pipeline(out: Path, plan: Plan, seed: int, arm: str, quiet: bool) -> Pipeline:
-    return Pipeline.start(_folder(out, seed, arm), plan.config((*ARMS[arm].settings, f"seed={seed}")), quiet)
+    return Pipeline.start(_folder(out, seed, arm), plan.config(arm, seed), quiet)
 
 
 def _folder(out: Path, seed: int, arm: str) -> Path:
