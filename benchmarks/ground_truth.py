@@ -18,6 +18,7 @@ import numpy as np
 
 from cca import stats
 from cca.circuit import Circuit
+from cca.compare import points
 from cca.config import load_config
 from cca.delta import Delta
 from cca.evaluation import answer_chunk
@@ -34,12 +35,6 @@ def percent(found: stats.Accuracy | None) -> str:
     if found is None:
         return "-"
     return f"{found.value:.1%} ({found.ci95.low:.1%} to {found.ci95.high:.1%}) of {found.n}"
-
-
-def points(found: stats.Paired) -> str:
-    low, high = found.ci95
-    seen = f", sees {found.detectable * 100:.1f}" if low <= 0 <= high and found.detectable is not None else ""
-    return f"{found.difference * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}){seen}"
 
 
 class Answered(NamedTuple):
@@ -121,7 +116,7 @@ def kinds_table(arm: str, runs: list[Pipeline]) -> None:
     for name, group in sorted(groups.items()):
         found = compared(group)
         print(
-            f"| {name} | {found.n} | {found.base:.1%} -> {found.updated:.1%} | {points(found)} | "
+            f"| {name} | {found.n} | {found.base:.1%} -> {found.updated:.1%} | {points(found._asdict())} | "
             f"{found.gained} / {found.lost} |"
         )
 
@@ -188,7 +183,7 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
                     print(f"| {kind}, {other} | {seed} | {name} | {cells} | {o.p_value:.1g} |")
     print("\n| update learned from | " + " | ".join(kinds) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
     for kind in kinds:
-        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])) for other in kinds) + " |")
+        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])._asdict()) for other in kinds) + " |")
 
 
 def main() -> None:

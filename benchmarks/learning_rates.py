@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cca.arms import ARMS
 from cca.config import load_config
-from cca.pipeline import Pipeline, written
+from cca.pipeline import Pipeline
 from cca.records import Metric
 from cca.update import best_of
 
@@ -48,9 +48,7 @@ def main() -> None:
             for seed in options.seeds:
                 first, run = pipeline(options.out, seed, "branching", 0.2), pipeline(options.out, seed, arm, rate)
                 first.run(("trace", "pivots", "circuit"))
-                for stage in ARMS[arm].shares or ("trace", "pivots", "circuit"):
-                    if not run.folder.finished(stage):
-                        run.folder.take(stage, first.folder, written(stage, first.folder))
+                run.share(first, ARMS[arm].shares or ("trace", "pivots", "circuit"))
                 run.run(("trace", "pivots", "circuit", "update"))
                 metrics = run.folder.read("metrics.jsonl", Metric)
                 best = best_of(metrics)

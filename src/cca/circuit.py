@@ -4,11 +4,11 @@ Gates act at the last position only, so keys and values of all earlier positions
 once; every optimiser step is then a forward and backward of one token per pivot against a cached prefix.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,7 @@ from cca.numerics import check_finite
 from cca.objective import pivot_loss
 from cca.progress import no_progress
 from cca.recompute import is_offloaded, recomputed
-from cca.records import Pivot
+from cca.records import Pivot, Record
 
 
 class CachedPrefixes:
@@ -216,24 +216,42 @@ def _save_state(path: Path, gates: Tensor, adam, history, losses, unchanged: int
     replace_file(path, lambda temporary: save_file(tensors, temporary))
 
 
-class Trial(NamedTuple):
+TOLERANCE = 0.1
+"""A density within this share of the wanted one is as good as it."""
+SPARSE = 0.02
+"""The paper's circuits are below this density."""
+
+
+@dataclass(frozen=True)
+class Trial(Record):
     """A penalty that was tried, and the density of the circuit it gave."""
 
     penalty: float
     density: float
 
+    def line(self) -> str:
+        return json.dumps({"lambda": self.penalty, "density": self.density})
 
-def next_penalty(
-    trials: Sequence[Trial], start: float, target: float | None, tolerance: float = 0.1, limit: int = 12
-) -> float | None:
-    """The penalty to try next for a circuit of density `target`; None once one is within `tolerance` x target of it.
+    @classmethod
+    def parse(cls, line: str) -> "Trial":
+        known = json.loads(line)
+        return cls(known["lambda"], known["density"])
+
+
+def is_near(density: float, target: float) -> bool:
+    """Whether a density is as good as the wanted one."""
+    return abs(density - target) <= TOLERANCE * target
+
+
+def next_penalty(trials: Sequence[Trial], start: float, target: float | None, limit: int = 12) -> float | None:
+    """The penalty to try next for a circuit of density `target`; None once one is near it.
 
     `start` is tried first; it is doubled or halved until the target lies between two, whose geometric mean is tried
     then: a higher penalty gives a sparser circuit. Without a target, `start` alone is tried.
     """
     if not trials:
         return start
-    if target is None or len(trials) >= limit or any(abs(t.density - target) <= tolerance * target for t in trials):
+    if target is None or len(trials) >= limit or any(is_near(t.density, target) for t in trials):
         return None
     dense = [t.penalty for t in trials if t.density > target]
     sparse = [t.penalty for t in trials if t.density < target]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cca.errors import InputError
 
 if TYPE_CHECKING:
-    from cca.problems.listing import Verdict
+    from cca.problems.annotated import TemplateCheck
 
 
 def dry_run(config: Any, as_json: bool) -> int:
@@ -71,7 +71,7 @@ def problems(options: argparse.Namespace) -> int:
     if options.n < 1:
         raise InputError(f"-n {options.n} asks for nothing; give at least 1")
     if options.check:
-        return check_problems(verdicts(options.source, options.n, options.seed), options.n)
+        return _check_problems(verdicts(options.source, options.n, options.seed), options.n)
     source = open_source(options.source)
     found = lines(source, options.n, options.seed)
     if options.out is None:
@@ -86,15 +86,15 @@ def problems(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_problems(found: Iterable["Verdict"], wanted: int) -> int:
+def _check_problems(found: Iterable["TemplateCheck"], wanted: int) -> int:
     failed = checked = 0
     for verdict in found:
         checked += 1
         failed += bool(verdict.failures)
-        size = f"{verdict.distinct} distinct" + (f", all there are: {verdict.most}" if verdict.most else "")
-        if verdict.most and verdict.most > wanted:
-            size = f"{verdict.distinct} distinct of {verdict.most}"
-        print(f"{'FAIL' if verdict.failures else 'ok  '} {verdict.template}: " + "; ".join([size, *verdict.failures]))
+        size = f"{verdict.distinct} distinct" + (f", all there are: {verdict.maximum}" if verdict.maximum else "")
+        if verdict.maximum and verdict.maximum > wanted:
+            size = f"{verdict.distinct} distinct of {verdict.maximum}"
+        print(f"{'FAIL' if verdict.failures else 'ok  '} {verdict.name}: " + "; ".join([size, *verdict.failures]))
         for note in verdict.notes:
             print(f"     note: {note}")
     print(f"{checked} templates, {failed} failed", file=sys.stderr)

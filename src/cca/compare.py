@@ -15,8 +15,8 @@ from cca import stats
 from cca.arms import ARMS
 from cca.config import Config, load_config
 from cca.errors import InputError
-from cca.pipeline import Pipeline, written
-from cca.records import Score, write_lines
+from cca.pipeline import Pipeline
+from cca.records import Score
 from cca.store import RunFolder, write_text
 
 SETS = ("target", "held_out_templates", "transfer", "retention")
@@ -68,9 +68,7 @@ def run_arms(out: Path, plan: Plan, quiet: bool, say: Callable[[str], None]) -> 
                 first.use(loaded)
             shared = ARMS[arm].shares
             first.run(shared)
-            for stage in shared:
-                if not pipeline.folder.finished(stage):
-                    pipeline.folder.take(stage, first.folder, written(stage, first.folder))
+            pipeline.share(first, shared)
             _share_base_answers(out / str(seed), pipeline.folder)
             pipeline.use(first.loaded)
             pipeline.run()
@@ -92,12 +90,9 @@ def _share_base_answers(seed: Path, folder: RunFolder) -> None:
     for other in sorted(seed.iterdir()):
         if (other / "summary.json").exists() and RunFolder.open(other).finished("evaluate"):
             scores = RunFolder.open(other).read("scores.jsonl", Score)
-            temporary = folder.file("base.jsonl.tmp")
-            temporary.unlink(missing_ok=True)
-            write_lines(temporary, [s for s in scores if s.arm == "base"])
             if (other / "base_tasks.jsonl").exists():
                 shutil.copy(other / "base_tasks.jsonl", folder.file("base_tasks.jsonl"))
-            temporary.replace(folder.file("base.jsonl"))
+            folder.write("base.jsonl", [s for s in scores if s.arm == "base"])
             return
 
 
@@ -170,20 +165,7 @@ def _between(first: Sequence[Answers], other: Sequence[Answers]) -> dict[str, An
 
 
 def _described(seeds: stats.Seeds) -> dict[str, Any]:
-    found = seeds.pooled
-    return {
-        "n": found.n,
-        "base": found.base,
-        "updated": found.updated,
-        "difference": found.difference,
-        "ci95": list(found.ci95),
-        "gained": found.gained,
-        "lost": found.lost,
-        "mcnemar_p": found.mcnemar_p,
-        "detectable": found.detectable,
-        "seeds_ci95": None if seeds.ci95 is None else list(seeds.ci95),
-        "by_seed": list(seeds.differences),
-    }
+    return seeds.pooled._asdict() | {"seeds_ci95": seeds.ci95, "by_seed": seeds.differences}
 
 
 def _mean_drift(summaries: Sequence[dict[str, Any]], name: str) -> float | None:
@@ -205,9 +187,9 @@ def cells(comparison: dict[str, Any]) -> Iterator[list[str]]:
         yield [
             arm,
             f"{target['base']:.1%} -> {target['updated']:.1%}",
-            _points(target),
+            points(target),
             f"{target['holm_p']:.1g}",
-            *(_points(row[name]) for name in SETS[1:]),
+            *(points(row[name]) for name in SETS[1:]),
             " / ".join(
                 "-" if row["drift_kl"][n] is None else f"{row['drift_kl'][n]:.4f}" for n in ("target", *SETS[2:])
             ),
@@ -218,7 +200,8 @@ def cells(comparison: dict[str, Any]) -> Iterator[list[str]]:
         ]
 
 
-def _points(found: dict[str, Any] | None) -> str:
+def points(found: Mapping[str, Any] | None) -> str:
+    """A difference with its interval, and what the sample could have seen where that holds 0."""
     if found is None:
         return "-"
     low, high = found["ci95"]
@@ -243,7 +226,7 @@ def markdown(comparison: dict[str, Any]) -> str:
     for arm in comparison["ranked"]:
         found = comparison["arms"][arm]["against_first"]
         if found:
-            lines.append(f"| {arm} | {_points(found)} | {found['gained']} / {found['lost']} | {found['holm_p']:.1g} |")
+            lines.append(f"| {arm} | {points(found)} | {found['gained']} / {found['lost']} | {found['holm_p']:.1g} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 from scipy import stats as scipy_stats
 from torch import Tensor
 
+from cca.circuit import SPARSE, is_near
 from cca.records import Metric, Pivot, TracePair, WithoutPivot
 
 MARKS_SHARE = 0.25
 """More pivots than this on punctuation or white space are a warning."""
 LEAST_YIELD = 0.1
-SPARSE = 0.02
-"""The paper's circuits are below this density."""
 UNDECIDED = (0.4, 0.6)
 
 
@@ -72,11 +71,10 @@ def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], fo
 
 def density(value: float, penalty: float, target: float | None) -> Finding:
     """The circuit's share of all components."""
-    off = target is not None and abs(value - target) > 0.1 * target
     wanted = f"; {target:.2%} was wanted" if target is not None else ""
     return _finding(
         "circuit density",
-        not off if target is not None else value <= SPARSE,
+        value <= SPARSE if target is None else is_near(value, target),
         f"lambda {penalty:g} selects {value:.2%} of the components{wanted}",
         {"density": value, "lambda": penalty},
         "set circuit.target_density=0.016 to search for the lambda of the paper's density, or raise circuit.lambda"

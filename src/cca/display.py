@@ -78,20 +78,21 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
         {f"transfer: {name}": row for name, row in summary["transfer"].items()},
         {f"retention: {name}": row for name, row in summary["retention"].items()},
     ]
-    for name, row in ((name, row) for group in groups for name, row in group.items()):
-        unchanged = row["ci95"][0] <= 0 <= row["ci95"][1]
-        table.add_row(
-            Text(name, style="bold" if name == "target" else ""),
-            str(row["n"]),
-            _percent(row["base"]),
-            _percent(row["updated"]),
-            _points(row["difference"]),
-            f"{_points(row['ci95'][0])} to {_points(row['ci95'][1])}",
-            "" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.2g}",
-            _could_see(row["detectable"]) if unchanged else "",
-            "" if row["drift_kl"] is None else f"{row['drift_kl']:.4f}",
-            end_section=any(group and name == list(group)[-1] for group in groups),
-        )
+    for group in groups:
+        for name, row in group.items():
+            unchanged = row["ci95"][0] <= 0 <= row["ci95"][1]
+            table.add_row(
+                Text(name, style="bold" if name == "target" else ""),
+                str(row["n"]),
+                _percent(row["base"]),
+                _percent(row["updated"]),
+                _points(row["difference"]),
+                f"{_points(row['ci95'][0])} to {_points(row['ci95'][1])}",
+                "" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.2g}",
+                _could_see(row["detectable"]) if unchanged else "",
+                "" if row["drift_kl"] is None else f"{row['drift_kl']:.4f}",
+            )
+        table.add_section()
     console.print(table)
     console.print(
         "Where the interval holds 0, 'could see' is the smallest change, in points and at least, found 80% of the time."

@@ -99,6 +99,12 @@ class Pipeline(Workspace):
             self.folder.finish(stage, written(stage, self.folder))
             self._clean(stage)
 
+    def share(self, other: "Pipeline", stages: Sequence[str]) -> None:
+        """Take over the outcome of finished `stages` of another run, where this one does not have them."""
+        for stage in stages:
+            if not self.folder.finished(stage):
+                self.folder.take(stage, other.folder, written(stage, other.folder))
+
     def redo(self, stage: str) -> None:
         """Forget `stage` and everything after it."""
         later = STAGES[STAGES.index(stage) :]

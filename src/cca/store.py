@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,6 +166,10 @@ class RunFolder:
         self.save_manifest()
         for name in artifacts:
             self.file(name).unlink(missing_ok=True)
+
+    def write(self, name: str, records: Iterable[Record]) -> None:
+        """A file of `records`, whole or not at all."""
+        write_text(self.file(name), "".join(record.line() + "\n" for record in records))
 
     def append(self, name: str, records: Sequence[Record]) -> None:
         write_lines(self.file(name), records)

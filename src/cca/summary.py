@@ -74,7 +74,7 @@ def comparisons(scores: Sequence[Score], drifts: Mapping[str, Drift], seed: int)
         base = [arm["base"][p].correct for p in problems]
         updated = [arm["updated"][p].correct for p in problems]
         result = stats.paired(base, updated, [arm["base"][p].template for p in problems], seed)
-        found[name] = _row(result) | {
+        found[name] = result._asdict() | {
             "base_ci95": list(stats.accuracy(base).ci95),
             "updated_ci95": list(stats.accuracy(updated).ci95),
             "drift_kl": drifts[name].kl,
@@ -96,7 +96,7 @@ def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], se
         clusters = [s.subtask for s, _ in both]
         row: dict[str, Any] = {"n": len(both), "metric": both[0][0].metric}
         if {*first, *second} <= {0, 1}:
-            row |= _row(stats.paired([v == 1 for v in first], [v == 1 for v in second], clusters, seed))
+            row |= stats.paired([v == 1 for v in first], [v == 1 for v in second], clusters, seed)._asdict()
         else:
             change = [b - a for a, b in zip(first, second, strict=True)]
             row |= dict.fromkeys(("gained", "lost", "mcnemar_p", "detectable"))
@@ -107,17 +107,3 @@ def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], se
             }
         found[name] = row | {"drift_kl": None, "perplexity_ratio": None}
     return found
-
-
-def _row(result: stats.Paired) -> dict[str, Any]:
-    return {
-        "n": result.n,
-        "base": result.base,
-        "updated": result.updated,
-        "difference": result.difference,
-        "ci95": list(result.ci95),
-        "gained": result.gained,
-        "lost": result.lost,
-        "mcnemar_p": result.mcnemar_p,
-        "detectable": result.detectable,
-    }

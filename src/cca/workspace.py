@@ -13,7 +13,7 @@ from cca.config import Config, Problems
 from cca.errors import InputError
 from cca.progress import stage_bar
 from cca.records import Pivot, Problem, Score, TracePair
-from cca.store import RunFolder, write_text
+from cca.store import RunFolder
 
 T = TypeVar("T")
 R = TypeVar("R", TracePair, Pivot, Score)
@@ -120,7 +120,7 @@ class Workspace:
         counts = Counter(r.problem for r in records)
         whole = {name(item) for g in groups if all(counts[name(item)] == each for item in g) for item in g}
         records = [r for r in records if r.problem in whole]
-        write_text(self.folder.file(file), "".join(r.line() + "\n" for r in records))
+        self.folder.write(file, records)
         total = sum(len(g) for g in groups)
         with stage_bar(stage, total, "problems", done=len(whole), quiet=self.quiet) as bar:
             for group in groups:

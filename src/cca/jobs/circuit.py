@@ -1,14 +1,9 @@
 """Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
 
-import json
-
-from cca.circuit import Circuit, Trial, learn_circuit, next_penalty
+from cca.circuit import SPARSE, Circuit, Trial, is_near, learn_circuit, next_penalty
 from cca.errors import InputError
 from cca.progress import stage_bar
 from cca.workspace import Workspace
-
-SPARSE = 0.02
-"""The paper's circuits are below this density."""
 
 
 def circuit(run: Workspace) -> None:
@@ -17,32 +12,24 @@ def circuit(run: Workspace) -> None:
     Raises:
         InputError: the circuit is empty.
     """
-    options, sweep = run.config.circuit, run.folder.file("sweep.jsonl")
-    trials: list[Trial] = []
-    lines = sweep.read_text(encoding="utf-8").splitlines(keepends=True) if sweep.exists() else []
-    for line in lines:
-        if line.endswith("\n"):  # a kill may have cut the last one off
-            known = json.loads(line)
-            trials.append(Trial(known["lambda"], known["density"]))
-    sweep.write_text("".join(json.dumps({"lambda": t.penalty, "density": t.density}) + "\n" for t in trials))
+    options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
         found = _learn(run, penalty)
         found.save(_trial_file(run, penalty))
         trials.append(Trial(penalty, found.density))
-        with sweep.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"lambda": penalty, "density": found.density}) + "\n")
+        run.folder.append("sweep.jsonl", trials[-1:])
         run.folder.file("circuit.partial.safetensors").unlink(missing_ok=True)
     wanted = options.target_density
     best = trials[-1] if wanted is None else min(trials, key=lambda t: abs(t.density - wanted))
     if best.density == 0:
         for trial in trials:
             _trial_file(run, trial.penalty).unlink(missing_ok=True)
-        sweep.unlink()
+        run.folder.file("sweep.jsonl").unlink()
         raise InputError(
             f"lambda {best.penalty:g} leaves an empty circuit; lower it in a new run, for example: "
             f"--set circuit.lambda={best.penalty / 2:g}"
         )
-    if wanted is not None and abs(best.density - wanted) > 0.1 * wanted:
+    if wanted is not None and not is_near(best.density, wanted):
         run.warn(
             "circuit",
             f"no lambda gave a density within a tenth of {wanted:.2%}: {best.penalty:g} gives {best.density:.2%}",

@@ -72,11 +72,11 @@ def _tasks(run: Workspace, patch: Patch) -> dict[str, list[TaskScore]]:
 
     found: dict[str, list[TaskScore]] = {}
     for arm in ("base", "updated"):
-        path = run.folder.file(f"{arm}_tasks.jsonl")
-        if not path.exists():
+        name = f"{arm}_tasks.jsonl"
+        if not run.folder.file(name).exists():
             with nullcontext() if arm == "base" else patch.active(model):
-                write_text(path, "".join(score.line() + "\n" for score in scores()))
-        found[arm] = run.folder.read(path.name, TaskScore)
+                run.folder.write(name, scores())
+        found[arm] = run.folder.read(name, TaskScore)
     return found
 
 

@@ -5,7 +5,6 @@ from cca.models import slip_kinds
 from cca.pivots import branching_pivots, prefix_pivot
 from cca.records import Pivot, TracePair, WithoutPivot
 from cca.slip_truth import mark_on_slip
-from cca.store import write_text
 from cca.workspace import Workspace
 
 
@@ -24,7 +23,7 @@ def pivots(run: Workspace) -> None:
         for p in pairs
         if p.template in solved or not p.sampled
     ]
-    write_text(run.folder.file("without_pivot.jsonl"), "".join(r.line() + "\n" for r in left_out))
+    run.folder.write("without_pivot.jsonl", left_out)
     method, size, kinds = run.config.pivots.method, run.config.traces.batch, slip_kinds(run.config.model.path)
 
     def find(chunk: list[TracePair]) -> list[Pivot]:

@@ -3,7 +3,6 @@
 from cca.models import check_model, check_prompts
 from cca.problems.suite import describe_splits, how_split
 from cca.records import Problem, TracePair
-from cca.store import write_text
 from cca.traces import chunks, trace_chunk
 from cca.workspace import Workspace, make_problems, open_problems
 
@@ -20,7 +19,7 @@ def trace(run: Workspace) -> None:
     )
     _check_grader(run, problems)
     model = run.loaded.model
-    write_text(run.folder.file("problems.jsonl"), "".join(p.line() + "\n" for p in problems))
+    run.folder.write("problems.jsonl", problems)
     section = run.config.problems
     run.folder.manifest["problems"] = {
         "source": section.source,

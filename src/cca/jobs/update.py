@@ -18,7 +18,6 @@ from cca.patches import LowRank, OutputBias, Patch, Steering, Trainable
 from cca.progress import stage_bar
 from cca.recompute import is_offloaded
 from cca.records import Metric, Pivot
-from cca.store import write_text
 from cca.traces import chunks
 from cca.update import Update, Validation, full_gradient, held_out_margins, largest_rows, measured, train_patch
 from cca.workspace import Workspace
@@ -93,7 +92,7 @@ def update_once(run: Workspace) -> None:
             "update", "no step of the update helped on the validation problems: the updated model is the base model"
         )
     result.patch.save(run.folder.file("delta.safetensors"))
-    write_text(run.folder.file("metrics.jsonl"), "".join(m.line() + "\n" for m in result.metrics))
+    run.folder.write("metrics.jsonl", result.metrics)
 
 
 def _start(run: Workspace, train: list[Pivot]) -> Trainable:

@@ -4,22 +4,11 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from cca.answers import GRADERS, final_text
 from cca.errors import InputError
-from cca.problems.annotated import check, load_templates, template_files
+from cca.problems.annotated import TemplateCheck, check, load_templates, template_files
 from cca.problems.sources import Source, is_annotated, open_source
-
-
-class Verdict(NamedTuple):
-    """What a template gives. most: how many distinct instances it has, where that is known."""
-
-    template: str
-    distinct: int
-    most: int | None
-    failures: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def lines(source: Source, count: int, seed: int) -> Iterator[str]:
@@ -38,7 +27,7 @@ def lines(source: Source, count: int, seed: int) -> Iterator[str]:
             yield json.dumps(record, ensure_ascii=False)
 
 
-def verdicts(name: str, count: int, seed: int) -> Iterator[Verdict]:
+def verdicts(name: str, count: int, seed: int) -> Iterator[TemplateCheck]:
     """One verdict a template of the source called `name`: distinct instances, each with the answer that its solution
     ends with; an annotated one gives its published question and answer as well.
 
@@ -58,13 +47,12 @@ def verdicts(name: str, count: int, seed: int) -> Iterator[Verdict]:
         ]
         if not items:
             failures.append("no instances")
-        yield Verdict(template, len(items), None, tuple(failures), ())
+        yield TemplateCheck(template, len(items), None, tuple(failures), ())
 
 
-def _annotated(file: Path, count: int, seed: int) -> Verdict:
+def _annotated(file: Path, count: int, seed: int) -> TemplateCheck:
     try:
         (template,) = load_templates(file)
     except InputError as error:
-        return Verdict(file.stem, 0, None, (str(error),), ())
-    found = check(template, count, seed)
-    return Verdict(found.name, found.distinct, found.maximum, found.failures, found.notes)
+        return TemplateCheck(file.stem, 0, None, (str(error),), ())
+    return check(template, count, seed)
