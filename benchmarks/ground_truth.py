@@ -1,11 +1,12 @@
 """What only a model with planted slips can show: are pivots where the slips are, and are circuits about their kind?
 
-    cca compare --out runs/compare --arms branching --seeds 10 11 12
+    cca compare --out runs/compare --arms branching prefix --seeds 10 11 12
     python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 [--kinds runs/kinds]
 
-Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; what the arms
-gain by kind. With --kinds it learns one circuit a kind of slip (from its templates alone, each an
-ordinary run folder KINDS/SEED/KIND), and prints how circuits overlap and what each kind's update does to every kind.
+Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; how the circuits
+of both methods overlap, and which heads each picks; what the arms gain by kind. With --kinds it learns one circuit a
+kind of slip (from its templates alone, each an ordinary run folder KINDS/SEED/KIND), and prints how those circuits
+overlap and what each kind's update does to every kind.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cca import stats
+from cca.anatomy import Component
 from cca.circuit import Circuit
 from cca.compare import points
 from cca.config import load_config
@@ -29,6 +32,7 @@ from cca.slip_truth import slip_position
 from cca.traces import chunks
 
 METHODS = ("branching", "prefix")
+Selected = NDArray[np.bool_]
 
 
 def percent(found: stats.Accuracy | None) -> str:
@@ -121,6 +125,39 @@ def kinds_table(arm: str, runs: list[Pipeline]) -> None:
         )
 
 
+# ---- circuits ----
+
+
+def selection(run: Pipeline) -> Selected:
+    return Circuit.load(run.folder.file("circuit.safetensors")).selected.numpy()
+
+
+def overlap_lines(components: list[Component], label: str, seed: int, one: Selected, two: Selected) -> Iterable[str]:
+    """One line for heads and one for neurons: a head is far likelier to be chosen, so all together overlap anyway."""
+    heads = np.array([c.kind != "neuron" for c in components])
+    for name, of in (("heads", heads), ("neurons", ~heads)):
+        o = stats.overlap(one[of], two[of])
+        jaccard = "-" if o.jaccard is None else f"{o.jaccard:.2f}"
+        yield f"| {label} | {seed} | {name} | {o.first}, {o.second} | {o.shared} | {jaccard} | {o.p_value:.1g} |"
+
+
+OVERLAP = "\n| circuits | seed | of | sizes | shared | Jaccard | p of so many by chance |\n" + "| --- " * 7 + "|"
+
+
+def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
+    """Which components each method's pivots lead to. A head is named by its layer, kind and number."""
+    components = list(branching[0].anatomy.components())
+    lists = []
+    print(OVERLAP)
+    for one, two in zip(branching, prefix, strict=True):
+        first, second, seed = selection(one), selection(two), one.config.seed
+        print("\n".join(overlap_lines(components, "branching, prefix", seed, first, second)))
+        for name, of in (("both", first & second), ("branching", first & ~second), ("prefix", second & ~first)):
+            heads = [c for c, chosen in zip(components, of, strict=True) if chosen and c.kind != "neuron"]
+            lists.append(f"| {seed} | {name} | {', '.join(f'{c.layer} {c.kind} {c.number}' for c in heads) or '-'} |")
+    print("\n| seed | heads of | layer, kind, number |\n" + "| --- " * 3 + "|\n" + "\n".join(lists))
+
+
 # ---- a circuit for each kind ----
 
 
@@ -154,7 +191,7 @@ def answers(run: Pipeline, problems: list[Problem]) -> dict[str, Score]:
 
 
 def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
-    circuits: dict[str, list[Any]] = {}
+    circuits: dict[str, list[Selected]] = {}
     changes: dict[tuple[str, str], list[Answered]] = {}
     first: Any = None
     for seed in seeds:
@@ -164,7 +201,7 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
         first = next(iter(runs.values()))
         base = answers(first, every)
         for kind, run in runs.items():
-            circuits.setdefault(kind, []).append(Circuit.load(run.folder.file("circuit.safetensors")).selected.numpy())
+            circuits.setdefault(kind, []).append(selection(run))
             with Delta.load(run.folder.final_delta()).active(first.loaded.model):
                 updated = answers(first, every)
             for other, found in problems.items():
@@ -172,15 +209,12 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
                     Answered(base[p.id].correct, updated[p.id].correct, p.template) for p in found
                 )
     kinds = list(circuits)
-    heads = np.array([c.kind != "neuron" for c in first.anatomy.components()])
-    print("\n| circuits | seed | of | sizes | shared | Jaccard | p of so many by chance |\n" + "| --- " * 7 + "|")
+    components = list(first.anatomy.components())
+    print(OVERLAP)
     for i, kind in enumerate(kinds):
         for other in kinds[i + 1 :]:
             for seed, one, two in zip(seeds, circuits[kind], circuits[other], strict=True):
-                for name, of in (("heads", heads), ("neurons", ~heads)):  # a head is far likelier to be chosen
-                    o = stats.overlap(one[of], two[of])
-                    cells = f"{o.first}, {o.second} | {o.shared} | {'-' if o.jaccard is None else f'{o.jaccard:.2f}'}"
-                    print(f"| {kind}, {other} | {seed} | {name} | {cells} | {o.p_value:.1g} |")
+                print("\n".join(overlap_lines(components, f"{kind}, {other}", seed, one, two)))
     print("\n| update learned from | " + " | ".join(kinds) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
     for kind in kinds:
         print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])._asdict()) for other in kinds) + " |")
@@ -188,7 +222,7 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("compared", type=Path, help="folder of cca compare with the Branching arm")
+    parser.add_argument("compared", type=Path, help="folder of cca compare with both methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--arms", nargs="+", default=["branching"], help="arms whose gain by kind is shown")
     parser.add_argument("--kinds", type=Path, help="learn one circuit a kind of slip, in this folder")
@@ -199,6 +233,7 @@ def main() -> None:
         return [Pipeline.resume(options.compared / str(seed) / arm, quiet=True) for seed in options.seeds]
 
     pivots_table(runs("branching"))
+    methods_table(runs("branching"), runs("prefix"))
     for arm in options.arms:
         kinds_table(arm, runs(arm))
     if options.kinds:

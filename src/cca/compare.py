@@ -69,7 +69,7 @@ def run_arms(out: Path, plan: Plan, quiet: bool, say: Callable[[str], None]) -> 
             shared = ARMS[arm].shares
             first.run(shared)
             pipeline.share(first, shared)
-            _share_base_answers(out / str(seed), pipeline.folder)
+            share_base_answers(out / str(seed), pipeline.folder)
             pipeline.use(first.loaded)
             pipeline.run()
             loaded = pipeline.loaded
@@ -83,7 +83,7 @@ def _folder(out: Path, seed: int, arm: str) -> Path:
     return out / str(seed) / arm
 
 
-def _share_base_answers(seed: Path, folder: RunFolder) -> None:
+def share_base_answers(seed: Path, folder: RunFolder) -> None:
     """Give a run the base model's answers of a finished arm of its seed, so that they are generated once."""
     if folder.file("base.jsonl").exists() or folder.finished("evaluate"):
         return
@@ -105,14 +105,14 @@ def table(out: Path, plan: Plan) -> dict[str, Any]:
     p-values against the base model, and of each arm against the first, are corrected over the arms (Holm).
     """
     rows: dict[str, dict[str, Any]] = {}
-    answers = {arm: [_answers(_folder(out, seed, arm)) for seed in plan.seeds] for arm in plan.arms}
+    answers = {arm: [read_answers(_folder(out, seed, arm)) for seed in plan.seeds] for arm in plan.arms}
     for arm in plan.arms:
         summaries = [json.loads((_folder(out, seed, arm) / "summary.json").read_text()) for seed in plan.seeds]
         manifests = [RunFolder.open(_folder(out, seed, arm)).manifest for seed in plan.seeds]
         stages = (*ARMS[arm].needs, "update")
         rows[arm] = {
             "title": ARMS[arm].title,
-            **{name: _against_base(answers[arm], name) for name in SETS},
+            **{name: against_base(answers[arm], name) for name in SETS},
             "drift_kl": {name: _mean_drift(summaries, name) for name in SETS},
             "rows": [s["update"]["rows"] for s in summaries],
             "numbers": [s["update"]["parameters"] for s in summaries],
@@ -120,7 +120,7 @@ def table(out: Path, plan: Plan) -> dict[str, Any]:
             "best_step": [s["update"]["best_step"] for s in summaries],
             "seconds": [round(sum(m["seconds"][stage] for stage in stages), 1) for m in manifests],
             "peak_gib": [max(m["peak_gib"].get(stage, 0.0) for stage in stages) for m in manifests],
-            "against_first": None if arm == plan.arms[0] else _between(answers[plan.arms[0]], answers[arm]),
+            "against_first": None if arm == plan.arms[0] else between(answers[plan.arms[0]], answers[arm]),
         }
     for key in ("target", "against_first"):
         tested = [row[key] for row in rows.values() if row[key]]
@@ -130,7 +130,7 @@ def table(out: Path, plan: Plan) -> dict[str, Any]:
     return {"seeds": list(plan.seeds), "first": plan.arms[0], "ranked": ranked, "arms": rows}
 
 
-def _answers(path: Path) -> "Answers":
+def read_answers(path: Path) -> "Answers":
     """(base, updated) answers by set, skills of a kind together."""
     by_arm: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
     for score in RunFolder.open(path).read("scores.jsonl", Score):
@@ -150,12 +150,12 @@ def _outcomes(pairs: Sequence[tuple[Score, Score]], seed: int) -> stats.Outcomes
 Answers = dict[str, list[tuple[Score, Score]]]
 
 
-def _against_base(seeds: Sequence[Answers], name: str) -> dict[str, Any] | None:
+def against_base(seeds: Sequence[Answers], name: str) -> dict[str, Any] | None:
     found = [_outcomes(answers[name], seed) for seed, answers in enumerate(seeds) if name in answers]
     return _described(stats.pooled(found, seed=0)) if found else None
 
 
-def _between(first: Sequence[Answers], other: Sequence[Answers]) -> dict[str, Any]:
+def between(first: Sequence[Answers], other: Sequence[Answers]) -> dict[str, Any]:
     """The other arm's target answers against the first arm's, on the same problems."""
     outcomes = []
     for seed, (mine, theirs) in enumerate(zip(first, other, strict=True)):
