@@ -1,0 +1,67 @@
+"""Does a second round (trace, circuit and update again, from the updated model) lift more than more steps of the first?
+
+    cca compare --out runs/compare --arms branching --seeds 10 11 12
+    python benchmarks/rounds.py runs/compare OUT --seeds 10 11 12
+
+Each variant is an ordinary run folder, OUT/SEED/VARIANT, which takes the first round's traces, pivots and circuit from
+the comparison. Prints every round's figures, and the variants against each other on the test problems of all seeds.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from cca.compare import against_base, between, points, read_answers, share_base_answers
+from cca.config import load_config
+from cca.pipeline import Pipeline
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "two rounds": ("rounds=2",),
+    "more steps": ("update.steps=40", "update.patience=8"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("compared", type=Path, help="folder of cca compare with the Branching arm")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    options = parser.parse_args()
+    folders = {"one round": [options.compared / str(seed) / "branching" for seed in options.seeds]}
+    for variant, settings in VARIANTS.items():
+        folders[variant] = [options.out / str(seed) / variant.replace(" ", "-") for seed in options.seeds]
+        for seed, folder in zip(options.seeds, folders[variant], strict=True):
+            run = Pipeline.start(folder, load_config(None, (f"seed={seed}", *settings)), quiet=True)
+            first = Pipeline.resume(options.compared / str(seed) / "branching", quiet=True)
+            run.share(first, ("trace", "pivots", "circuit"))
+            share_base_answers(options.compared / str(seed), run.folder)
+            run.run()
+
+    print("| seed | variant | round | pivots | density | step | validation |\n" + "| --- " * 7 + "|")
+    for variant, runs in folders.items():
+        for seed, folder in zip(options.seeds, runs, strict=True):
+            for line in map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()):
+                seen = line["validation"]
+                print(
+                    f"| {seed} | {variant} | {line['round']} | {line['pivots']} | {line['density']:.2%} | "
+                    f"{line['best_step']} | {seen['base']:.1%} -> {seen['updated']:.1%} of {seen['n']} |"
+                )
+    answers = {variant: [read_answers(folder) for folder in runs] for variant, runs in folders.items()}
+    print("\n| test problems | points (95%) | by seed | gained / lost |\n" + "| --- " * 4 + "|")
+    for variant, seeds in answers.items():
+        for name in ("target", "held_out_templates", "transfer", "retention"):
+            print(row(f"base -> {variant}, {name.replace('_', ' ')}", against_base(seeds, name)))
+    for one, other in (("one round", "two rounds"), ("one round", "more steps"), ("more steps", "two rounds")):
+        print(row(f"{one} -> {other}, target", between(answers[one], answers[other])))
+
+
+def row(name: str, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"| {name} | - | - | - |"
+    seeds = ", ".join(f"{d * 100:+.1f}" for d in found["by_seed"])
+    return f"| {name} | {points(found)} | {seeds} | {found['gained']} / {found['lost']} |"
+
+
+if __name__ == "__main__":
+    main()
