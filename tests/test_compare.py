@@ -84,8 +84,10 @@ def test_the_table_is_written_for_people_and_machines(out):
         assert row["peak_gib"][0] > 0.1
         assert (row["against_first"] is None) == (arm == "branching")
     text = (out / "comparison.md").read_text()
-    assert text.count("\n| ") >= 2 * len(CHOSEN)
-    assert all(f"| {arm} |" in text for arm in CHOSEN)
+    assert text.count("\n| ") >= 3 * len(CHOSEN)
+    assert all(text.count(f"\n| {arm} |") == 2 + (arm != "branching") for arm in CHOSEN)
+    (by_seed,) = [line for line in text.splitlines() if line.startswith("| target, points by seed")]
+    assert [cell.strip() for cell in by_seed.split("|")[2:4]] == ["0", "mean of such seeds (95%)"]
 
 
 def test_finished_arms_are_not_redone(out, monkeypatch, capsys):

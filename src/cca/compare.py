@@ -218,10 +218,19 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def markdown(comparison: dict[str, Any]) -> str:
-    """The table, and each arm against the first, as Markdown."""
-    first = comparison["first"]
+    """The table, each seed by itself, and each arm against the first, as Markdown."""
+    first, seeds = comparison["first"], comparison["seeds"]
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in cells(comparison)]
+    columns = ("target, points by seed", *map(str, seeds), "mean of such seeds (95%)", "steps kept", "density")
+    lines += ["", "| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for arm in comparison["ranked"]:
+        row = comparison["arms"][arm]
+        interval = row["target"]["seeds_ci95"]
+        spread = "-" if interval is None else f"{interval[0] * 100:+.1f} to {interval[1] * 100:+.1f}"
+        density = ", ".join(f"{d:.2%}" for d in row["density"]) if row["density"] else "-"
+        by_seed = [f"{d * 100:+.1f}" for d in row["target"]["by_seed"]]
+        lines.append("| " + " | ".join([arm, *by_seed, spread, ", ".join(map(str, row["best_step"])), density]) + " |")
     lines += ["", f"| against {first} | points (95%) | gained / lost | Holm p |", "| --- | --- | --- | --- |"]
     for arm in comparison["ranked"]:
         found = comparison["arms"][arm]["against_first"]
