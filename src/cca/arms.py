@@ -35,7 +35,7 @@ ARMS: dict[str, ComparedArm] = {
         "vector added to the last layer's output", ('update.arm="steering"', "update.learning_rate=3000.0")
     ),
     "lora-pivots": ComparedArm("LoRA on the pivot loss", ('update.arm="lora-pivots"', "update.learning_rate=0.003")),
-    "lora": ComparedArm("LoRA on correct solutions", ('update.arm="lora"', "update.learning_rate=0.001"), ()),
+    "lora": ComparedArm("LoRA on correct solutions", ('update.arm="lora"', "update.learning_rate=0.0001"), ()),
     "finetune": ComparedArm(
         "full fine-tuning on correct solutions", ('update.arm="finetune"', "update.learning_rate=0.00001"), ()
     ),
