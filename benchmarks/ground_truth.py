@@ -4,9 +4,9 @@
     python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 [--kinds runs/kinds]
 
 Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; how the circuits
-of both methods overlap, and which heads each picks; what the arms gain by kind. With --kinds it learns one circuit a
-kind of slip (from its templates alone, each an ordinary run folder KINDS/SEED/KIND), and prints how those circuits
-overlap and what each kind's update does to every kind.
+of both methods overlap, and which heads each picks; by kind, what each arm gains over the base model, and the first
+arm over each other. With --kinds it learns one circuit a kind of slip (from its templates alone, each an ordinary run
+folder KINDS/SEED/KIND), and prints how those circuits overlap and what each kind's update does to every kind.
 """
 
 import argparse
@@ -104,25 +104,38 @@ def pivots_table(runs: list[Pipeline]) -> None:
         print(f"| {kind} | {template} | {judged['branching'].cells()} | {judged['prefix'].cells()} |")
 
 
-def kinds_table(arm: str, runs: list[Pipeline]) -> None:
-    """What the update gains, by kind of slip and by whether it prevails in its template."""
+def target_answers(runs: list[Pipeline], arm: str) -> list[dict[str, Score]]:
+    """Each run's target answers by problem. arm: base or updated."""
+    return [
+        {s.problem: s for s in run.folder.read("scores.jsonl", Score) if s.set == "target" and s.arm == arm}
+        for run in runs
+    ]
+
+
+def kinds_table(title: str, model: str, before: list[dict[str, Score]], after: list[dict[str, Score]]) -> None:
+    """What changes from one set of answers to another, by kind of slip and by whether it prevails in its template."""
+    planted = json.loads(((BUNDLED if model == "bundled" else Path(model)) / "slips.json").read_text())
     groups: dict[str, list[Answered]] = {}
-    for run in runs:
-        path = run.config.model.path
-        planted = json.loads(((BUNDLED if path == "bundled" else Path(path)) / "slips.json").read_text())
-        scores = [s for s in run.folder.read("scores.jsonl", Score) if s.set == "target"]
-        base = {s.problem: s for s in scores if s.arm == "base"}
-        for score in (s for s in scores if s.arm == "updated"):
+    for first, second in zip(before, after, strict=True):
+        for problem, score in first.items():
             slip = planted.get(score.template)
-            name = f"{slip['kind']} | {'prevails' if slip['share'] > 0.5 else 'minority'}" if slip else "none | "
-            groups.setdefault(name, []).append(Answered(base[score.problem].correct, score.correct, score.template))
-    print(f"\n| {arm}: planted slip | | n | accuracy | points (95%) | gained / lost |\n" + "| --- " * 6 + "|")
+            names = [f"{slip['kind']} | {which}" for which in ("all", share(slip))] if slip else ["none | all"]
+            for name in names:
+                found = Answered(score.correct, second[problem].correct, score.template)
+                groups.setdefault(name, []).append(found)
+    print(
+        f"\n| {title}: planted slip | where it | n | accuracy | points (95%) | gained / lost |\n" + "| --- " * 6 + "|"
+    )
     for name, group in sorted(groups.items()):
         found = compared(group)
         print(
             f"| {name} | {found.n} | {found.base:.1%} -> {found.updated:.1%} | {points(found._asdict())} | "
             f"{found.gained} / {found.lost} |"
         )
+
+
+def share(slip: dict[str, Any]) -> str:
+    return "prevails" if slip["share"] > 0.5 else "is the minority"
 
 
 # ---- circuits ----
@@ -224,7 +237,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("compared", type=Path, help="folder of cca compare with both methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--arms", nargs="+", default=["branching"], help="arms whose gain by kind is shown")
+    parser.add_argument(
+        "--arms", nargs="+", default=["branching"], help="arms whose gain by kind is shown, and of the first over each"
+    )
     parser.add_argument("--kinds", type=Path, help="learn one circuit a kind of slip, in this folder")
     parser.add_argument("--model", default="bundled")
     options = parser.parse_args()
@@ -234,8 +249,12 @@ def main() -> None:
 
     pivots_table(runs("branching"))
     methods_table(runs("branching"), runs("prefix"))
-    for arm in options.arms:
-        kinds_table(arm, runs(arm))
+    answered = {arm: target_answers(runs(arm), "updated") for arm in options.arms}
+    base = target_answers(runs(options.arms[0]), "base")
+    for arm, found in answered.items():
+        kinds_table(f"base -> {arm}", options.model, base, found)
+    for arm in options.arms[1:]:
+        kinds_table(f"{arm} -> {options.arms[0]}", options.model, answered[arm], answered[options.arms[0]])
     if options.kinds:
         kinds_against_kinds(options.kinds, options.seeds, options.model)
 
