@@ -27,7 +27,9 @@ ARMS: dict[str, ComparedArm] = {
     "prefix": ComparedArm(
         "circuit's rows, Prefix method", ('pivots.method="prefix"',), WITH_CIRCUIT, ("trace", "pivots")
     ),
-    "random": ComparedArm("random rows, as many of each kind", ('update.arm="random"',), WITH_CIRCUIT),
+    "random": ComparedArm(
+        "random rows, as many of each kind", ('update.arm="random"', "update.learning_rate=0.4"), WITH_CIRCUIT
+    ),
     "all": ComparedArm("all rows, no mask", ('update.arm="all"',)),
     "gradient": ComparedArm("as many rows, of the largest gradient", ('update.arm="gradient"',), WITH_CIRCUIT),
     "bias": ComparedArm("constant bias on the output logits", ('update.arm="bias"', "update.learning_rate=1.0")),
