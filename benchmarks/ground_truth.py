@@ -1,12 +1,11 @@
-"""What only a model with planted slips can show: are pivots where the slips are, and are circuits about their kind?
+"""What only a model with planted slips can show: are pivots where the slips are, and which slips does an arm repair?
 
-    cca compare --out runs/compare --arms branching prefix --seeds 10 11 12
-    python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 [--kinds runs/kinds]
+    cca compare --out runs/compare --seeds 10 11 12
+    python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 --arms branching bias steering
 
 Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; how the circuits
 of both methods overlap, and which heads each picks; by kind, what each arm gains over the base model, and the first
-arm over each other. With --kinds it learns one circuit a kind of slip (from its templates alone, each an ordinary run
-folder KINDS/SEED/KIND), and prints how those circuits overlap and what each kind's update does to every kind.
+arm over each other. A circuit of its own for each kind: kinds.py.
 """
 
 import argparse
@@ -22,14 +21,10 @@ from cca import stats
 from cca.anatomy import Component
 from cca.circuit import Circuit
 from cca.compare import points
-from cca.config import load_config
-from cca.delta import Delta
-from cca.evaluation import answer_chunk
 from cca.models import BUNDLED, slip_kinds
 from cca.pipeline import Pipeline
-from cca.records import Pivot, Problem, Score, TracePair
+from cca.records import Pivot, Score, TracePair
 from cca.slip_truth import slip_position
-from cca.traces import chunks
 
 METHODS = ("branching", "prefix")
 Selected = NDArray[np.bool_]
@@ -171,68 +166,6 @@ def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
     print("\n| seed | heads of | layer, kind, number |\n" + "| --- " * 3 + "|\n" + "\n".join(lists))
 
 
-# ---- a circuit for each kind ----
-
-
-def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
-    """One run a kind of slip on its templates alone, up to the update."""
-    templates: dict[str, list[str]] = {}
-    for template, kind in slip_kinds(model).items():
-        templates.setdefault(kind, []).append(template)
-    runs = {}
-    for kind, names in sorted(templates.items()):
-        settings = (
-            f"seed={seed}",
-            f"problems.templates={json.dumps(names)}",
-            "problems.held_out=0.0",
-            f"model.path={model}",
-        )
-        runs[kind] = Pipeline.start(out / str(seed) / kind, load_config(None, settings), quiet=True)
-        if len(runs) > 1:
-            runs[kind].use(next(iter(runs.values())).loaded)
-        runs[kind].run(("trace", "pivots", "circuit", "update"))
-    return runs
-
-
-def answers(run: Pipeline, problems: list[Problem]) -> dict[str, Score]:
-    """The model's answers as it stands now."""
-    return {
-        score.problem: score
-        for group in chunks(problems, run.prompter, 128)
-        for score in answer_chunk(run.loaded.model, run.prompter, group, arm="", max_new_tokens=160)
-    }
-
-
-def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
-    circuits: dict[str, list[Selected]] = {}
-    changes: dict[tuple[str, str], list[Answered]] = {}
-    first: Any = None
-    for seed in seeds:
-        runs = kind_runs(out, seed, model)
-        problems = {kind: [p for p in run.problems if p.split == "test"] for kind, run in runs.items()}
-        every = [p for found in problems.values() for p in found]
-        first = next(iter(runs.values()))
-        base = answers(first, every)
-        for kind, run in runs.items():
-            circuits.setdefault(kind, []).append(selection(run))
-            with Delta.load(run.folder.final_delta()).active(first.loaded.model):
-                updated = answers(first, every)
-            for other, found in problems.items():
-                changes.setdefault((kind, other), []).extend(
-                    Answered(base[p.id].correct, updated[p.id].correct, p.template) for p in found
-                )
-    kinds = list(circuits)
-    components = list(first.anatomy.components())
-    print(OVERLAP)
-    for i, kind in enumerate(kinds):
-        for other in kinds[i + 1 :]:
-            for seed, one, two in zip(seeds, circuits[kind], circuits[other], strict=True):
-                print("\n".join(overlap_lines(components, f"{kind}, {other}", seed, one, two)))
-    print("\n| update learned from | " + " | ".join(kinds) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
-    for kind in kinds:
-        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])._asdict()) for other in kinds) + " |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("compared", type=Path, help="folder of cca compare with both methods")
@@ -240,7 +173,6 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", default=["branching"], help="arms whose gain by kind is shown, and of the first over each"
     )
-    parser.add_argument("--kinds", type=Path, help="learn one circuit a kind of slip, in this folder")
     parser.add_argument("--model", default="bundled")
     options = parser.parse_args()
 
@@ -255,8 +187,6 @@ def main() -> None:
         kinds_table(f"base -> {arm}", options.model, base, found)
     for arm in options.arms[1:]:
         kinds_table(f"{arm} -> {options.arms[0]}", options.model, answered[arm], answered[options.arms[0]])
-    if options.kinds:
-        kinds_against_kinds(options.kinds, options.seeds, options.model)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Are circuits about their kind of slip? One circuit and update for each kind, and what it does to the others.
+
+    python benchmarks/kinds.py runs/kinds --seeds 10 11 12
+
+Each is an ordinary run folder OUT/SEED/KIND, up to the update, on that kind's templates alone; finished ones are not
+redone. Prints how the circuits overlap, and what each kind's update does to every kind.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ground_truth import OVERLAP, Answered, Selected, compared, overlap_lines, selection
+
+from cca.compare import points
+from cca.config import load_config
+from cca.delta import Delta
+from cca.evaluation import answer_chunk
+from cca.models import slip_kinds
+from cca.pipeline import Pipeline
+from cca.records import Problem, Score
+from cca.traces import chunks
+
+
+def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
+    """One run a kind of slip on its templates alone, up to the update."""
+    templates: dict[str, list[str]] = {}
+    for template, kind in slip_kinds(model).items():
+        templates.setdefault(kind, []).append(template)
+    runs = {}
+    for kind, names in sorted(templates.items()):
+        settings = (
+            f"seed={seed}",
+            f"problems.templates={json.dumps(names)}",
+            "problems.held_out=0.0",
+            f"model.path={model}",
+        )
+        runs[kind] = Pipeline.start(out / str(seed) / kind, load_config(None, settings), quiet=True)
+        if len(runs) > 1:
+            runs[kind].use(next(iter(runs.values())).loaded)
+        runs[kind].run(("trace", "pivots", "circuit", "update"))
+    return runs
+
+
+def answers(run: Pipeline, problems: list[Problem]) -> dict[str, Score]:
+    """The model's answers as it stands now."""
+    return {
+        score.problem: score
+        for group in chunks(problems, run.prompter, 128)
+        for score in answer_chunk(run.loaded.model, run.prompter, group, arm="", max_new_tokens=160)
+    }
+
+
+def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
+    """How the kinds' circuits overlap, and what each kind's update does to every kind's test problems."""
+    circuits: dict[str, list[Selected]] = {}
+    changes: dict[tuple[str, str], list[Answered]] = {}
+    first: Any = None
+    for seed in seeds:
+        runs = kind_runs(out, seed, model)
+        problems = {kind: [p for p in run.problems if p.split == "test"] for kind, run in runs.items()}
+        every = [p for found in problems.values() for p in found]
+        first = next(iter(runs.values()))
+        base = answers(first, every)
+        for kind, run in runs.items():
+            circuits.setdefault(kind, []).append(selection(run))
+            with Delta.load(run.folder.final_delta()).active(first.loaded.model):
+                updated = answers(first, every)
+            for other, found in problems.items():
+                changes.setdefault((kind, other), []).extend(
+                    Answered(base[p.id].correct, updated[p.id].correct, p.template) for p in found
+                )
+    kinds = list(circuits)
+    components = list(first.anatomy.components())
+    print(OVERLAP)
+    for i, kind in enumerate(kinds):
+        for other in kinds[i + 1 :]:
+            for seed, one, two in zip(seeds, circuits[kind], circuits[other], strict=True):
+                print("\n".join(overlap_lines(components, f"{kind}, {other}", seed, one, two)))
+    print("\n| update learned from | " + " | ".join(kinds) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
+    for kind in kinds:
+        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])._asdict()) for other in kinds) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--model", default="bundled")
+    options = parser.parse_args()
+    kinds_against_kinds(options.out, options.seeds, options.model)
+
+
+if __name__ == "__main__":
+    main()
