@@ -3,13 +3,13 @@
     cca compare --out runs/compare --seeds 10 11 12
     python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 --arms branching bias steering
 
-Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template; how the circuits
-of both methods overlap, and which heads each picks; by kind, what each arm gains over the base model, and the first
-arm over each other. A circuit of its own for each kind: kinds.py.
+Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template, and why slips
+have no pivot; how the circuits of both methods overlap, and which heads each picks; by kind, what each arm gains over
+the base model, and the first arm over each other. A circuit of its own for each kind: kinds.py.
 """
 
 import argparse
-import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from cca import stats
 from cca.anatomy import Component
 from cca.circuit import Circuit
 from cca.compare import points
-from cca.models import BUNDLED, slip_kinds
+from cca.models import planted_slips, slip_kinds
 from cca.pipeline import Pipeline
-from cca.records import Pivot, Score, TracePair
+from cca.records import Pivot, Score, TracePair, WithoutPivot
 from cca.slip_truth import slip_position
 
 METHODS = ("branching", "prefix")
@@ -99,6 +99,30 @@ def pivots_table(runs: list[Pipeline]) -> None:
         print(f"| {kind} | {template} | {judged['branching'].cells()} | {judged['prefix'].cells()} |")
 
 
+def misses_table(runs: list[Pipeline]) -> None:
+    """What became of the problems with a trace that makes the planted slip, and where both methods agree."""
+    outcomes: Counter[str] = Counter()
+    same = pairs = 0
+    for run in runs:
+        reasons = {w.problem: w.reason for w in run.folder.read("without_pivot.jsonl", WithoutPivot)}
+        positions: dict[str, list[int]] = {}
+        for pivot in run.folder.read("pivots.jsonl", Pivot):
+            positions.setdefault(pivot.problem, []).append(pivot.position)
+        pairs += len(positions)
+        same += sum(len(set(found)) == 1 for found in positions.values())
+        for pair, _, slip, verdicts in judge(run):
+            if slip:
+                on_slip = verdicts["branching"]
+                outcomes[reasons[pair.problem] if on_slip is None else f"pivot {'on' if on_slip else 'off'} it"] += 1
+    of_searched = stats.precision_recall(outcomes["pivot on it"], outcomes["pivot off it"], 0).precision
+    agreement = stats.precision_recall(same, pairs - same, 0).precision
+    print("\n| traces with the planted slip, branching | |\n" + "| --- " * 2 + "|")
+    for name, count in outcomes.most_common():
+        print(f"| {name} | {count} of {outcomes.total()} |")
+    print(f"| on it, of those searched | {percent(of_searched)} |")
+    print(f"| both methods name the same token | {percent(agreement)} |")
+
+
 def target_answers(runs: list[Pipeline], arm: str) -> list[dict[str, Score]]:
     """Each run's target answers by problem. arm: base or updated."""
     return [
@@ -107,9 +131,10 @@ def target_answers(runs: list[Pipeline], arm: str) -> list[dict[str, Score]]:
     ]
 
 
-def kinds_table(title: str, model: str, before: list[dict[str, Score]], after: list[dict[str, Score]]) -> None:
+def kinds_table(
+    title: str, planted: dict[str, Any], before: list[dict[str, Score]], after: list[dict[str, Score]]
+) -> None:
     """What changes from one set of answers to another, by kind of slip and by whether it prevails in its template."""
-    planted = json.loads(((BUNDLED if model == "bundled" else Path(model)) / "slips.json").read_text())
     groups: dict[str, list[Answered]] = {}
     for first, second in zip(before, after, strict=True):
         for problem, score in first.items():
@@ -163,6 +188,9 @@ def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
         for name, of in (("both", first & second), ("branching", first & ~second), ("prefix", second & ~first)):
             heads = [c for c, chosen in zip(components, of, strict=True) if chosen and c.kind != "neuron"]
             lists.append(f"| {seed} | {name} | {', '.join(f'{c.layer} {c.kind} {c.number}' for c in heads) or '-'} |")
+    every = np.logical_and.reduce([selection(run) for run in (*branching, *prefix)])
+    shared = ", ".join(f"{c.layer} {c.kind} {c.number}" for c, chosen in zip(components, every, strict=True) if chosen)
+    lists.append(f"| all | both, neurons too | {shared or '-'} |")
     print("\n| seed | heads of | layer, kind, number |\n" + "| --- " * 3 + "|\n" + "\n".join(lists))
 
 
@@ -171,22 +199,25 @@ def main() -> None:
     parser.add_argument("compared", type=Path, help="folder of cca compare with both methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument(
-        "--arms", nargs="+", default=["branching"], help="arms whose gain by kind is shown, and of the first over each"
+        "--arms", nargs="+", default=["branching"], help="arms whose gains by kind are shown, and the first's over each"
     )
-    parser.add_argument("--model", default="bundled")
     options = parser.parse_args()
 
     def runs(arm: str) -> list[Pipeline]:
         return [Pipeline.resume(options.compared / str(seed) / arm, quiet=True) for seed in options.seeds]
 
-    pivots_table(runs("branching"))
-    methods_table(runs("branching"), runs("prefix"))
+    branching = runs("branching")
+    pivots_table(branching)
+    misses_table(branching)
+    methods_table(branching, runs("prefix"))
+    planted = planted_slips(branching[0].config.model.path)
+    base = target_answers(branching, "base")  # every arm has the same
     answered = {arm: target_answers(runs(arm), "updated") for arm in options.arms}
-    base = target_answers(runs(options.arms[0]), "base")
     for arm, found in answered.items():
-        kinds_table(f"base -> {arm}", options.model, base, found)
-    for arm in options.arms[1:]:
-        kinds_table(f"{arm} -> {options.arms[0]}", options.model, answered[arm], answered[options.arms[0]])
+        kinds_table(f"base -> {arm}", planted, base, found)
+    first, *others = options.arms
+    for arm in others:
+        kinds_table(f"{arm} -> {first}", planted, answered[arm], answered[first])
 
 
 if __name__ == "__main__":

@@ -32,10 +32,15 @@ def _where(path: str) -> str:
     return str(BUNDLED) if path == "bundled" else str(Path(path).expanduser()) if path.startswith("~") else path
 
 
-def slip_kinds(path: str) -> dict[str, str]:
-    """Template -> kind of planted slip; empty for any but a bundled model."""
+def planted_slips(path: str) -> dict[str, dict[str, Any]]:
+    """Template -> `kind` and training `share` of its planted slip; empty for a model that has none planted."""
     truth = Path(_where(path)) / "slips.json"
-    return {t: p["kind"] for t, p in json.loads(truth.read_text()).items()} if truth.exists() else {}
+    return json.loads(truth.read_text()) if truth.exists() else {}
+
+
+def slip_kinds(path: str) -> dict[str, str]:
+    """Template -> kind of planted slip; empty for a model that has none planted."""
+    return {template: slip["kind"] for template, slip in planted_slips(path).items()}
 
 
 def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
