@@ -86,9 +86,22 @@ def test_a_held_out_margin_that_does_not_move_says_that_there_is_no_latent_skill
     assert diagnosis.margins_move(torch.zeros(1), torch.zeros(1)).fine
 
 
+def test_where_no_step_was_kept_the_margins_are_those_of_the_steps_that_were_tried():
+    tried = [
+        Metric(step, None, margin, won, 0.5, 10) for step, margin, won in ((0, 3.7, 0.5), (2, 3.8, 0.7), (4, 3.6, 0.6))
+    ]
+    assert diagnosis.margins_tried(tried, 1).fine
+    found = diagnosis.margins_tried(tried, 122)
+    assert not found.fine
+    assert "from 3.700 to between 3.600 and 3.800 logits, won 50% -> at most 70%" in found.message
+
+
 def test_a_loss_that_falls_while_accuracy_falls_is_a_warning():
-    assert not diagnosis.loss_against_accuracy(metrics(0.5, 0.6, 0.3)).fine
-    assert diagnosis.loss_against_accuracy(metrics(0.5, 0.6, 0.55)).fine
+    assert diagnosis.loss_against_accuracy(metrics(0.5, 0.6, 0.55), "linear").fine
+    found = {loss: diagnosis.loss_against_accuracy(metrics(0.5, 0.6, 0.3), loss) for loss in ("linear", "logistic")}
+    assert not any(f.fine for f in found.values())
+    assert "choose update.loss=logistic" in found["linear"].advice
+    assert "choose update.loss=logistic" not in found["logistic"].advice
 
 
 def test_answers_that_depend_on_the_batch_are_named():

@@ -120,7 +120,7 @@ def margins_move(before: Tensor, after: Tensor) -> Finding:
     change = (after - before).double()
     n = len(change)
     if n < 2:
-        return Finding("held-out margins", True, f"{n} held-out pivots are too few to say", {"n": n}, "")
+        return _too_few(n)
     mean, error = float(change.mean()), float(change.std() / n**0.5)
     half = float(scipy_stats.t.ppf(0.975, n - 1)) * error
     won = [float((m > 0).float().mean()) for m in (before, after)]
@@ -135,8 +135,31 @@ def margins_move(before: Tensor, after: Tensor) -> Finding:
     )
 
 
-def loss_against_accuracy(metrics: Sequence[Metric]) -> Finding:
-    """Whether the training loss fell while validation accuracy fell."""
+def margins_tried(metrics: Sequence[Metric], count: int) -> Finding:
+    """The same where no step was kept: the means over `count` held-out pivots at the steps that were tried."""
+    if count < 2:
+        return _too_few(count)
+    first, tried = metrics[0], metrics[1:]
+    low, high = min(m.margin for m in tried), max(m.margin for m in tried)
+    won = [first.won, max(m.won for m in tried)]
+    return _finding(
+        "held-out margins",
+        False,
+        f"no step was kept; over those tried the mean margin of {count} held-out pivots went from {first.margin:.3f} "
+        f"to between {low:.3f} and {high:.3f} logits, won {won[0]:.0%} -> at most {won[1]:.0%}",
+        {"n": count, "before": first.margin, "tried": [m.margin for m in tried], "won": won},
+        "if it hardly moved, what was learned does not carry over to other pivots: there may be no latent skill to "
+        "amplify, in which case nothing that cca does will help; if it rose, the steps were too long: lower "
+        "update.learning_rate",
+    )
+
+
+def _too_few(pivots: int) -> Finding:
+    return Finding("held-out margins", True, f"{pivots} held-out pivots are too few to say", {"n": pivots}, "")
+
+
+def loss_against_accuracy(metrics: Sequence[Metric], loss: str) -> Finding:
+    """Whether the training loss fell while validation accuracy fell. loss: which one, as `update.loss`."""
     losses = [m.loss for m in metrics if m.loss is not None]
     change = metrics[-1].accuracy - metrics[0].accuracy
     falls = len(losses) > 1 and losses[-1] < losses[0] and change < 0
@@ -147,7 +170,8 @@ def loss_against_accuracy(metrics: Sequence[Metric]) -> Finding:
         + (f", the loss from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""),
         {"accuracy_change": change, "losses": losses},
         "the loss is won at the price of something else: the kept step is before that, but fewer or shorter steps "
-        "would see the peak better; lower update.learning_rate, or choose update.loss=logistic",
+        "would see the peak better; lower update.learning_rate"
+        + (", or choose update.loss=logistic" if loss == "linear" else ""),
     )
 
 

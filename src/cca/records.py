@@ -131,7 +131,7 @@ class Metric(Record):
 
     step: int
     loss: float | None
-    """Mean of logit[undesired] - logit[desired] over the training pivots, before the step."""
+    """Mean loss over the training examples, before the step."""
     margin: float
     """Mean logit[desired] - logit[undesired] over the validation pivots."""
     won: float

@@ -23,17 +23,19 @@ def diagnose(run: Workspace, patch: Patch, target: Sequence[Problem]) -> list[di
     circuit = Circuit.load(folder.file("circuit.safetensors"))
     metrics, (train, validation) = folder.read("metrics.jsonl", Metric), run.chosen_pivots()
     pairs, left_out = folder.read("traces.jsonl", TracePair), folder.read("without_pivot.jsonl", WithoutPivot)
-    size = config.update.batch
+    size, kept = config.update.batch, best_of(metrics)
     found = [
         diagnosis.pivots_on_marks(train, run.loaded.tokenizer.decode),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
-        diagnosis.best_step(metrics, best_of(metrics)),
+        diagnosis.best_step(metrics, kept),
         diagnosis.margins_move(
             held_out_margins(model, Delta({}), validation, size), held_out_margins(model, patch, validation, size)
-        ),
-        diagnosis.loss_against_accuracy(metrics),
+        )
+        if kept.step
+        else diagnosis.margins_tried(metrics, len(validation)),
+        diagnosis.loss_against_accuracy(metrics, config.update.loss),
         diagnosis.batch_size_matters(*_answered_alone(run, target)),
     ]
     return [f._asdict() for f in found]
