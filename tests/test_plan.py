@@ -87,7 +87,10 @@ def test_a_dry_run_of_the_bundled_model_is_readable_and_makes_no_folder(capsys, 
     assert shown.out == ""
     for line in ("3,260: 30 query, 15 key, 15 value, 3,200 neuron", "5,120; 32 a head, 1 a neuron", "GiB at most"):
         assert line in shown.err
+    assert "rounds" not in shown.err
     assert not (tmp_path / "run").exists()
+    assert cli.main(["run", *few, "--dry-run", "--set", "rounds=2"]) == 0
+    assert "at most 2 of these four stages" in capsys.readouterr().err
 
 
 def test_prefixes_over_the_budget_are_said_to_be_read_again(capsys):

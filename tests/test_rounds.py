@@ -6,18 +6,43 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cca import cli
 from cca.circuit import Circuit
 from cca.config import load_config
 from cca.delta import Delta
 from cca.errors import InputError
 from cca.jobs.rounds import further_rounds
 from cca.models import load_model
-from cca.records import Metric
+from cca.pipeline import ARTIFACTS
+from cca.records import Metric, TracePair
 from cca.rows import Rows
 from cca.store import RunFolder, write_text
 from cca.workspace import Workspace
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
+TWO_ROUNDS = """
+seed = 3
+rounds = 2
+[problems]
+templates = [57, 62]
+train = 6
+validation = 4
+test = 2
+held_out = 0.0
+[traces]
+samples = 4
+skip_solved = false
+[circuit]
+lambda = 0.02
+learning_rate = 0.3
+epochs = 4
+[update]
+steps = 1
+validate_every = 1
+[evaluation]
+transfer = []
+retention = []
+"""
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +123,21 @@ def test_a_killed_round_goes_on_where_it_was(tmp_path, loaded):
     further_rounds(run, {"trace": trace, "update": lambda part: finished_round(part, 0.1)})
     assert done == ["trace"], "a finished stage of a round is not done again"
     assert Delta.load(run.folder.final_delta()).row_count == 2
+
+
+def test_the_second_round_of_a_run_traces_the_updated_model_and_leaves_no_scratch_files(tmp_path, capsys):
+    config, run = tmp_path / "two.toml", tmp_path / "run"
+    config.write_text(TWO_ROUNDS)
+    assert cli.main(["run", str(config), "--out", str(run), "--quiet"]) == 0
+    first, second = (json.loads(line)["validation"] for line in (run / "rounds.jsonl").read_text().splitlines())
+    assert first["base"] < first["updated"] == second["base"]
+    pairs = [p for p in RunFolder.open(run / "round-2").read("traces.jsonl", TracePair) if p.split == "validation"]
+    assert sum(p.greedy.correct for p in pairs) / len(pairs) == second["base"]
+    kept = {name for stage in ("trace", "pivots", "circuit", "update") for name in ARTIFACTS[stage]}
+    assert {file.name for file in (run / "round-2").iterdir()} <= kept | {"config.toml", "manifest.json"}
+    shown = capsys.readouterr().err
+    assert "Update: 2 rounds" in shown
+    assert f"{first['base']:.1%} -> {first['updated']:.1%} -> {second['updated']:.1%}" in shown
 
 
 def test_rounds_are_for_rows_alone():

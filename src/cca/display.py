@@ -45,6 +45,7 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
         "circuit": f"at most {work['circuit_steps']:,} steps of {work['circuit_batch']} pivots, one token each",
         "update": f"at most {work['update_steps']:,} steps over all pivots, {work['validations']} validations of "
         f"{work['validation_problems']:,} problems",
+        **({"rounds": f"at most {work['rounds']} of these four stages"} if work["rounds"] > 1 else {}),
         "evaluate": f"{work['answers']:,} answers, half of them the base model's"
         + (f"; {', '.join(work['benchmarks'])} on both" if work["benchmarks"] else ""),
     }
@@ -58,7 +59,7 @@ def show_plan(console: Console, plan: dict[str, Any]) -> None:
 
 def show_summary(console: Console, summary: dict[str, Any]) -> None:
     """The table that `cca run` ends with."""
-    circuit, update, pivots = summary["circuit"], summary["update"], summary["pivots"]
+    circuit, pivots = summary["circuit"], summary["pivots"]
     table = Table(title="Base against updated model", title_justify="left", show_edge=False, pad_edge=False)
     for name, justify in (
         ("", "left"),
@@ -110,12 +111,7 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
             )
     size = f"{circuit['selected']} of {circuit['components']} components ({circuit['density']:.2%})"
     console.print(f"Circuit: {size}: {kinds}.")
-    console.print(
-        f"Update: step {update['best_step']}, {update['rows']} rows ({summary['arm']}), "
-        f"{update['parameters']:,} numbers; "
-        f"held-out pivots won {_percent(update['held_out_pivots_won']['base'])} -> "
-        f"{_percent(update['held_out_pivots_won']['updated'])}."
-    )
+    console.print(f"Update: {_steps(summary)}.")
     seconds = summary.get("seconds", {})
     if seconds:
         parts = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items() if stage != "total")
@@ -128,6 +124,20 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
         console.print(
             Text(f"warning, {found['check']}: {found['message']}. What to do: {found['advice']}.", style="yellow")
         )
+
+
+def _steps(summary: dict[str, Any]) -> str:
+    """What was kept of the update, and what validation saw; of each round where there are several."""
+    update, rounds, won = summary["update"], summary["rounds"], summary["update"]["held_out_pivots_won"]
+    size = f"{update['rows']} rows ({summary['arm']}), {update['parameters']:,} numbers"
+    if len(rounds) < 2:
+        return (
+            f"step {update['best_step']}, {size}; "
+            f"held-out pivots won {_percent(won['base'])} -> {_percent(won['updated'])}"
+        )
+    seen = [rounds[0]["validation"]["base"], *(r["validation"]["updated"] for r in rounds)]
+    each = "; ".join(f"{r['pivots']} pivots, density {r['density']:.2%}, step {r['best_step']}" for r in rounds)
+    return f"{len(rounds)} rounds, {size}; validation {' -> '.join(map(_percent, seen))} ({each})"
 
 
 def show_comparison(console: Console, comparison: dict[str, Any]) -> None:

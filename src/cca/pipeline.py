@@ -24,9 +24,10 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL = {"total.safetensors", "base_tasks.jsonl", "updated_tasks.jsonl"}
 """Artifacts that not every run has: the sum of several rounds' deltas, and scores of benchmarks."""
+_CIRCUITS, _UPDATE = ("circuit.partial.safetensors", "circuit-*.safetensors"), "update.partial.safetensors"
 SCRATCH: dict[str, tuple[str, ...]] = {  # patterns of names
-    "circuit": ("circuit.partial.safetensors", "circuit-*.safetensors"),
-    "update": ("update.partial.safetensors",),
+    "circuit": _CIRCUITS,
+    "update": (_UPDATE, *(f"round-*/{name}" for name in (*_CIRCUITS, _UPDATE))),
 }
 
 

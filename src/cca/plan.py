@@ -109,6 +109,7 @@ def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -
         "update_steps": update.steps,
         "validations": len([step for step in at if step <= update.steps]),
         "validation_problems": splits["validation"],
+        "rounds": config.rounds,
         "answers": 2 * (len(problems) - traced),
         "benchmarks": list(config.evaluation.tasks),
     }

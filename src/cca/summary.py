@@ -50,7 +50,7 @@ def circuit_summary(anatomy: Anatomy, circuit: Circuit) -> dict[str, Any]:
 
 
 def update_summary(patch: Patch, metrics: Sequence[Metric], best_step: int) -> dict[str, Any]:
-    """Size of the update and what the validation saw at step 0 and at the kept step."""
+    """Size of the whole update, and what the first round's validation saw at step 0 and at the kept step."""
     first = metrics[0]
     best = next(m for m in metrics if m.step == best_step)
     return {

@@ -88,9 +88,7 @@ def update_once(run: Workspace) -> None:
                 progress=report,
             )
     if result.best_step == 0:
-        run.warn(
-            "update", "no step of the update helped on the validation problems: the updated model is the base model"
-        )
+        run.warn("update", "no step of the update helped on the validation problems: the model stays as it was")
     result.patch.save(run.folder.file("delta.safetensors"))
     run.folder.write("metrics.jsonl", result.metrics)
 
