@@ -1,6 +1,6 @@
 """How the learning rates of `cca compare`'s arms were chosen: by validation accuracy alone, on seeds of their own.
 
-    python benchmarks/learning_rates.py OUT [--seeds 1000 1001] [--arms bias lora ...]
+    python benchmarks/learning_rates.py OUT [--seeds 1000 1001] [--arms bias lora ...] [--rates 0.1 0.3] [--model MODEL]
 
 For each arm and each rate, best validated step and its gain on the validation problems of each seed. No test problem
 is looked at. The arms of a seed share traces, pivots and circuit; finished updates are not redone.
@@ -29,8 +29,8 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 
 
-def pipeline(out: Path, seed: int, arm: str, rate: float) -> Pipeline:
-    settings = (*ARMS[arm].settings, f"seed={seed}", f"update.learning_rate={rate}")
+def pipeline(out: Path, seed: int, arm: str, rate: float, model: str) -> Pipeline:
+    settings = (*ARMS[arm].settings, f"seed={seed}", f"update.learning_rate={rate}", f"model.path={model}")
     return Pipeline.start(out / str(seed) / f"{arm}-{rate:g}", load_config(None, settings), quiet=True)
 
 
@@ -39,14 +39,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 1001])
     parser.add_argument("--arms", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--rates", type=float, nargs="+", help="for every arm, in place of each arm's own")
+    parser.add_argument("--model", default="bundled")
     options = parser.parse_args()
     print("| arm | rate | " + " | ".join(f"seed {seed}: points (step)" for seed in options.seeds) + " |", flush=True)
     print("| --- " * (2 + len(options.seeds)) + "|")
     for arm in options.arms:
-        for rate in RATES[arm]:
+        for rate in options.rates or RATES[arm]:
             cells = []
             for seed in options.seeds:
-                first, run = pipeline(options.out, seed, "branching", 0.2), pipeline(options.out, seed, arm, rate)
+                first = pipeline(options.out, seed, "branching", 0.2, options.model)
+                run = pipeline(options.out, seed, arm, rate, options.model)
                 first.run(("trace", "pivots", "circuit"))
                 run.share(first, ARMS[arm].shares or ("trace", "pivots", "circuit"))
                 run.run(("trace", "pivots", "circuit", "update"))
