@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_CONSTRAINTS ?= constraints-cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# test processes of one thread each, of about a gigabyte
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 # what only tests and checks need, installed on top
@@ -16,7 +18,7 @@ run: $(STAMP)
 	@$(BIN)/cca run
 
 test: $(DEV)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(DEV)
 	@$(BIN)/ruff check .

@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("CCA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes with as many threads as cores block each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 from typing import Any
