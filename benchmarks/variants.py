@@ -1,10 +1,11 @@
-"""Does a second round (trace, circuit and update again, from the updated model) lift more than more steps of the first?
+"""Other ways of stage 3 on the same circuits: a second round against more steps, and the paper's linear loss.
 
     cca compare --out runs/compare --arms branching --seeds 10 11 12
-    python benchmarks/rounds.py runs/compare OUT --seeds 10 11 12
+    python benchmarks/variants.py runs/compare OUT --seeds 10 11 12
 
-Each variant is an ordinary run folder, OUT/SEED/VARIANT, which takes the first round's traces, pivots and circuit from
-the comparison. Prints every round's figures, and the variants against each other on the test problems of all seeds.
+A second round traces again, from the updated model, with pivots and a circuit of its own. Each variant is an ordinary
+run folder, OUT/SEED/VARIANT, which takes the first round's traces, pivots and circuit from the comparison. Prints every
+round's figures, and the variants against each other on the test problems of all seeds.
 """
 
 import argparse
@@ -19,7 +20,14 @@ from cca.pipeline import Pipeline
 VARIANTS: dict[str, tuple[str, ...]] = {
     "two rounds": ("rounds=2",),
     "more steps": ("update.steps=40", "update.patience=8"),
+    "linear loss": ("update.loss=linear", "update.learning_rate=0.05"),
 }
+PAIRS = (
+    ("one round", "two rounds"),
+    ("one round", "more steps"),
+    ("more steps", "two rounds"),
+    ("linear loss", "one round"),
+)
 
 
 def main() -> None:
@@ -52,7 +60,7 @@ def main() -> None:
     for variant, seeds in answers.items():
         for name in ("target", "held_out_templates", "transfer", "retention"):
             print(row(f"base -> {variant}, {name.replace('_', ' ')}", against_base(seeds, name)))
-    for one, other in (("one round", "two rounds"), ("one round", "more steps"), ("more steps", "two rounds")):
+    for one, other in PAIRS:
         print(row(f"{one} -> {other}, target", between(answers[one], answers[other])))
 
 
