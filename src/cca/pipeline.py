@@ -24,11 +24,6 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
 }
 OPTIONAL = {"total.safetensors", "base_tasks.jsonl", "updated_tasks.jsonl"}
 """Artifacts that not every run has: the sum of several rounds' deltas, and scores of benchmarks."""
-_CIRCUITS, _UPDATE = ("circuit.partial.safetensors", "circuit-*.safetensors"), "update.partial.safetensors"
-SCRATCH: dict[str, tuple[str, ...]] = {  # patterns of names
-    "circuit": _CIRCUITS,
-    "update": (_UPDATE, *(f"round-*/{name}" for name in (*_CIRCUITS, _UPDATE))),
-}
 
 
 class Pipeline(Workspace):
@@ -98,7 +93,6 @@ class Pipeline(Workspace):
             if stage == "evaluate":
                 self._add_seconds()
             self.folder.finish(stage, written(stage, self.folder))
-            self._clean(stage)
 
     def share(self, other: "Pipeline", stages: Sequence[str]) -> None:
         """Take over the outcome of finished `stages` of another run, where this one does not have them."""
@@ -110,16 +104,9 @@ class Pipeline(Workspace):
         """Forget `stage` and everything after it."""
         later = STAGES[STAGES.index(stage) :]
         self.folder.reset(later, [name for s in later for name in ARTIFACTS[s]])
-        for s in later:
-            self._clean(s)
         if "update" in later:
             for folder in self.folder.path.glob("round-*"):
                 shutil.rmtree(folder)
-
-    def _clean(self, stage: str) -> None:
-        for pattern in SCRATCH.get(stage, ()):
-            for file in self.folder.path.glob(pattern):
-                file.unlink()
 
     def _add_seconds(self) -> None:
         path = self.folder.file("summary.json")

@@ -21,6 +21,12 @@ from cca.records import Record, read_lines, write_lines
 
 R = TypeVar("R", bound=Record)
 
+SCRATCH: dict[str, tuple[str, ...]] = {
+    "circuit": ("circuit.partial.safetensors", "circuit-*.safetensors"),
+    "update": ("update.partial.safetensors",),
+}
+"""Patterns of the files that a stage needs to resume, and nothing after it."""
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that it is either the old or the whole new one: temporary file, fsync, rename."""
@@ -141,9 +147,10 @@ class RunFolder:
             self.save_manifest()
 
     def finish(self, stage: str, artifacts: Sequence[str]) -> None:
-        """Mark a stage as finished, with the checksums of its artifacts."""
+        """Mark a stage as finished, with the checksums of its artifacts, and delete its scratch files."""
         self.manifest["stages"][stage] = {name: checksum(self.file(name)) for name in artifacts}
         self.save_manifest()
+        self._clean(stage)
 
     def take(self, stage: str, other: "RunFolder", artifacts: Sequence[str]) -> None:
         """Copy a finished stage of another run, with its time and what it warned of."""
@@ -158,7 +165,7 @@ class RunFolder:
         self.finish(stage, artifacts)
 
     def reset(self, stages: Sequence[str], artifacts: Sequence[str]) -> None:
-        """Forget `stages` and delete `artifacts`."""
+        """Forget `stages` and delete `artifacts` and scratch files."""
         for stage in stages:
             self.manifest["stages"].pop(stage, None)
             for kept in ("seconds", "warnings", "peak_gib"):
@@ -166,6 +173,13 @@ class RunFolder:
         self.save_manifest()
         for name in artifacts:
             self.file(name).unlink(missing_ok=True)
+        for stage in stages:
+            self._clean(stage)
+
+    def _clean(self, stage: str) -> None:
+        for pattern in SCRATCH.get(stage, ()):
+            for file in self.path.glob(pattern):
+                file.unlink()
 
     def write(self, name: str, records: Iterable[Record]) -> None:
         """A file of `records`, whole or not at all."""
