@@ -11,6 +11,8 @@ the base model, and the first arm over each other. A circuit of its own for each
 import argparse
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +69,18 @@ class Judged:
         return f"{percent(result.precision)} | {percent(result.recall)}"
 
 
-def judge(run: Pipeline) -> Iterable[tuple[TracePair, str, bool, dict[str, bool | None]]]:
-    """For each traced problem: its pair, kind of slip, whether a wrong trace makes it, and each method's verdict.
+class Verdict(NamedTuple):
+    """A traced problem of a template with a planted slip. slip: whether a wrong trace makes it. on_slip: by method,
+    whether its pivot is the slip's own token; None where there is no pivot."""
+
+    pair: TracePair
+    kind: str
+    slip: bool
+    on_slip: dict[str, bool | None]
+
+
+def judge(run: Pipeline) -> Iterable[Verdict]:
+    """The verdict on each traced problem of a template with a planted slip.
 
     A pivot counts as found on the slip where it is the slip's own token, and as a false one otherwise, also where the
     wrong trace errs in some other way.
@@ -83,37 +95,36 @@ def judge(run: Pipeline) -> Iterable[tuple[TracePair, str, bool, dict[str, bool 
         wrong = [t for t in (pair.greedy, pair.sampled) if t is not None and not t.correct]
         slip = any(slip_position(run.prompter, problem, t.tokens, kind) is not None for t in wrong)
         found = {m: pivots.get((pair.problem, m)) for m in METHODS}
-        yield pair, kind, slip, {m: None if p is None else p.on_slip is True for m, p in found.items()}
+        yield Verdict(pair, kind, slip, {m: None if p is None else p.on_slip is True for m, p in found.items()})
 
 
-def pivots_table(runs: list[Pipeline]) -> None:
+def pivots_table(verdicts: list[list[Verdict]]) -> None:
     groups: dict[tuple[str, str], dict[str, Judged]] = {}
-    for run in runs:
-        for pair, kind, slip, verdicts in judge(run):
-            for name in (("all", ""), (kind, ""), (kind, pair.template)):
-                judged = groups.setdefault(name, {m: Judged() for m in METHODS})
-                for method, verdict in verdicts.items():
-                    judged[method].add(verdict, slip)
+    for pair, kind, slip, on_slip in chain.from_iterable(verdicts):
+        for name in (("all", ""), (kind, ""), (kind, pair.template)):
+            judged = groups.setdefault(name, {m: Judged() for m in METHODS})
+            for method, found in on_slip.items():
+                judged[method].add(found, slip)
     print("\n| slip | template | branching: precision | recall | prefix: precision | recall |\n" + "| --- " * 6 + "|")
     for (kind, template), judged in sorted(groups.items()):
         print(f"| {kind} | {template} | {judged['branching'].cells()} | {judged['prefix'].cells()} |")
 
 
-def misses_table(runs: list[Pipeline]) -> None:
+def misses_table(runs: list[Pipeline], verdicts: list[list[Verdict]]) -> None:
     """What became of the problems with a trace that makes the planted slip, and where both methods agree."""
     outcomes: Counter[str] = Counter()
     same = pairs = 0
-    for run in runs:
+    for run, judged in zip(runs, verdicts, strict=True):
         reasons = {w.problem: w.reason for w in run.folder.read("without_pivot.jsonl", WithoutPivot)}
         positions: dict[str, list[int]] = {}
         for pivot in run.folder.read("pivots.jsonl", Pivot):
             positions.setdefault(pivot.problem, []).append(pivot.position)
         pairs += len(positions)
-        same += sum(len(set(found)) == 1 for found in positions.values())
-        for pair, _, slip, verdicts in judge(run):
+        same += sum(len(set(of_methods)) == 1 for of_methods in positions.values())
+        for pair, _, slip, on_slip in judged:
             if slip:
-                on_slip = verdicts["branching"]
-                outcomes[reasons[pair.problem] if on_slip is None else f"pivot {'on' if on_slip else 'off'} it"] += 1
+                found = on_slip["branching"]
+                outcomes[reasons[pair.problem] if found is None else f"pivot {'on' if found else 'off'} it"] += 1
     of_searched = stats.precision_recall(outcomes["pivot on it"], outcomes["pivot off it"], 0).precision
     agreement = stats.precision_recall(same, pairs - same, 0).precision
     print("\n| traces with the planted slip, branching | |\n" + "| --- " * 2 + "|")
@@ -165,9 +176,13 @@ def selection(run: Pipeline) -> Selected:
     return Circuit.load(run.folder.file("circuit.safetensors")).selected.numpy()
 
 
+def are_heads(components: list[Component]) -> Selected:
+    return np.array([c.kind != "neuron" for c in components])
+
+
 def overlap_lines(components: list[Component], label: str, seed: int, one: Selected, two: Selected) -> Iterable[str]:
     """One line for heads and one for neurons: a head is far likelier to be chosen, so all together overlap anyway."""
-    heads = np.array([c.kind != "neuron" for c in components])
+    heads = are_heads(components)
     for name, of in (("heads", heads), ("neurons", ~heads)):
         o = stats.overlap(one[of], two[of])
         jaccard = "-" if o.jaccard is None else f"{o.jaccard:.2f}"
@@ -177,20 +192,25 @@ def overlap_lines(components: list[Component], label: str, seed: int, one: Selec
 OVERLAP = "\n| circuits | seed | of | sizes | shared | Jaccard | p of so many by chance |\n" + "| --- " * 7 + "|"
 
 
+def names(components: list[Component], chosen: Selected) -> str:
+    """The chosen components, each by its layer, kind and number."""
+    found = [f"{c.layer} {c.kind} {c.number}" for c, is_chosen in zip(components, chosen, strict=True) if is_chosen]
+    return ", ".join(found) or "-"
+
+
 def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
-    """Which components each method's pivots lead to. A head is named by its layer, kind and number."""
+    """Which components each method's pivots lead to."""
     components = list(branching[0].anatomy.components())
+    heads = are_heads(components)
     lists = []
     print(OVERLAP)
     for one, two in zip(branching, prefix, strict=True):
         first, second, seed = selection(one), selection(two), one.config.seed
         print("\n".join(overlap_lines(components, "branching, prefix", seed, first, second)))
         for name, of in (("both", first & second), ("branching", first & ~second), ("prefix", second & ~first)):
-            heads = [c for c, chosen in zip(components, of, strict=True) if chosen and c.kind != "neuron"]
-            lists.append(f"| {seed} | {name} | {', '.join(f'{c.layer} {c.kind} {c.number}' for c in heads) or '-'} |")
+            lists.append(f"| {seed} | {name} | {names(components, of & heads)} |")
     every = np.logical_and.reduce([selection(run) for run in (*branching, *prefix)])
-    shared = ", ".join(f"{c.layer} {c.kind} {c.number}" for c, chosen in zip(components, every, strict=True) if chosen)
-    lists.append(f"| all | both, neurons too | {shared or '-'} |")
+    lists.append(f"| all | both, neurons too | {names(components, every)} |")
     print("\n| seed | heads of | layer, kind, number |\n" + "| --- " * 3 + "|\n" + "\n".join(lists))
 
 
@@ -203,12 +223,14 @@ def main() -> None:
     )
     options = parser.parse_args()
 
+    @cache
     def runs(arm: str) -> list[Pipeline]:
         return [Pipeline.resume(options.compared / str(seed) / arm, quiet=True) for seed in options.seeds]
 
     branching = runs("branching")
-    pivots_table(branching)
-    misses_table(branching)
+    verdicts = [list(judge(run)) for run in branching]
+    pivots_table(verdicts)
+    misses_table(branching, verdicts)
     methods_table(branching, runs("prefix"))
     planted = planted_slips(branching[0].config.model.path)
     base = target_answers(branching, "base")  # every arm has the same

@@ -39,10 +39,9 @@ def main() -> None:
     folders = {"one round": [options.compared / str(seed) / "branching" for seed in options.seeds]}
     for variant, settings in VARIANTS.items():
         folders[variant] = [options.out / str(seed) / variant.replace(" ", "-") for seed in options.seeds]
-        for seed, folder in zip(options.seeds, folders[variant], strict=True):
+        for seed, first, folder in zip(options.seeds, folders["one round"], folders[variant], strict=True):
             run = Pipeline.start(folder, load_config(None, (f"seed={seed}", *settings)), quiet=True)
-            first = Pipeline.resume(options.compared / str(seed) / "branching", quiet=True)
-            run.share(first, ("trace", "pivots", "circuit"))
+            run.share(Pipeline.resume(first, quiet=True), ("trace", "pivots", "circuit"))
             share_base_answers(options.compared / str(seed), run.folder)
             run.run()
 

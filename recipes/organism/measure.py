@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cca.engines.transformers import prefill
 from cca.evaluation import answer_chunk
-from cca.models import load_model
+from cca.models import load_model, planted_slips
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
 from cca.problems.skills import SKILLS
 from cca.problems.sources import open_source
@@ -43,8 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_model(str(options.model), "float32", "cpu")
     prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
-    truth = options.model / "slips.json"
-    planted = json.loads(truth.read_text()) if truth.exists() else {}
+    planted = planted_slips(str(options.model))
     problems = build_problems(
         open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
         train=1,
