@@ -225,7 +225,7 @@ def main() -> None:
 
     @cache
     def runs(arm: str) -> list[Pipeline]:
-        return [Pipeline.resume(options.compared / str(seed) / arm, quiet=True) for seed in options.seeds]
+        return [Pipeline.resume(options.compared / str(seed) / arm) for seed in options.seeds]
 
     branching = runs("branching")
     verdicts = [list(judge(run)) for run in branching]

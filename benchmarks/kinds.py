@@ -36,7 +36,7 @@ def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
             "problems.held_out=0.0",
             f"model.path={model}",
         )
-        runs[kind] = Pipeline.start(out / str(seed) / kind, load_config(None, settings), quiet=True)
+        runs[kind] = Pipeline.start(out / str(seed) / kind, load_config(None, settings))
         if len(runs) > 1:
             runs[kind].use(next(iter(runs.values())).loaded)
         runs[kind].run(("trace", "pivots", "circuit", "update"))

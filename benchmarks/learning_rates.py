@@ -31,7 +31,7 @@ RATES: dict[str, tuple[float, ...]] = {
 
 def pipeline(out: Path, seed: int, arm: str, rate: float, model: str) -> Pipeline:
     settings = (*ARMS[arm].settings, f"seed={seed}", f"update.learning_rate={rate}", f"model.path={model}")
-    return Pipeline.start(out / str(seed) / f"{arm}-{rate:g}", load_config(None, settings), quiet=True)
+    return Pipeline.start(out / str(seed) / f"{arm}-{rate:g}", load_config(None, settings))
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ def main() -> None:
     for variant, settings in VARIANTS.items():
         folders[variant] = [options.out / str(seed) / variant.replace(" ", "-") for seed in options.seeds]
         for seed, first, folder in zip(options.seeds, folders["one round"], folders[variant], strict=True):
-            run = Pipeline.start(folder, load_config(None, (f"seed={seed}", *settings)), quiet=True)
-            run.share(Pipeline.resume(first, quiet=True), ("trace", "pivots", "circuit"))
+            run = Pipeline.start(folder, load_config(None, (f"seed={seed}", *settings)))
+            run.share(Pipeline.resume(first), ("trace", "pivots", "circuit"))
             share_base_answers(options.compared / str(seed), run.folder)
             run.run()
 

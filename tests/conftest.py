@@ -94,6 +94,42 @@ CIRCUIT: dict[str, Any] = {
 }
 
 
+SMALL_BUT_WHOLE = """
+seed = 1
+[problems]
+templates = [12, 62, 0, 46, 58]
+train = 5
+validation = 3
+test = 3
+[traces]
+skip_solved = false
+[circuit]
+lambda = 0.1
+target_density = 0.05
+learning_rate = 0.1
+epochs = 10
+[update]
+steps = 2
+validate_every = 1
+[evaluation]
+transfer = ["chain_sum"]
+retention = ["leg_counting"]
+per_skill = 3
+drift_problems = 3
+"""
+
+
+@pytest.fixture(scope="session")
+def mended(tmp_path_factory) -> Path:
+    """A finished run of the bundled model whose update keeps a step, and whose lambda was searched for."""
+    from cca import cli
+
+    folder = tmp_path_factory.mktemp("mended")
+    (folder / "small.toml").write_text(SMALL_BUT_WHOLE)
+    assert cli.main(["run", str(folder / "small.toml"), "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
 def last_delta(model, rows, pivots, **changes) -> Delta:
     """The delta of the last of a few training steps: every validation is better than the one before."""
     rising = iter(range(100))

@@ -137,7 +137,7 @@ def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
     pivots, parts = random_pivots(8, VOCABULARY), anatomy(tiny)
     whole = learn_circuit(tiny, parts, pivots, **SETTINGS)
 
-    def interrupt(epoch: int, total: int, density: float) -> None:
+    def interrupt(epoch: int, density: float, loss: float) -> None:
         if epoch == 3:
             raise KeyboardInterrupt
 
@@ -152,11 +152,13 @@ def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
 
 
 def test_a_circuit_survives_saving(tmp_path):
-    circuit = Circuit(torch.tensor([0.2, 0.9]), torch.zeros(3, 2), torch.ones(4), "epochs")
+    circuit = Circuit(
+        torch.tensor([0.2, 0.9]), torch.zeros(3, 2), torch.ones(4), torch.tensor([[1, 1, 0, 0]]), "epochs"
+    )
     circuit.save(tmp_path / "c.safetensors")
     loaded = Circuit.load(tmp_path / "c.safetensors")
     assert loaded.selected.tolist() == [False, True]
-    assert (loaded.stopped, loaded.density) == ("epochs", 0.5)
+    assert (loaded.stopped, loaded.density, loaded.sizes.tolist()) == ("epochs", 0.5, [[1, 1, 0, 0]])
 
 
 def test_a_random_circuit_has_the_same_counts_per_kind(tiny):

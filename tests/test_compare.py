@@ -133,7 +133,10 @@ def test_a_missing_package_of_an_arm_is_named_before_the_first_runs(tmp_path, mo
 
 def test_problems_of_a_skill_are_clusters_of_their_own_and_those_of_a_template_are_one():
     def pair(name: str, of: str, template: str) -> tuple[Score, Score]:
-        return (Score("base", of, name, template, "", False, 1), Score("updated", of, name, template, "", True, 1))
+        return (
+            Score("base", of, name, template, "", False, 1, ""),
+            Score("updated", of, name, template, "", True, 1, ""),
+        )
 
     skill = compare._outcomes([pair("s-0", "transfer:s", "s"), pair("s-1", "transfer:s", "s")], 3)
     assert list(skill.templates) == ["3:s-0", "3:s-1"]

@@ -57,14 +57,16 @@ def finished_round(run: Workspace, gain: float) -> None:
     Delta({WEIGHT: Rows(torch.tensor([number]), torch.full((1, 192), 0.5))}).save(folder.file("delta.safetensors"))
     metrics = [Metric(0, None, 0, 0, 0.5, 10), Metric(2, 1.0, 0, 0, 0.5 + gain, 10)]
     write_text(folder.file("metrics.jsonl"), "".join(m.line() + "\n" for m in metrics))
-    Circuit(torch.ones(4), torch.ones(1, 4), torch.ones(1), "").save(folder.file("circuit.safetensors"))
+    Circuit(torch.ones(4), torch.ones(1, 4), torch.ones(1), torch.ones(1, 4, dtype=torch.int64), "").save(
+        folder.file("circuit.safetensors")
+    )
     write_text(folder.file("pivots.jsonl"), "")
     write_text(folder.file("problems.jsonl"), "")
 
 
 def start(tmp_path, loaded, rounds: int) -> Workspace:
     config = load_config(None, (f"rounds={rounds}",))
-    run = Workspace(RunFolder.create(tmp_path / "run", config), config, quiet=True)
+    run = Workspace(RunFolder.create(tmp_path / "run", config), config)
     run.use(loaded)
     finished_round(run, 0.1)
     return run

@@ -17,7 +17,7 @@ SETTINGS = ("circuit.epochs=4", "circuit.learning_rate=0.3", "circuit.batch=4", 
 
 def start(folder, loaded, *settings: str) -> Workspace:
     config = load_config(None, (*SETTINGS, *settings))
-    run = Workspace(RunFolder.create(folder, config), config, quiet=True)
+    run = Workspace(RunFolder.create(folder, config), config)
     run.use(loaded)
     write_text(run.folder.file("problems.jsonl"), "")
     write_text(run.folder.file("pivots.jsonl"), "".join(p.line() + "\n" for p in random_pivots(12, 2000)))

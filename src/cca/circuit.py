@@ -83,12 +83,14 @@ class Circuit:
     """Learned gates and how they came about.
 
     gates: (C,) float32. history: (epochs done, C), the gates after each epoch. losses: (steps done,) mean of
-    logit[undesired] - logit[desired] of each step's batch, without the penalty.
+    logit[undesired] - logit[desired] of each step's batch, without the penalty. sizes: (L, 4), how many query, key and
+    value heads and neurons each layer has, in which order the gates stand.
     """
 
     gates: Tensor
     history: Tensor
     losses: Tensor
+    sizes: Tensor
     stopped: str
 
     @property
@@ -101,7 +103,7 @@ class Circuit:
         return float(self.selected.float().mean())
 
     def save(self, path: Path) -> None:
-        tensors = {"gates": self.gates, "history": self.history, "losses": self.losses}
+        tensors = {"gates": self.gates, "history": self.history, "losses": self.losses, "sizes": self.sizes}
         save_file(tensors, path, metadata={"stopped": self.stopped})
 
     @classmethod
@@ -111,7 +113,7 @@ class Circuit:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
             stopped = (file.metadata() or {}).get("stopped", "")
-        return cls(tensors["gates"], tensors["history"], tensors["losses"], stopped)
+        return cls(tensors["gates"], tensors["history"], tensors["losses"], tensors["sizes"], stopped)
 
 
 def learn_circuit(
@@ -129,13 +131,14 @@ def learn_circuit(
     cache_gib: float,
     seed: int,
     state_path: Path | None = None,
-    progress: Callable[[int, int, float], None] = no_progress,
+    progress: Callable[[int, float, float], None] = no_progress,
 ) -> Circuit:
     """Minimise mean(logit[undesired] - logit[desired]) + penalty * sum(gates) over gates in [0, 1].
 
     Adam from gates of 1, learning rate x `decay` every `decay_every` epochs, gates clamped after every step; stops
     when the rounded circuit has not changed for `patience` epochs (a fraction of one, in the paper 0.2), counted
     from its first change. State goes to `state_path` after each epoch, and a later call resumes from there.
+    progress: called after each epoch with the epochs done, the density and the mean loss of the epoch's steps.
 
     Raises:
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
@@ -191,12 +194,14 @@ def learn_circuit(
                 stopped = "unchanged"
                 break
         history.append(gates.detach().cpu().clone())
-        progress(epoch + 1, epochs, float((history[-1] > 0.5).float().mean()))
+        ran = losses[epoch * steps_per_epoch :]
+        progress(epoch + 1, float((history[-1] > 0.5).float().mean()), sum(ran) / len(ran))
         if state_path is not None:
             _save_state(state_path, gates, adam, history, losses, unchanged, changed_once)
         if stopped == "unchanged":
             break
-    return Circuit(gates.detach().cpu(), torch.stack(history), torch.tensor(losses), stopped)
+    sizes = torch.tensor([layer.sizes for layer in anatomy.layers])
+    return Circuit(gates.detach().cpu(), torch.stack(history), torch.tensor(losses), sizes, stopped)
 
 
 def _save_state(path: Path, gates: Tensor, adam, history, losses, unchanged: int, changed_once: bool) -> None:

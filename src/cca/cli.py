@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cca import __version__, commands
 from cca.arms import ARMS
@@ -20,6 +21,7 @@ _STAGES = {
     "circuit": "stage 2: learn which components favour the desired token",
     "update": "stage 3: change only the circuit's rows, keep the best validated step",
     "evaluate": "base against updated on target, held-out templates and other skills",
+    "report": "report.html: the whole run in one page that opens offline",
 }
 
 
@@ -98,12 +100,26 @@ def _parser() -> argparse.ArgumentParser:
     graded.add_argument("-n", type=int, default=20, metavar="N", help="disagreements to show (default 20)")
     graded.add_argument("--json", action="store_true", help="print all of them as JSON on stdout")
 
-    show = known.add_parser("show", help="summary table and ten pivots of a run")
-    show.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    show.add_argument("-n", type=int, default=10, metavar="N", help="pivots to show (default 10)")
-    show.add_argument("--off-slip", action="store_true", help="only pivots that miss their trace's planted slip")
-    show.add_argument("--json", action="store_true", help="print the summary as JSON on stdout instead")
+    _add_show(known.add_parser("show", help="look at a run: its scores, pivots, circuit or one of its problems"))
     return parser
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    known = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    scores = known.add_parser("scores", help="the table of a run and its diagnosis; several runs side by side")
+    scores.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    pivots = known.add_parser("pivots", help="traces with the pivot marked, and how both tokens go on")
+    pivots.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    pivots.add_argument("-n", type=int, default=10, metavar="N", help="how many, spread over the run (default 10)")
+    pivots.add_argument("--problem", metavar="ID", help="only that of this problem")
+    pivots.add_argument("--off-slip", action="store_true", help="only those that miss their trace's planted slip")
+    circuit = known.add_parser("circuit", help="heads and neurons per layer; with two runs, what they share")
+    circuit.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    problem = known.add_parser("problem", help="a problem with the answers of base and updated model side by side")
+    problem.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    problem.add_argument("id", metavar="ID", help="of the problem, as in problems.jsonl")
+    for what in (scores, pivots, circuit, problem):
+        what.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _arms_help() -> str:
@@ -159,7 +175,9 @@ def _command(arguments: Sequence[str] | None) -> str:
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "show":
-        return commands.show(options)
+        from cca.show import show
+
+        return show(options)
     if options.command == "merge":
         return commands.merge(options)
     if options.command == "compare":
@@ -170,6 +188,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         return commands.grade(options)
     from cca.config import load_config
     from cca.pipeline import STAGES, Pipeline, default_folder
+    from cca.progress import make_display
 
     overrides = list(getattr(options, "overrides", []))
     if options.command == "run":
@@ -179,17 +198,16 @@ def _dispatch(options: argparse.Namespace) -> int:
         if options.dry_run:
             return commands.dry_run(config, options.json)
         path = options.out or default_folder(options.config)
-        pipeline = Pipeline.start(path, config, options.quiet)
+        pipeline = Pipeline.start(path, config, make_display(options.quiet, f"cca run, in {path}"))
         stages: Sequence[str] = STAGES
     else:
+        display, redo = make_display(options.quiet), options.command if options.redo else None
         if options.command == "trace" and (options.config or overrides or not (options.run / "config.toml").exists()):
-            pipeline = Pipeline.start(options.run, load_config(options.config, tuple(overrides)), options.quiet)
+            pipeline = Pipeline.start(options.run, load_config(options.config, tuple(overrides)), display, redo)
         else:
-            pipeline = Pipeline.resume(options.run, options.quiet)
+            pipeline = Pipeline.resume(options.run, display, redo)
         stages = [options.command]
-        if options.redo:
-            pipeline.redo(options.command)
-        elif pipeline.folder.finished(options.command):
+        if pipeline.folder.finished(options.command):
             print(f"{options.command} is finished in {options.run}; --redo does it again", file=sys.stderr)
     pipeline.run(stages)
     summary_path = pipeline.folder.file("summary.json")
@@ -197,13 +215,17 @@ def _dispatch(options: argparse.Namespace) -> int:
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
         commands.print_summary(summary, options.json)
         if not options.json:
-            print(
-                f"\nRun folder: {pipeline.folder.path}   Look at it: cca show {pipeline.folder.path}", file=sys.stderr
-            )
+            _say_where(pipeline.folder)
     else:
         following = STAGES[STAGES.index(options.command) + 1]
         print(f"next: cca {following} {pipeline.folder.path}", file=sys.stderr)
     return 0
+
+
+def _say_where(folder: Any) -> None:
+    report = folder.file("report.html")
+    look = f"Open {report} in a browser" if folder.finished("report") else f"Make its report: cca report {folder.path}"
+    print(f"\nRun folder: {folder.path}. {look}, or: cca show pivots {folder.path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cca.errors import InputError
 
 if TYPE_CHECKING:
+    from cca.compare import Plan
     from cca.problems.annotated import TemplateCheck
 
 
@@ -33,6 +35,7 @@ def dry_run(config: Any, as_json: bool) -> int:
 def compare(options: argparse.Namespace) -> int:
     from cca import compare
     from cca.pipeline import default_folder
+    from cca.progress import make_display
 
     overrides = list(options.overrides)
     if options.model:
@@ -40,9 +43,12 @@ def compare(options: argparse.Namespace) -> int:
     chosen = compare.plan(options.config, overrides, options.arms, options.seeds, dict(map(_rate, options.rates)))
     default = default_folder(options.config)
     out = options.out or default.with_name(f"compare-{default.name}")
-    compare.run_arms(out, chosen, options.quiet, lambda text: print(text, file=sys.stderr, flush=True))
+    compare.run_arms(
+        out, chosen, make_display(options.quiet, keep=False), lambda text: print(text, file=sys.stderr, flush=True)
+    )
     found = compare.table(out, chosen)
     compare.write(out, found)
+    _report_comparison(out, chosen, found)
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -52,7 +58,20 @@ def compare(options: argparse.Namespace) -> int:
 
     show_comparison(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150), found)
     print(f"\nThe same table: {out / 'comparison.md'}, as JSON: {out / 'comparison.json'}", file=sys.stderr)
+    print(f"Open {out / 'report.html'} in a browser", file=sys.stderr)
     return 0
+
+
+def _report_comparison(out: Path, chosen: "Plan", found: dict[str, Any]) -> None:
+    """The report of the first seed's first arm, with the table of all arms."""
+    from cca.report.page import write_report
+    from cca.store import RunFolder
+    from cca.workspace import make_prompter
+
+    seed, arm = chosen.seeds[0], chosen.arms[0]
+    config = chosen.config(arm, seed)
+    folder = RunFolder.open(out / str(seed) / arm)
+    write_report(out / "report.html", folder, config, make_prompter(config), found)
 
 
 def _rate(text: str) -> tuple[str, float]:
@@ -131,41 +150,6 @@ def print_summary(summary: dict[str, Any], as_json: bool) -> None:
     from cca.display import show_summary
 
     show_summary(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120), summary)
-
-
-def show(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from cca.config import load_config
-    from cca.display import show_pivots
-    from cca.models import load_tokenizer
-    from cca.records import Pivot
-    from cca.store import RunFolder
-
-    if options.n < 1:
-        raise InputError(f"-n {options.n} shows nothing; give at least 1")
-    folder = RunFolder.open(options.run)
-    summary_path = folder.file("summary.json")
-    if options.json and not summary_path.exists():
-        raise InputError(
-            f"{options.run} is not finished, so it has no summary; finish it with: cca run --out {options.run}"
-        )
-    if summary_path.exists():
-        print_summary(json.loads(summary_path.read_text(encoding="utf-8")), options.json)
-        if options.json:
-            return 0
-    config = load_config(folder.file("config.toml"))
-    pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == config.pivots.method]
-    if not pivots:
-        raise InputError(f"{options.run} has no pivots yet; find them with: cca pivots {options.run}")
-    if options.off_slip:
-        pivots = [p for p in pivots if p.on_slip is False]
-    console = Console(stderr=True, highlight=False)
-    what = "pivots that miss their planted slip" if options.off_slip else "pivots"
-    console.print(f"\n{min(options.n, len(pivots))} of {len(pivots)} {what}:\n")
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    show_pivots(console, pivots, tokenizer.decode, options.n)
-    return 0
 
 
 def grade(options: argparse.Namespace) -> int:

@@ -15,7 +15,8 @@ from cca import stats
 from cca.arms import ARMS
 from cca.config import Config, load_config
 from cca.errors import InputError
-from cca.pipeline import Pipeline
+from cca.pipeline import MEASURED, Pipeline
+from cca.progress import Display
 from cca.records import Score
 from cca.store import RunFolder, write_text
 
@@ -54,13 +55,13 @@ def plan(
     return chosen
 
 
-def run_arms(out: Path, plan: Plan, quiet: bool, say: Callable[[str], None]) -> None:
-    """Run what is not finished. Arms of a seed run one after the other, on one copy of the model."""
+def run_arms(out: Path, plan: Plan, display: Display, say: Callable[[str], None]) -> None:
+    """Run what is not finished, without reports. Arms of a seed run one after the other, on one copy of the model."""
     loaded: Any = None
     for seed in plan.seeds:
-        first = _pipeline(out, plan, seed, "branching", quiet)
+        first = _pipeline(out, plan, seed, "branching", display)
         for arm in plan.arms:
-            pipeline = first if arm == "branching" else _pipeline(out, plan, seed, arm, quiet)
+            pipeline = first if arm == "branching" else _pipeline(out, plan, seed, arm, display)
             if pipeline.folder.finished("evaluate"):
                 continue
             say(f"seed {seed}, {arm}: {ARMS[arm].title}")
@@ -71,12 +72,12 @@ def run_arms(out: Path, plan: Plan, quiet: bool, say: Callable[[str], None]) -> 
             pipeline.share(first, shared)
             share_base_answers(out / str(seed), pipeline.folder)
             pipeline.use(first.loaded)
-            pipeline.run()
+            pipeline.run(MEASURED)
             loaded = pipeline.loaded
 
 
-def _pipeline(out: Path, plan: Plan, seed: int, arm: str, quiet: bool) -> Pipeline:
-    return Pipeline.start(_folder(out, seed, arm), plan.config(arm, seed), quiet)
+def _pipeline(out: Path, plan: Plan, seed: int, arm: str, display: Display) -> Pipeline:
+    return Pipeline.start(_folder(out, seed, arm), plan.config(arm, seed), display)
 
 
 def _folder(out: Path, seed: int, arm: str) -> Path:

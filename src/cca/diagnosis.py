@@ -48,8 +48,8 @@ def pivots_on_marks(pivots: Sequence[Pivot], decode: Callable[[list[int]], str])
         share <= MARKS_SHARE,
         f"{share:.1%} of {len(pivots)} pivots choose between punctuation or white space{examples}",
         {"share": share, "examples": common},
-        "look at them with cca show; if they are noise, the sampled traces differ in style rather than in method: "
-        "lower the temperatures, or try the other pivots.method",
+        "look at them with cca show pivots; if they are noise, the sampled traces differ in style rather than in "
+        "method: lower the temperatures, or try the other pivots.method",
     )
 
 

@@ -12,7 +12,7 @@ from cca.engines.transformers import generate_greedy, logits_at, right_padded
 from cca.numerics import check_finite
 from cca.patches import Patch
 from cca.prompts import Prompter
-from cca.records import Problem, Score
+from cca.records import Choice, Pivot, Problem, Score
 
 _LOGITS = 2**27
 """Logits held at once: half a GiB in float32, of which a few copies are made."""
@@ -42,9 +42,40 @@ def answer_chunk(
     for problem, tokens in zip(problems, written, strict=True):
         trace = prompter.trace(problem, tokens)
         scores.append(
-            Score(arm, set_name(problem), problem.id, problem.template, trace.answer, trace.correct, len(tokens))
+            Score(
+                arm,
+                set_name(problem),
+                problem.id,
+                problem.template,
+                trace.answer,
+                trace.correct,
+                len(tokens),
+                trace.text,
+            )
         )
     return scores
+
+
+@torch.no_grad()
+def choices(model: PreTrainedModel, pivots: Sequence[Pivot], *, arm: str, batch: int) -> list[Choice]:
+    """How probable the model finds the two tokens of each of `pivots`, in their order.
+
+    Raises:
+        FloatingPointError: a probability is not finite.
+    """
+    found: dict[int, Choice] = {}
+    order = sorted(range(len(pivots)), key=lambda i: len(pivots[i].prefix))  # so that little is padding
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        chunk = [pivots[i] for i in rows]
+        last = torch.tensor([[len(p.prefix) - 1] for p in chunk])
+        logits = logits_at(model, right_padded([p.prefix for p in chunk]), last, use_cache=False).logits[:, 0]
+        tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
+        both = logits.float().log_softmax(-1).gather(1, tokens)
+        check_finite(both, "the probabilities of a pivot are", model)
+        for i, pivot, (desired, undesired) in zip(rows, chunk, both.tolist(), strict=True):
+            found[i] = Choice(arm, pivot.problem, desired, undesired)
+    return [found[i] for i in range(len(pivots))]
 
 
 class Drift(NamedTuple):

@@ -11,16 +11,20 @@ from typing import Any
 from cca.config import Config, load_config
 from cca.errors import InputError
 from cca.problems.skills import check_skill
+from cca.progress import Display
 from cca.store import RunFolder, write_text
 from cca.workspace import Workspace, make_prompter, open_problems, read_text
 
-STAGES = ("trace", "pivots", "circuit", "update", "evaluate")
+STAGES = ("trace", "pivots", "circuit", "update", "evaluate", "report")
+MEASURED = STAGES[:-1]
+"""What a run's figures come from: all but the report."""
 ARTIFACTS: dict[str, tuple[str, ...]] = {
     "trace": ("problems.jsonl", "traces.jsonl"),
     "pivots": ("pivots.jsonl", "without_pivot.jsonl"),
     "circuit": ("circuit.safetensors", "sweep.jsonl"),
     "update": ("delta.safetensors", "metrics.jsonl", "rounds.jsonl", "total.safetensors"),
-    "evaluate": ("scores.jsonl", "base_tasks.jsonl", "updated_tasks.jsonl", "summary.json"),
+    "evaluate": ("scores.jsonl", "choices.jsonl", "base_tasks.jsonl", "updated_tasks.jsonl", "summary.json"),
+    "report": ("report.html",),
 }
 OPTIONAL = {"total.safetensors", "base_tasks.jsonl", "updated_tasks.jsonl"}
 """Artifacts that not every run has: the sum of several rounds' deltas, and scores of benchmarks."""
@@ -30,15 +34,19 @@ class Pipeline(Workspace):
     """The stages of one run."""
 
     @classmethod
-    def start(cls, path: Path, config: Config, quiet: bool = False) -> "Pipeline":
+    def start(cls, path: Path, config: Config, display: Display | None = None, redo: str | None = None) -> "Pipeline":
         """Open or create the run folder for `config`, after the cheap checks.
+
+        redo: a stage to forget, with everything after it.
 
         Raises:
             InputError: bad model, folder or config.
         """
         prompter = cls.check(config, have_problems=(path / "problems.jsonl").exists())
-        pipeline = cls(RunFolder.create(path, config), config, quiet)
+        pipeline = cls(RunFolder.create(path, config), config, display or Display())
         pipeline.prompter = prompter
+        if redo:
+            pipeline.redo(redo)
         pipeline.folder.verify([s for s in STAGES if pipeline.folder.finished(s)])
         return pipeline
 
@@ -74,25 +82,26 @@ class Pipeline(Workspace):
         return prompter
 
     @classmethod
-    def resume(cls, path: Path, quiet: bool = False) -> "Pipeline":
+    def resume(cls, path: Path, display: Display | None = None, redo: str | None = None) -> "Pipeline":
         """Open an existing run folder with the config it was started with."""
         RunFolder.open(path)
-        return cls.start(path, load_config(path / "config.toml"), quiet)
+        return cls.start(path, load_config(path / "config.toml"), display, redo)
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """Run those of `stages` that are not finished, in order."""
-        for stage in stages:
-            before = STAGES[: STAGES.index(stage)]
-            missing = [s for s in before if not self.folder.finished(s)]
-            if missing:
-                raise InputError(f"stage {stage} needs {missing[0]} first: cca {missing[0]} {self.folder.path}")
-            if self.folder.finished(stage):
-                continue
-            with self.folder.timed(stage):
-                getattr(import_module(f"cca.jobs.{stage}"), stage)(self)
-            if stage == "evaluate":
-                self._add_seconds()
-            self.folder.finish(stage, written(stage, self.folder))
+        with self.display.running(stages, [s for s in stages if self.folder.finished(s)]):
+            for stage in stages:
+                before = STAGES[: STAGES.index(stage)]
+                missing = [s for s in before if not self.folder.finished(s)]
+                if missing:
+                    raise InputError(f"stage {stage} needs {missing[0]} first: cca {missing[0]} {self.folder.path}")
+                if self.folder.finished(stage):
+                    continue
+                with self.folder.timed(stage), self.display.stage(stage):
+                    getattr(import_module(f"cca.jobs.{stage}"), stage)(self)
+                if stage == "evaluate":
+                    self._add_seconds()
+                self.folder.finish(stage, written(stage, self.folder))
 
     def share(self, other: "Pipeline", stages: Sequence[str]) -> None:
         """Take over the outcome of finished `stages` of another run, where this one does not have them."""
@@ -111,7 +120,7 @@ class Pipeline(Workspace):
     def _add_seconds(self) -> None:
         path = self.folder.file("summary.json")
         summary = json.loads(path.read_text(encoding="utf-8"))
-        seconds = {stage: self.folder.seconds(stage) for stage in STAGES}
+        seconds = {stage: self.folder.seconds(stage) for stage in MEASURED}
         seconds["total"] = round(sum(seconds.values()), 2)
         summary["seconds"] = seconds
         write_text(path, json.dumps(summary, indent=1) + "\n")

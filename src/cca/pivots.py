@@ -28,40 +28,72 @@ def prefix_pivot(pair: TracePair) -> Pivot:
     greedy, sampled = pair.greedy.tokens, pair.sampled.tokens
     for k, (a, b) in enumerate(zip(greedy, sampled, strict=False)):
         if a != b:
-            return _pivot(pair, "prefix", k, argmax=a, token=b)
+            return _pivot(pair, "prefix", k, after_argmax=greedy[k:], after_token=sampled[k:])
     raise ValueError(f"{pair.problem}: one trace is the start of the other; raise max_new_tokens")
 
 
 def _pivot(
-    pair: TracePair, method: str, k: int, *, argmax: int, token: int, completions: int = 0, deviations: int = 0
+    pair: TracePair,
+    method: str,
+    k: int,
+    *,
+    after_argmax: tuple[int, ...],
+    after_token: tuple[int, ...],
+    completions: int = 0,
+    deviations: int = 0,
 ) -> Pivot:
+    """after_argmax, after_token: what follows the prefix, from the argmax and from the trace's own token on."""
     assert pair.sampled is not None
-    desired, undesired = (argmax, token) if pair.greedy.correct else (token, argmax)
+    good, bad = (after_argmax, after_token) if pair.greedy.correct else (after_token, after_argmax)
     return Pivot(
         problem=pair.problem,
         split=pair.split,
         template=pair.template,
         method=method,
         prefix=(*pair.prompt, *pair.sampled.tokens[:k]),
-        desired=desired,
-        undesired=undesired,
+        desired=good[0],
+        undesired=bad[0],
         position=k,
         greedy_correct=pair.greedy.correct,
         completions=completions,
         deviations=deviations,
+        after_desired=good,
+        after_undesired=bad,
     )
 
 
 @dataclass
 class _Search:
-    """Where the search in one trace stands. `greedy_next[k]` is the argmax given prompt + y_<k."""
+    """Where the search in one trace stands. `greedy_next[k]` is the argmax given prompt + y_<k.
+
+    unturned: the last completion that kept the greedy trace's outcome. turned: that of the pivot; until one is found y,
+    which is the completion after the last deviation.
+    """
 
     pair: TracePair
     problem: Problem
     greedy_next: list[int]
     deviations: list[int]
+    unturned: tuple[int, ...]
+    turned: tuple[int, ...]
     tried: int = 0
     pivot: int | None = field(default=None)
+
+    def found(self) -> Pivot:
+        k, sampled = self.pivot, self.pair.sampled
+        assert k is not None and sampled is not None
+        start, argmax = sampled.tokens[:k], self.greedy_next[k]
+        # between the deviation before and this one y is what a completion writes, but for 16-bit rounding
+        known = self.unturned[: k + 1] == (*start, argmax)
+        return _pivot(
+            self.pair,
+            "branching",
+            k,
+            after_argmax=self.unturned[k:] if known else (argmax,),
+            after_token=self.turned[k:],
+            completions=self.tried,
+            deviations=len(self.deviations),
+        )
 
 
 def branching_pivots(
@@ -87,7 +119,7 @@ def branching_pivots(
         assert pair.sampled is not None
         tokens = pair.sampled.tokens
         deviations = [k for k, token in enumerate(tokens) if token != greedy_next[k]]
-        searches.append(_Search(pair, problems[pair.problem], greedy_next, deviations))
+        searches.append(_Search(pair, problems[pair.problem], greedy_next, deviations, pair.greedy.tokens, tokens))
     open_searches = list(enumerate(searches))
     while open_searches:
         waiting: list[tuple[int, _Search, int]] = []
@@ -102,25 +134,11 @@ def branching_pivots(
         for (row, search, k), tokens in zip(waiting, completions, strict=True):
             search.tried += 1
             if prompter.trace(search.problem, tokens).correct is not search.pair.greedy.correct:
-                search.pivot = k
+                search.pivot, search.turned = k, tuple(tokens)
             else:
+                search.unturned = tuple(tokens)
                 open_searches.append((row, search))
-    found = []
-    for search in searches:
-        k = search.pivot
-        assert k is not None and search.pair.sampled is not None
-        found.append(
-            _pivot(
-                search.pair,
-                "branching",
-                k,
-                argmax=search.greedy_next[k],
-                token=search.pair.sampled.tokens[k],
-                completions=search.tried,
-                deviations=len(search.deviations),
-            )
-        )
-    return found
+    return [search.found() for search in searches]
 
 
 def _complete(model, prompter: Prompter, read, waiting, max_new_tokens: int) -> list[list[int]]:

@@ -79,17 +79,17 @@ class Prompter:
 
     def text(self, tokens: Sequence[int]) -> str:
         """What `tokens` read as up to the first stop string, without end tokens and ids beyond the vocabulary."""
-        text = self._decode(tokens)
+        text = self.decode(tokens)
         return text[: min((text.find(s) for s in self.stop if s in text), default=len(text))]
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         known = len(self.tokenizer)
         return self.tokenizer.decode([t for t in tokens if t not in self.end_tokens and t < known])
 
     def stopped(self, tokens: Sequence[int]) -> bool:
         """Whether the last token of an answer completed a stop string."""
         reach = max((len(s) for s in self.stop), default=0) + 2
-        return bool(self.stop) and any(s in self._decode(tokens[-reach:]) for s in self.stop)
+        return bool(self.stop) and any(s in self.decode(tokens[-reach:]) for s in self.stop)
 
     def stop_rule(self, heads: Sequence[Sequence[int]] | None = None) -> Callable[[int, Sequence[int]], bool] | None:
         """For `decode`: whether row i has ended with its new tokens, which follow `heads[i]`. None: no stop strings."""

@@ -93,11 +93,16 @@ class Pivot(Record):
     completions: int = 0
     """Completions generated to find it."""
     deviations: int = 0
+    after_desired: tuple[int, ...] = ()
+    """How the base model's text goes on after the prefix where it goes on with `desired`, which comes first: greedily
+    (Branching method) or as that trace does (Prefix method)."""
+    after_undesired: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, line: str) -> Self:
         data = json.loads(line)
-        return cls(**{**data, "prefix": tuple(data["prefix"])})
+        tokens = {key: tuple(data[key]) for key in ("prefix", "after_desired", "after_undesired")}
+        return cls(**{**data, **tokens})
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,18 @@ class Score(Record):
     answer: str
     correct: bool
     tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Choice(Record):
+    """What the base or the updated model makes of a pivot."""
+
+    arm: str
+    problem: str
+    desired: float
+    """Natural logarithm of the desired token's probability after the prefix."""
+    undesired: float
 
 
 @dataclass(frozen=True)

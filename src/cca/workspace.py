@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from cca.config import Config, Problems
 from cca.errors import InputError
-from cca.progress import stage_bar
+from cca.progress import Display
 from cca.records import Pivot, Problem, Score, TracePair
 from cca.store import RunFolder
 
@@ -25,13 +25,14 @@ class Workspace:
 
     folder: RunFolder
     config: Config
-    quiet: bool = False
+    display: Display = field(default_factory=Display)
 
     @cached_property
     def loaded(self) -> Any:
         """The model, loaded the first time that a stage needs it."""
         from cca.models import load_model
 
+        self.display.doing("loading the model")
         section = self.config.model
         loaded = load_model(
             section.path,
@@ -110,11 +111,13 @@ class Workspace:
         name: Callable[[T], str],
         work: Callable[[list[T]], list[R]],
         each: int,
+        shown: Callable[[Sequence[R]], tuple[str, str]],
     ) -> list[R]:
         """Work through `groups`, appending each group's records at once; groups that `file` holds whole are skipped.
 
-        name: the problem id of an item. each: records that an item gives. A group that a kill cut off is done
-        again from its start, so that every batch is the one that an uninterrupted run computes.
+        name: the problem id of an item. each: records that an item gives. shown: name and value of the current figure,
+        given the records so far. A group that a kill cut off is done again from its start, so that every batch is the
+        one that an uninterrupted run computes.
         """
         records = self.folder.recover(file, kind)
         counts = Counter(r.problem for r in records)
@@ -122,12 +125,13 @@ class Workspace:
         records = [r for r in records if r.problem in whole]
         self.folder.write(file, records)
         total = sum(len(g) for g in groups)
-        with stage_bar(stage, total, "problems", done=len(whole), quiet=self.quiet) as bar:
+        with self.display.bar(stage, total, "problems", done=len(whole)) as bar:
             for group in groups:
                 if name(group[0]) not in whole:
                     fresh = work(group)
                     self.folder.append(file, fresh)
                     records += fresh
+                    bar.figure(*shown(records))
                     bar.advance(len(group))
         return records
 

@@ -2,7 +2,6 @@
 
 from cca.circuit import SPARSE, Circuit, Trial, is_near, learn_circuit, next_penalty
 from cca.errors import InputError
-from cca.progress import stage_bar
 from cca.workspace import Workspace
 
 
@@ -51,12 +50,15 @@ def _trial_file(run: Workspace, penalty: float):
 def _learn(run: Workspace, penalty: float) -> Circuit:
     options = run.config.circuit
     pivots, _ = run.chosen_pivots()
-    with stage_bar("circuit", options.epochs, "epochs", quiet=run.quiet) as bar:
+    with run.display.bar("circuit", options.epochs, "epochs") as bar:
         done = 0
 
-        def report(epoch: int, _: int, density: float) -> None:
+        def report(epoch: int, density: float, loss: float) -> None:
             nonlocal done
-            bar.advance(epoch - done, f"lambda {penalty:g}, density {density:.1%}")
+            bar.advance(epoch - done)
+            bar.figure("lambda", f"{penalty:g}")
+            bar.figure("density", f"{density:.2%}")
+            bar.figure("target loss", f"{loss:.3f}")
             done = epoch
 
         return learn_circuit(

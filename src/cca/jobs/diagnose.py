@@ -3,36 +3,42 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cca import diagnosis
 from cca.circuit import Circuit
-from cca.delta import Delta
 from cca.engines.transformers import generate_greedy
-from cca.patches import Patch
-from cca.records import Metric, Problem, TracePair, WithoutPivot
+from cca.records import Choice, Metric, Problem, TracePair, WithoutPivot
 from cca.traces import chunks
-from cca.update import best_of, held_out_margins
+from cca.update import best_of
 from cca.workspace import Workspace
 
 ALONE = 8
 """Problems that are answered alone as well as in a batch."""
 
 
-def diagnose(run: Workspace, patch: Patch, target: Sequence[Problem]) -> list[dict[str, Any]]:
-    """Every check of `cca.diagnosis`, in the order of the stages. target: problems to answer alone."""
-    folder, config, model = run.folder, run.config, run.loaded.model
+def diagnose(run: Workspace, choices: Sequence[Choice], target: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Every check of `cca.diagnosis`, in the order of the stages.
+
+    choices: what both models make of all pivots. target: problems to answer alone.
+    """
+    folder, config = run.folder, run.config
     circuit = Circuit.load(folder.file("circuit.safetensors"))
     metrics, (train, validation) = folder.read("metrics.jsonl", Metric), run.chosen_pivots()
     pairs, left_out = folder.read("traces.jsonl", TracePair), folder.read("without_pivot.jsonl", WithoutPivot)
-    size, kept = config.update.batch, best_of(metrics)
+    kept, held_out = best_of(metrics), {p.problem for p in validation}
+
+    def margins(arm: str) -> Tensor:
+        return torch.tensor([c.desired - c.undesired for c in choices if c.arm == arm and c.problem in held_out])
+
     found = [
         diagnosis.pivots_on_marks(train, run.loaded.tokenizer.decode),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
         diagnosis.best_step(metrics, kept),
-        diagnosis.margins_move(
-            held_out_margins(model, Delta({}), validation, size), held_out_margins(model, patch, validation, size)
-        )
+        diagnosis.margins_move(margins("base"), margins("updated"))
         if kept.step
         else diagnosis.margins_tried(metrics, len(validation)),
         diagnosis.loss_against_accuracy(metrics, config.update.loss),

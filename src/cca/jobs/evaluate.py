@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cca.benchmarks.run import TaskScore, check_tasks, run_tasks
 from cca.circuit import Circuit
-from cca.evaluation import Drift, Text, answer_chunk, drift, plain_texts, set_name
+from cca.evaluation import Drift, Text, answer_chunk, choices, drift, plain_texts, set_name
 from cca.jobs.diagnose import diagnose
 from cca.patches import Patch, load_patch
-from cca.records import Metric, Pivot, Problem, Score, TracePair, WithoutPivot
+from cca.records import Choice, Metric, Pivot, Problem, Score, TracePair, WithoutPivot
 from cca.store import write_text
 from cca.summary import circuit_summary, comparisons, pivot_summary, task_comparisons, update_summary
 from cca.traces import chunks
@@ -19,17 +19,20 @@ from cca.workspace import Workspace, read_text
 
 
 def evaluate(run: Workspace) -> None:
-    """Write scores.jsonl and summary.json."""
+    """Write scores.jsonl, choices.jsonl and summary.json."""
     patch = load_patch(run.folder.final_delta(), run.loaded.model.device)
     sets: dict[str, list[Problem]] = {}
     for problem in run.problems:
         if problem.split not in ("train", "validation"):
             sets.setdefault(set_name(problem), []).append(problem)
     scores = _answers(run, patch, sets)
+    run.display.doing("drift and pivots under both models")
     drifts = _drifts(run, patch, sets)
+    made_of = _choices(run, patch)
     tasks = _tasks(run, patch)
     summary = _summary(run, patch, scores, drifts, tasks)
-    summary["diagnosis"] = diagnose(run, patch, sets["target"])
+    run.display.doing("diagnosis")
+    summary["diagnosis"] = diagnose(run, made_of, sets["target"])
     write_text(run.folder.file("summary.json"), json.dumps(summary, indent=1) + "\n")
 
 
@@ -46,7 +49,23 @@ def _answers(run: Workspace, patch: Patch, sets: dict[str, list[Problem]]) -> li
         with patch.active(model):
             return base + scores("updated")
 
-    return run.in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2)
+    def shown(scores: Sequence[Score]) -> tuple[str, str]:
+        name = scores[-1].set
+        of = {arm: [s.correct for s in scores if s.arm == arm and s.set == name] for arm in ("base", "updated")}
+        share = " -> ".join(f"{sum(right) / len(right):.1%}" for right in of.values())
+        return "evaluated", f"{name.replace('_', ' ')} {share} of {len(of['base']):,}"
+
+    return run.in_chunks("evaluate", "scores.jsonl", Score, groups, lambda p: p.id, answer, each=2, shown=shown)
+
+
+def _choices(run: Workspace, patch: Patch) -> list[Choice]:
+    """Write choices.jsonl: what both models make of the pivots."""
+    model, pivots, batch = run.loaded.model, [p for part in run.chosen_pivots() for p in part], run.config.update.batch
+    found = choices(model, pivots, arm="base", batch=batch)
+    with patch.active(model):
+        found += choices(model, pivots, arm="updated", batch=batch)
+    run.folder.write("choices.jsonl", found)
+    return found
 
 
 def _tasks(run: Workspace, patch: Patch) -> dict[str, list[TaskScore]]:
@@ -74,6 +93,7 @@ def _tasks(run: Workspace, patch: Patch) -> dict[str, list[TaskScore]]:
     for arm in ("base", "updated"):
         name = f"{arm}_tasks.jsonl"
         if not run.folder.file(name).exists():
+            run.display.doing(f"benchmarks, {arm} model")
             with nullcontext() if arm == "base" else patch.active(model):
                 run.folder.write(name, scores())
         found[arm] = run.folder.read(name, TaskScore)

@@ -1,5 +1,7 @@
 """Stage 1b of a run: the pivots of its trace pairs."""
 
+from collections.abc import Sequence
+
 from cca.errors import InputError
 from cca.models import slip_kinds
 from cca.pivots import branching_pivots, prefix_pivot
@@ -36,7 +38,12 @@ def pivots(run: Workspace) -> None:
 
     groups = [usable[start : start + size] for start in range(0, len(usable), size)]
     each = 2 if method == "branching" else 1
-    found = run.in_chunks("pivots", "pivots.jsonl", Pivot, groups, lambda pair: pair.problem, find, each)
+
+    def shown(pivots: Sequence[Pivot]) -> tuple[str, str]:
+        count = sum(p.method == method for p in pivots)
+        return "pivot yield", f"{count / len(pairs):.1%} ({count:,} of {len(pairs):,} problems)"
+
+    found = run.in_chunks("pivots", "pivots.jsonl", Pivot, groups, lambda pair: pair.problem, find, each, shown)
     if not [p for p in found if p.method == method and p.split == "train"]:
         raise InputError(
             f"no problem gave a pivot ({len(pairs)} problems, {len(usable)} with an opposite sample): the model is "

@@ -29,8 +29,9 @@ def further_rounds(run: Workspace, jobs: Jobs) -> None:
         model = run.loaded.model
         total = total.plus(Delta.load(_folder(run, number - 1).file("delta.safetensors"), model.device))
         total.save(run.folder.file("total.safetensors"))
-        part = Workspace(_folder(run, number), run.config, run.quiet)
+        part = Workspace(_folder(run, number), run.config, run.display)
         part.prompter = run.prompter
+        run.display.figure("round", f"{number} of at most {run.config.rounds}")
         part.use(run.loaded)
         try:
             with total.active(model):

@@ -1,5 +1,7 @@
 """Stage 1a of a run: problems, and a pair of traces for each."""
 
+from collections.abc import Sequence
+
 from cca.models import check_model, check_prompts
 from cca.problems.suite import describe_splits, how_split
 from cca.records import Problem, TracePair
@@ -41,7 +43,12 @@ def trace(run: Workspace) -> None:
         )
 
     groups = list(chunks(traced, run.prompter, options.batch))
-    run.in_chunks("trace", "traces.jsonl", TracePair, groups, lambda problem: problem.id, work, each=1)
+    run.in_chunks("trace", "traces.jsonl", TracePair, groups, lambda problem: problem.id, work, each=1, shown=_shown)
+
+
+def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
+    right = sum(pair.greedy.correct for pair in pairs) / len(pairs)
+    return "greedy traces", f"{right:.1%} right, {sum(p.sampled is not None for p in pairs):,} with an opposite sample"
 
 
 def _check_grader(run: Workspace, problems: list[Problem]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cca import stats
 from cca.circuit import Circuit, random_circuit
 from cca.delta import Delta
 from cca.evaluation import answer_chunk
@@ -15,7 +16,6 @@ from cca.jobs.pivots import pivots
 from cca.jobs.rounds import further_rounds
 from cca.jobs.trace import trace
 from cca.patches import LowRank, OutputBias, Patch, Steering, Trainable
-from cca.progress import stage_bar
 from cca.recompute import is_offloaded
 from cca.records import Metric, Pivot
 from cca.traces import chunks
@@ -55,14 +55,17 @@ def update_once(run: Workspace) -> None:
     again = options.gradient_checkpointing or is_offloaded(model)
     recompute = [layer.module for layer in run.anatomy.layers] if again else []
     validate_at = {*options.validate_at, *range(options.validate_every, options.steps + 1, options.validate_every)}
-    with stage_bar("update", options.steps, "steps", quiet=run.quiet) as bar:
-        done, note = 0, ""
+    with run.display.bar("update", options.steps, "steps") as bar:
+        done = 0
 
         def report(step: int, _: int, metric: Metric | None) -> None:
-            nonlocal done, note
+            nonlocal done
             if metric:
-                note = f"validation {metric.accuracy:.1%}"
-            bar.advance(step - done, note)
+                low, high = stats.wilson(round(metric.accuracy * metric.n), metric.n)
+                bar.figure("validation", f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%})")
+                if metric.loss is not None:
+                    bar.figure("target loss", f"{metric.loss:.3f}")
+            bar.advance(step - done)
             done = step
 
         result: Update[Any]

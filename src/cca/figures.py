@@ -1,0 +1,299 @@
+"""Figures of a run as Plotly objects: the same in the report and in a notebook.
+
+Colours can be told apart with any colour vision (Okabe and Ito 2008, shifted so that they read on white and on black),
+and no meaning is in colour alone. Text that comes from data is escaped, since Plotly takes some markup in labels.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+
+from cca.anatomy import KINDS
+from cca.circuit import Circuit, Trial
+from cca.views import Effect, Step
+
+BLUE, ORANGE, GREY = "#2f86c9", "#d9650f", "#868b93"
+FADED = "rgba(47,134,201,0.2)"
+SCALE = "Cividis"
+MOST_TEMPLATES = 60
+"""Rows of a forest plot."""
+SHADES = 20
+"""Bins of a gate's value."""
+
+
+def _plain(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
+def _figure(height: int, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10, "pad": 4},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": GREY},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"font": {"family": "system-ui, sans-serif"}, "align": "left"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        showlegend=False,
+    )
+    figure.update_xaxes(automargin=True, gridcolor="rgba(134,139,147,0.25)", zerolinecolor=GREY, title_standoff=8)
+    figure.update_yaxes(automargin=True, gridcolor="rgba(134,139,147,0.25)", zerolinecolor=GREY, title_standoff=8)
+    figure.update_layout(**layout)
+    return figure
+
+
+def _named(effect: Effect) -> str:
+    kind, _, skill = effect.set.partition(":")
+    if skill:
+        return f"{kind}: {skill}"
+    return f"{'held out: ' if kind == 'held_out_templates' else ''}{effect.template}"
+
+
+def shown_effects(effects: Sequence[Effect]) -> list[Effect]:
+    """What a forest plot has room for: skills, then the templates with most problems, from the largest gain down."""
+    skills = [e for e in effects if ":" in e.set]
+    templates = sorted((e for e in effects if ":" not in e.set), key=lambda e: (-e.n, e.template))
+    kept = templates[: max(0, MOST_TEMPLATES - len(skills))]
+    order = {"target": 0, "held_out_templates": 1, "transfer": 2, "retention": 3}
+    return sorted([*kept, *skills], key=lambda e: (order[e.set.split(":")[0]], -e.difference, e.template))
+
+
+def forest(effects: Sequence[Effect], summary: Mapping[str, Any]) -> go.Figure:
+    """The change of accuracy of each template, with its 95% interval, below that of the whole sets.
+
+    effects: as `cca.views.effects`. summary: of the run, whose intervals of sets are over templates.
+    """
+    rows: list[tuple[str, float, float, float, str, str]] = []
+    for name, key in (("target, all", "target"), ("held-out templates, all", "held_out_templates")):
+        if found := summary.get(key):
+            counts = f"{found['n']} problems, {found['gained']} gained, {found['lost']} lost"
+            accuracy = f"{found['base']:.1%} → {found['updated']:.1%}"
+            rows.append((name, found["difference"], *found["ci95"], f"{accuracy}, {counts}", "diamond"))
+    for e in shown_effects(effects):
+        counts = f"{e.n} problems, {e.gained} gained, {e.lost} lost"
+        about = f"{e.base:.1%} → {e.updated:.1%}, {counts}"
+        rows.append((_named(e), e.difference, e.low, e.high, about, "circle"))
+    figure = _figure(70 + 19 * len(rows))
+    figure.add_scatter(
+        x=[100 * r[1] for r in rows],
+        y=list(range(len(rows))),
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [100 * (r[3] - r[1]) for r in rows],
+            "arrayminus": [100 * (r[1] - r[2]) for r in rows],
+            "color": GREY,
+            "thickness": 1.3,
+            "width": 0,
+        },
+        mode="markers",
+        marker={
+            "symbol": [r[5] for r in rows],
+            "size": [12 if r[5] == "diamond" else 8 for r in rows],
+            "color": [BLUE if r[2] > 0 else ORANGE if r[3] < 0 else GREY for r in rows],
+            "opacity": 1,
+        },
+        customdata=[[_plain(r[0]), r[4], f"{100 * r[2]:+.1f} to {100 * r[3]:+.1f}"] for r in rows],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[2]})<br>%{customdata[1]}"
+        "<extra></extra>",
+    )
+    figure.add_vline(0, line={"color": GREY, "width": 1})
+    figure.update_xaxes(title="points, updated less base", ticksuffix=" ", zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=[_plain(r[0]) for r in rows], range=[len(rows) - 0.4, -0.6],
+        showgrid=False, zeroline=False,
+    )  # fmt: skip
+    return figure
+
+
+def validation_curve(steps: Sequence[Step]) -> go.Figure:
+    """Accuracy on the validation problems at each validated step, with Wilson's intervals, and held-out pivots won."""
+    figure = _figure(330, showlegend=True)
+    for number in sorted({s.round for s in steps}):
+        part = [s for s in steps if s.round == number]
+        x, name = [s.step for s in part], f"round {number}: " if len({s.round for s in steps}) > 1 else ""
+        figure.add_scatter(
+            x=x + x[::-1],
+            y=[100 * s.high for s in part] + [100 * s.low for s in part[::-1]],
+            fill="toself", fillcolor=FADED, line={"width": 0}, hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=x,
+            y=[100 * s.won for s in part],
+            name=f"{name}held-out pivots won",
+            mode="lines+markers",
+            line={"color": GREY, "dash": "dot"},
+            marker={"symbol": "square", "size": 5},
+            customdata=[s.margin for s in part],
+            hovertemplate="step %{x}: %{y:.1f}% won, mean margin %{customdata:.2f}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=x,
+            y=[100 * s.accuracy for s in part],
+            name=f"{name}validation accuracy",
+            mode="lines+markers",
+            line={"color": BLUE},
+            marker={
+                "size": [12 if s.kept else 6 for s in part],
+                "symbol": ["star" if s.kept else "circle" for s in part],
+                "opacity": 1,
+            },
+            customdata=[[100 * s.low, 100 * s.high, s.n, ", kept" if s.kept else ""] for s in part],
+            hovertemplate="step %{x}%{customdata[3]}: %{y:.1f}% of %{customdata[2]} "
+            "(%{customdata[0]:.1f} to %{customdata[1]:.1f})<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="step of the update (star: kept)")
+    figure.update_yaxes(title="%")
+    return figure
+
+
+def gates_over_training(circuit: Circuit) -> go.Figure:
+    """How many gates stand at which value after each epoch, as shades of a logarithm, and the circuit's size."""
+    epochs = len(circuit.history)
+    counts = torch.stack([torch.histc(gates, SHADES, 0, 1) for gates in circuit.history]).T
+    size = (circuit.history > 0.5).sum(1)
+    figure = _figure(330, showlegend=True)
+    x = list(range(1, epochs + 1))
+    figure.add_heatmap(
+        x=x,
+        y=[(i + 0.5) / SHADES for i in range(SHADES)],
+        z=(counts + 1).log10().tolist(),
+        customdata=counts.int().tolist(),
+        colorscale=SCALE,
+        showscale=False,
+        name="gates",
+        hovertemplate="epoch %{x}: %{customdata:,} gates near %{y:.2f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=x,
+        y=size.tolist(),
+        yaxis="y2",
+        name="components in the circuit (right axis)",
+        mode="lines+markers",
+        line={"color": ORANGE, "width": 3},
+        marker={"size": 5},
+        hovertemplate="epoch %{x}: %{y:,} components<extra></extra>",
+    )
+    figure.update_xaxes(title="epoch of stage 2", showgrid=False)
+    figure.update_layout(
+        yaxis={"title": "gate", "showgrid": False, "range": [0, 1]},
+        yaxis2={
+            "title": {"text": "components"}, "overlaying": "y", "side": "right", "rangemode": "tozero",
+            "showgrid": False, "automargin": True, "tickmode": "auto",
+        },
+    )  # fmt: skip
+    return figure
+
+
+def density_sweep(trials: Sequence[Trial], chosen: float) -> go.Figure:
+    """The density that each lambda gave; `chosen` is the run's own."""
+    ordered = sorted(trials, key=lambda t: t.penalty)
+    figure = _figure(300)
+    figure.add_scatter(
+        x=[t.penalty for t in ordered],
+        y=[100 * t.density for t in ordered],
+        mode="lines+markers",
+        line={"color": BLUE},
+        marker={
+            "size": [12 if t.penalty == chosen else 7 for t in ordered],
+            "symbol": ["star" if t.penalty == chosen else "circle" for t in ordered],
+        },
+        hovertemplate="lambda %{x:.4g}: density %{y:.2f}%<extra></extra>",
+    )
+    figure.update_xaxes(title="lambda (star: the run's)", type="log" if ordered[0].penalty > 0 else "linear")
+    figure.update_yaxes(title="density, %", rangemode="tozero")
+    return figure
+
+
+def head_map(circuit: Circuit, kind: str) -> go.Figure:
+    """The gates of one kind of head as a grid of layers and heads; those of the circuit have a dot.
+
+    Raises:
+        ValueError: the kind is none of query, key and value.
+    """
+    if kind not in KINDS[:3]:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS[:3])}")
+    rows = [parts[KINDS.index(kind)].tolist() for parts in _split(circuit)]
+    width = max(map(len, rows))
+    figure = _figure(110 + min(420, max(16, 300 // len(rows)) * len(rows)))
+    figure.add_heatmap(
+        z=[row + [None] * (width - len(row)) for row in rows],
+        zmin=0,
+        zmax=1,
+        colorscale=SCALE,
+        xgap=1,
+        ygap=1,
+        colorbar={"thickness": 8, "outlinewidth": 0, "tickvals": [0, 0.5, 1]},
+        hovertemplate=f"layer %{{y}}, {kind} head %{{x}}: gate %{{z:.2f}}<extra></extra>",
+    )
+    chosen = [(x, y) for y, row in enumerate(rows) for x, gate in enumerate(row) if gate > 0.5]
+    figure.add_scatter(
+        x=[x for x, _ in chosen], y=[y for _, y in chosen], mode="markers", hoverinfo="skip",
+        marker={"color": "#111", "size": 7, "line": {"color": "#fff", "width": 1.5}},
+    )  # fmt: skip
+    figure.update_xaxes(title=f"{kind} head", showgrid=False, zeroline=False, dtick=1 if width <= 12 else None)
+    figure.update_yaxes(
+        title="layer", range=[len(rows) - 0.5, -0.5], showgrid=False, zeroline=False,
+        dtick=1 if len(rows) <= 12 else None,
+    )  # fmt: skip
+    return figure
+
+
+def neurons_by_layer(circuit: Circuit) -> go.Figure:
+    """How many neurons of each layer are in the circuit."""
+    neurons = [parts[3] for parts in _split(circuit)]
+    counts = [int((part > 0.5).sum()) for part in neurons]
+    figure = _figure(110 + min(420, max(16, 300 // len(counts)) * len(counts)))
+    figure.add_bar(
+        x=counts,
+        y=list(range(len(counts))),
+        orientation="h",
+        marker={"color": BLUE},
+        text=counts if len(counts) <= 40 else None,
+        customdata=[[len(part), 100 * count / max(1, len(part))] for part, count in zip(neurons, counts, strict=True)],
+        hovertemplate="layer %{y}: %{x} of %{customdata[0]:,} neurons (%{customdata[1]:.2f}%)<extra></extra>",
+    )
+    figure.update_xaxes(title="neurons in the circuit", rangemode="tozero")
+    figure.update_yaxes(
+        title="layer", range=[len(counts) - 0.5, -0.5], showgrid=False, dtick=1 if len(counts) <= 12 else None
+    )
+    return figure
+
+
+def _split(circuit: Circuit) -> list[tuple[torch.Tensor, ...]]:
+    parts = circuit.gates.split(circuit.sizes.flatten().tolist())
+    return [parts[i : i + 4] for i in range(0, len(parts), 4)]
+
+
+def arms(comparison: Mapping[str, Any]) -> go.Figure:
+    """The gain of each arm of a comparison on the target, with its 95% interval, best first."""
+    names = comparison["ranked"]
+    rows = [comparison["arms"][name]["target"] for name in names]
+    figure = _figure(90 + 28 * len(rows))
+    figure.add_scatter(
+        x=[100 * r["difference"] for r in rows],
+        y=list(range(len(rows))),
+        error_x={
+            "type": "data", "symmetric": False, "color": GREY, "thickness": 1.3, "width": 0,
+            "array": [100 * (r["ci95"][1] - r["difference"]) for r in rows],
+            "arrayminus": [100 * (r["difference"] - r["ci95"][0]) for r in rows],
+        },
+        mode="markers",
+        marker={"size": 10, "color": [BLUE if n == comparison["first"] else GREY for n in names]},
+        customdata=[
+            [comparison["arms"][n]["title"], f"{100 * r['ci95'][0]:+.1f} to {100 * r['ci95'][1]:+.1f}"]
+            for n, r in zip(names, rows, strict=True)
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[1]})<extra></extra>",
+    )  # fmt: skip
+    figure.add_vline(0, line={"color": GREY, "width": 1})
+    figure.update_xaxes(title="points on the target against the base model", zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False
+    )
+    return figure

@@ -1,0 +1,1 @@
+"""`report.html`: what a run found, as one file that opens offline."""

@@ -1,0 +1,334 @@
+"""What people see in the terminal: a run as it works, and `cca show` of what it left; and the same as data frames."""
+
+import io
+import json
+import math
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SMALL_BUT_WHOLE
+
+import cca
+from cca import cli
+from cca.circuit import Circuit
+from cca.config import load_config
+from cca.errors import InputError
+from cca.progress import Display, Lines, LiveDisplay, clock
+from cca.records import Choice, Pivot, Problem, Score
+from cca.store import RunFolder
+from cca.views import effects, pivot_views, problem_view, steps
+from cca.workspace import make_prompter
+
+
+def shown(capsys, *arguments: str) -> str:
+    """What `cca show` prints on stdout; nothing may go to stderr."""
+    assert cli.main(["show", *arguments]) == 0
+    out, error = capsys.readouterr()
+    assert error == ""
+    return out
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---- cca show ----
+
+
+def test_a_pivot_is_shown_with_both_tokens_their_continuations_answers_and_probabilities(mended, capsys):
+    folder = RunFolder.open(mended)
+    pivot = next(p for p in folder.read("pivots.jsonl", Pivot) if p.method == "branching")
+    text = one_line(shown(capsys, "pivots", str(mended), "--problem", pivot.problem))
+    prompter = make_prompter(load_config(mended / "config.toml"))
+    problem = next(p for p in folder.read("problems.jsonl", Problem) if p.id == pivot.problem)
+    probabilities = {c.arm: c for c in folder.read("choices.jsonl", Choice) if c.problem == pivot.problem}
+    assert one_line(problem.question) in text
+    for side in ("desired", "undesired"):
+        before, after = (math.exp(getattr(probabilities[arm], side)) for arm in ("base", "updated"))
+        assert f"probability {100 * before:.1f}% -> {100 * after:.1f}%" in text
+        token = prompter.tokenizer.decode([getattr(pivot, side)])
+        assert f"[{token.replace(' ', '␣')}]" in text
+        rest = prompter.decode(getattr(pivot, f"after_{side}")[1:])
+        assert one_line(rest) in text.replace("] ", "]").replace("]", "] ")
+    assert "right, gold" in text
+    assert "wrong, gold" in text
+
+
+def test_as_many_pivots_are_shown_as_were_asked_for_and_those_off_their_slip_alone(mended, capsys):
+    assert len(json.loads(shown(capsys, "pivots", str(mended), "-n", "3", "--json"))) == 3
+    missed = [p for p in RunFolder.open(mended).read("pivots.jsonl", Pivot) if p.on_slip is False]
+    found = json.loads(shown(capsys, "pivots", str(mended), "-n", "500", "--off-slip", "--json"))
+    assert [p["problem"] for p in found] == [p.problem for p in missed if p.method == "branching"]
+
+
+def test_the_circuit_is_shown_by_layer_and_overlaps_with_itself_completely(mended, capsys):
+    circuit = Circuit.load(mended / "circuit.safetensors")
+    text = shown(capsys, "circuit", str(mended))
+    assert f"{int(circuit.selected.sum())} of 3,260 components" in text
+    found = json.loads(shown(capsys, "circuit", str(mended), "--json"))["components"]
+    assert sum(len(n) for layers in found.values() for n in layers.values()) == int(circuit.selected.sum())
+    both = json.loads(shown(capsys, "circuit", str(mended), str(mended), "--json"))["overlap"]
+    assert {row["jaccard"] for row in both.values() if row["first"]} == {1.0}
+    assert sum(row["n"] for row in both.values()) == 3260
+    assert "Jaccard" in shown(capsys, "circuit", str(mended), str(mended))
+
+
+def test_circuits_of_models_of_other_shapes_are_not_compared(mended, tmp_path, capsys):
+    shutil.copytree(mended, tmp_path / "other")
+    small = Circuit(torch.ones(4), torch.ones(1, 4), torch.ones(1), torch.ones(1, 4, dtype=torch.int64), "")
+    small.save(tmp_path / "other" / "circuit.safetensors")
+    assert cli.main(["show", "circuit", str(mended), str(tmp_path / "other")]) == 2
+    assert "models with other components" in capsys.readouterr().err
+
+
+def test_a_test_problem_is_shown_with_both_models_answers_and_a_training_problem_with_its_traces(mended, capsys):
+    scores = RunFolder.open(mended).read("scores.jsonl", Score)
+    text = one_line(shown(capsys, "problem", str(mended), scores[0].problem))
+    assert "base model" in text
+    assert "updated model" in text
+    view = problem_view(RunFolder.open(mended), scores[0].problem)
+    assert [a.text for a in view.answers] == [s.text for s in scores if s.problem == scores[0].problem]
+    pivot = RunFolder.open(mended).read("pivots.jsonl", Pivot)[0]
+    text = one_line(shown(capsys, "problem", str(mended), pivot.problem))
+    assert "greedy trace" in text
+    assert f"--problem {pivot.problem}" in text
+
+
+def test_scores_of_one_run_are_its_table_and_of_several_stand_side_by_side(mended, tmp_path, capsys):
+    summary = json.loads((mended / "summary.json").read_text())
+    text = shown(capsys, "scores", str(mended))
+    assert "held-out templates" in text
+    assert f"{100 * summary['target']['updated']:.1f}%" in text
+    assert json.loads(shown(capsys, "scores", str(mended), "--json")) == summary
+    shutil.copytree(mended, tmp_path / "b")
+    monkey = {**summary, "target": {**summary["target"], "difference": 0.123}}
+    (tmp_path / "b" / "summary.json").write_text(json.dumps(monkey))
+    text = shown(capsys, "scores", str(mended), str(tmp_path / "b"))
+    assert f"{100 * summary['target']['difference']:+.1f} (" in text
+    assert "+12.3 (" in text
+
+
+def test_markup_in_model_output_is_shown_as_it_is(mended, tmp_path, capsys):
+    shutil.copytree(mended, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    problems = folder.read("problems.jsonl", Problem)
+    folder.write("problems.jsonl", [Problem(**{**vars(p), "question": "[bold]x[/bold] [/]"}) for p in problems])
+    scores = folder.read("scores.jsonl", Score)
+    folder.write("scores.jsonl", [Score(**{**vars(s), "text": "[red]y[/red] [/]"}) for s in scores])
+    assert "[bold]x[/bold] [/]" in shown(capsys, "pivots", str(tmp_path / "run"), "-n", "1")
+    assert "[red]y[/red] [/]" in shown(capsys, "problem", str(tmp_path / "run"), scores[0].problem)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["pivots", "RUN", "-n", "0"], ["at least 1"]),
+        (["pivots", "RUN", "--problem", "nobody"], ["no pivot of problem 'nobody'", "cca show problem"]),
+        (["problem", "RUN", "nobody"], ["no problem 'nobody'", "for example"]),
+        (["circuit", "RUN", "RUN", "RUN"], ["one run or two"]),
+        (["scores", "EMPTY"], ["not finished", "cca run --out"]),
+        (["pivots", "EMPTY"], ["no pivots yet", "cca pivots"]),
+        (["circuit", "EMPTY"], ["no circuit yet", "cca circuit"]),
+        (["scores", "NOWHERE"], ["holds no run"]),
+    ],
+)
+def test_what_cannot_be_shown_is_named_with_the_remedy(arguments, parts, mended, tmp_path, capsys):
+    RunFolder.create(tmp_path / "empty", load_config(None))
+    names = {"RUN": mended, "EMPTY": tmp_path / "empty", "NOWHERE": tmp_path / "nowhere"}
+    assert cli.main(["show", *(str(names.get(a, a)) for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cca: ")
+    for part in parts:
+        assert part in error
+
+
+# ---- what the views say ----
+
+
+def test_a_template_s_interval_is_of_its_own_problems():
+    scores = [
+        Score(arm, "target", f"{template}-{i}", template, "", arm == "updated" and i < gained, 1, "")
+        for template, gained in (("a", 10), ("b", 0))
+        for i in range(10)
+        for arm in ("base", "updated")
+    ]
+    a, b = effects(scores, seed=0)
+    assert (a.template, a.n, a.difference, a.gained, a.lost) == ("a", 10, 1.0, 10, 0)
+    assert (b.difference, b.low, b.high) == (0.0, 0.0, 0.0)
+
+
+def test_steps_of_several_rounds_follow_each_other_from_the_step_that_was_kept(mended, tmp_path):
+    shutil.copytree(mended, tmp_path / "run")
+    shutil.copytree(mended, tmp_path / "run" / "round-2")
+    found = steps(RunFolder.open(tmp_path / "run"))
+    kept = json.loads((mended / "summary.json").read_text())["update"]["best_step"]
+    assert [(s.round, s.step) for s in found] == [
+        *((1, step) for step in range(3)),
+        *((2, kept + step) for step in range(3)),
+    ]
+    assert [s.step for s in found if s.kept] == [kept, 2 * kept]
+
+
+def test_a_pivot_s_outcome_compares_the_two_models():
+    from cca.views import _outcome
+
+    def choice(arm: str, won: bool) -> Choice:
+        return Choice(arm, "p", -1.0 if won else -2.0, -1.5)
+
+    assert _outcome(choice("base", False), choice("updated", True)) == "mended"
+    assert _outcome(choice("base", True), choice("updated", False)) == "broken"
+    assert _outcome(choice("base", True), choice("updated", True)) == "already won"
+    assert _outcome(choice("base", False), choice("updated", False)) == "still lost"
+    assert _outcome(None, None) == "not evaluated"
+
+
+def test_a_pivot_s_text_is_its_trace_cut_at_the_pivot(mended):
+    folder, config = RunFolder.open(mended), load_config(mended / "config.toml")
+    prompter = make_prompter(config)
+    pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == "branching"]
+    for pivot, view in zip(pivots, pivot_views(folder, prompter, "branching"), strict=True):
+        prompt = len(pivot.prefix) - pivot.position
+        for side, after in ((view.desired, pivot.after_desired), (view.undesired, pivot.after_undesired)):
+            whole = prompter.decode([*pivot.prefix[prompt:], *after])
+            assert view.before + side.token + side.text == whole
+        assert view.desired.correct
+        assert not view.undesired.correct
+
+
+# ---- notebooks ----
+
+
+def test_a_run_is_data_frames_and_the_figures_of_the_report(mended):
+    run = cca.Run.load(mended)
+    assert len(run.components) == 3260
+    assert run.components.selected.sum() == run.summary["circuit"]["selected"]
+    assert len(run.pivots) == run.summary["pivots"]["found"]
+    assert {"desired_token", "undesired_updated", "outcome"} <= set(run.pivots.columns)
+    updated = run.scores[(run.scores.arm == "updated") & (run.scores.set == "target")]
+    assert updated.correct.mean() == pytest.approx(run.summary["target"]["updated"])
+    assert set(run.problems.index) >= set(run.traces.problem)
+    assert set(run.effects.columns) >= {"template", "difference", "low", "high"}
+    assert run.steps[run.steps.kept].step.tolist() == [run.summary["update"]["best_step"]]
+    made = [run.forest(), run.validation_curve(), run.gates_over_training(), run.density_sweep()]
+    made += [run.neurons_by_layer(), *(run.head_map(kind) for kind in ("query", "key", "value"))]
+    page = (mended / "report.html").read_text()
+    assert all(figure.data for figure in made)
+    assert page.count('"type":"heatmap"') >= sum(
+        len(list(figure.select_traces({"type": "heatmap"}))) for figure in made
+    )
+    with pytest.raises(ValueError, match="query, key, value"):
+        run.head_map("neuron")
+
+
+def test_what_a_run_has_not_got_to_yet_is_named(tmp_path):
+    RunFolder.create(tmp_path / "r", load_config(None))
+    run = cca.Run.load(tmp_path / "r")
+    assert "finished: nothing" in repr(run)
+    for name in ("problems", "traces", "pivots", "steps", "scores", "effects", "components", "summary"):
+        with pytest.raises(InputError, match="cca "):
+            getattr(run, name)
+    with pytest.raises(InputError, match="holds no run"):
+        cca.Run.load(tmp_path / "nowhere")
+
+
+# ---- while it runs ----
+
+
+def in_a_terminal(command: list[str], until: str | None = None, columns: int = 100) -> tuple[str, int]:
+    """What `command` writes to a terminal, and its exit code; Ctrl-C is typed once `until` was written."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm"}
+    process = subprocess.Popen(
+        command, stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
+    )
+    os.close(follower)
+    text, deadline = b"", time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if select.select([leader], [], [], 0.1)[0]:
+            try:
+                text += os.read(leader, 65536)
+            except OSError:  # nobody writes there any more
+                break
+            if until is not None and until.encode() in text:
+                os.killpg(process.pid, signal.SIGINT)
+                until = None
+    os.close(leader)
+    return text.decode(errors="replace"), process.wait()
+
+
+def test_the_live_display_shows_stages_and_figures_and_ctrl_c_leaves_the_command_that_resumes(tmp_path):
+    (tmp_path / "c.toml").write_text(SMALL_BUT_WHOLE)
+    command = [sys.executable, "-m", "cca.cli", "run", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run")]
+    text, code = in_a_terminal(command, until="opposite sample")
+    assert code == 130
+    assert "▶" in text
+    assert "0/32 problems" in text
+    assert all(stage in text for stage in ("trace", "pivots", "circuit", "update", "evaluate", "report"))
+    assert "✗" in text, "the stage that was stopped is marked"
+    assert "\x1b[?25h" in text, "the cursor is shown again"
+    end = one_line(text[text.rindex("interrupted") :]).replace(" ", "")
+    assert f"cca run {tmp_path / 'c.toml'} --out {tmp_path / 'run'}".replace(" ", "") in end
+    assert "Traceback" not in text
+    assert RunFolder.open(tmp_path / "run").read("problems.jsonl", Problem)
+
+
+def test_where_there_is_no_terminal_there_are_plain_lines_with_the_current_figures(capsys):
+    display = Lines()
+    with display.running(["update"], []), display.stage("update"), display.bar("update", 3, "steps", done=1) as bar:
+        bar.figure("validation", "56.3%")
+        bar.advance()
+        display.shown -= 11  # ten seconds later
+        bar.advance(0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "update: 2 steps to do"
+    assert lines[1].startswith("update: 2/3 steps, ")
+    assert lines[1].endswith(" left; validation 56.3%")
+    assert lines[2].startswith("update: done in ")
+
+
+def test_the_display_marks_what_is_done_at_work_and_stopped():
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=io.StringIO())
+    display = LiveDisplay(console, "a run")
+    with pytest.raises(KeyboardInterrupt), display.running(["trace", "pivots", "circuit"], ["trace"]):
+        with display.stage("pivots"), display.bar("pivots", 4, "problems") as bar:
+            bar.advance(2)
+            bar.figure("pivot yield", "50.0%")
+        with display.stage("circuit"):
+            display.doing("something long")
+            console.print(display.renderable())
+            raise KeyboardInterrupt
+    text = console.export_text()
+    assert "✓ trace" in text
+    assert "done before" in text
+    assert "2/4 problems" in text
+    assert "▶ circuit something long" in one_line(text)
+    assert "pivot yield 50.0%" in text
+    assert display.rows["circuit"].state == "stopped"
+    assert [clock(s) for s in (8, 185, 3760)] == ["8 s", "3:05", "1:02:40"]
+
+
+def test_quiet_shows_nothing(capsys):
+    display = Display()
+    with display.running(["trace"], []), display.stage("trace"), display.bar("trace", 3, "problems") as bar:
+        bar.advance(3)
+        bar.figure("a", "b")
+        display.doing("more")
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_goes_to_stderr_and_json_to_stdout(mended, tmp_path):
+    shutil.copytree(mended, tmp_path / "run")
+    command = [sys.executable, "-m", "cca.cli", "report", str(tmp_path / "run"), "--redo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == json.loads((mended / "summary.json").read_text())
+    assert "figures and pivots" in done.stderr
