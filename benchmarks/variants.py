@@ -15,7 +15,7 @@ from typing import Any
 
 from cca.compare import against_base, between, points, read_answers, share_base_answers
 from cca.config import load_config
-from cca.pipeline import Pipeline
+from cca.pipeline import MEASURED, Pipeline
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "two rounds": ("rounds=2",),
@@ -43,7 +43,7 @@ def main() -> None:
             run = Pipeline.start(folder, load_config(None, (f"seed={seed}", *settings)))
             run.share(Pipeline.resume(first), ("trace", "pivots", "circuit"))
             share_base_answers(options.compared / str(seed), run.folder)
-            run.run()
+            run.run(MEASURED)
 
     print("| seed | variant | round | pivots | density | step | validation |\n" + "| --- " * 7 + "|")
     for variant, runs in folders.items():

@@ -25,7 +25,7 @@ def greedy(model, prompt: Sequence[int], max_new_tokens: int, end_tokens: frozen
     return tokens
 
 
-def _completions(
+def completions(
     model, prompter: Prompter, pair: TracePair, heads: Sequence[Sequence[int]], limit: int
 ) -> list[list[int]]:
     """Each head of the sampled trace completed greedily by `model.generate`, to `limit` tokens in all."""
@@ -63,7 +63,7 @@ def branching_pivot(
     for start in range(0, len(y), group):
         ks = range(start, min(len(y), start + group))
         heads = [y[: k + 1] for k in ks]
-        for k, tokens in zip(ks, _completions(model, prompter, pair, heads, limit), strict=True):
+        for k, tokens in zip(ks, completions(model, prompter, pair, heads, limit), strict=True):
             generated += len(tokens) - (k + 1)
             if prompter.trace(problem, tokens).correct is pair.greedy.correct:
                 continue

@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+from conftest import random_pivots
 
 from cca import evaluation
 from cca.anatomy import anatomy
 from cca.delta import Delta
-from cca.evaluation import Text, drift, plain_texts
+from cca.evaluation import Text, choices, drift, plain_texts
 
 
 def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
@@ -44,6 +45,17 @@ def test_drift_is_the_mean_divergence_and_perplexity_ratio_over_the_written_toke
     assert drift(bundled.model, delta, few, batch=4)[:2] == pytest.approx((kl, ratio), rel=1e-3)
     nothing = drift(bundled.model, Delta.zeros(bundled.model, rows), few, batch=4)
     assert nothing[:2] == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_a_choice_is_the_log_probability_of_both_tokens_after_the_prefix_whatever_the_batch(tiny):
+    pivots = random_pivots(7, tiny.config.vocab_size)
+    one, many = (choices(tiny, pivots, arm="base", batch=size) for size in (1, 4))
+    for pivot, alone, together in zip(pivots, one, many, strict=True):
+        plain = tiny(input_ids=torch.tensor([pivot.prefix])).logits[0, -1].log_softmax(-1)
+        assert (alone.problem, alone.arm) == (pivot.problem, "base")
+        expected = (plain[pivot.desired].item(), plain[pivot.undesired].item())
+        assert (alone.desired, alone.undesired) == pytest.approx(expected, abs=1e-4)
+        assert (together.desired, together.undesired) == pytest.approx(expected, abs=1e-4)
 
 
 def test_plain_text_is_measured_but_for_the_first_token_of_each_piece():

@@ -332,3 +332,16 @@ def test_progress_goes_to_stderr_and_json_to_stdout(mended, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == json.loads((mended / "summary.json").read_text())
     assert "figures and pivots" in done.stderr
+
+
+def test_a_forest_plot_has_a_row_for_each_template_skill_and_benchmark(mended):
+    run = cca.Run.load(mended)
+    mmlu = {"n": 40, "metric": "acc", "base": 0.5, "updated": 0.45, "difference": -0.05, "ci95": [-0.2, 0.1]}
+    run.summary["retention"]["mmlu"] = mmlu
+    figure = run.forest().to_dict()
+    names, (trace,) = figure["layout"]["yaxis"]["ticktext"], figure["data"]
+    assert names[0] == "target, all"
+    assert names[-1] == "retention: mmlu"
+    assert len(names) == 2 + len(run.effects) + 1
+    assert trace["x"][-1] == pytest.approx(-5.0)
+    assert (trace["error_x"]["array"][-1], trace["error_x"]["arrayminus"][-1]) == pytest.approx((15.0, 15.0))

@@ -80,6 +80,33 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
         assert found == (plain.position, plain.prefix, plain.desired, plain.undesired, plain.greedy_correct)
 
 
+def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
+    usable = [pair for pair in pairs.values() if pair.sampled]
+    by_id = {p.id: p for p in problems}
+    found = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+    found.sort(key=lambda pivot: -pivot.completions)
+    assert found[0].completions > 0, "some must come from a completion and not from a trace"
+    for pivot in found[:16]:
+        pair = pairs[pivot.problem]
+        assert pair.sampled is not None
+        start = pair.sampled.tokens[: pivot.position]
+        heads = [(*start, pivot.desired), (*start, pivot.undesired)]
+        plain = reference.completions(bundled.model, prompter, pair, heads, LIMIT)
+        assert [(*start, *pivot.after_desired), (*start, *pivot.after_undesired)] == [tuple(p) for p in plain]
+        graded = [prompter.trace(by_id[pair.problem], tokens).correct for tokens in plain]
+        assert graded == [True, False]
+
+
+def test_a_prefix_pivot_keeps_the_rest_of_both_traces(pairs):
+    for pair in [pair for pair in pairs.values() if pair.sampled][:10]:
+        pivot = prefix_pivot(pair)
+        right, wrong = (pair.greedy, pair.sampled) if pair.greedy.correct else (pair.sampled, pair.greedy)
+        assert (right.tokens[pivot.position :], wrong.tokens[pivot.position :]) == (
+            pivot.after_desired,
+            pivot.after_undesired,
+        )
+
+
 def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}

@@ -78,6 +78,10 @@ def forest(effects: Sequence[Effect], summary: Mapping[str, Any]) -> go.Figure:
         counts = f"{e.n} problems, {e.gained} gained, {e.lost} lost"
         about = f"{e.base:.1%} → {e.updated:.1%}, {counts}"
         rows.append((_named(e), e.difference, e.low, e.high, about, "circle"))
+    for name, found in summary["retention"].items():
+        if "metric" in found:  # a benchmark, whose answers are not among the scores
+            about = f"{found['base']:.1%} → {found['updated']:.1%} ({found['metric']}), {found['n']} documents"
+            rows.append((f"retention: {name}", found["difference"], *found["ci95"], about, "circle"))
     figure = _figure(70 + 19 * len(rows))
     figure.add_scatter(
         x=[100 * r[1] for r in rows],
