@@ -203,6 +203,18 @@ def test_markup_from_model_and_data_is_shown_as_text(mended, visit, tmp_path):
     assert MARKUP.split("{")[0] in page.inner_text(".chart[data-chart='forest']")
 
 
+def test_a_script_that_got_into_the_page_all_the_same_would_not_run(report, browser, tmp_path):
+    tampered = tmp_path / "report.html"
+    extra = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'>"
+    tampered.write_text(report.read_text().replace("<main>", f"<main>{extra}"))
+    page = browser.new_page()
+    page.goto(tampered.as_uri())
+    page.wait_for_selector(".chart .main-svg")
+    assert page.locator("main > img").count() == 1
+    assert page.evaluate("window.hacked") is None
+    page.close()
+
+
 def test_the_report_prints_on_paper_in_light_colours_without_its_controls(report, visit):
     page = visit(report, color_scheme="dark")
     page.emulate_media(media="print")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,8 @@ from cca.records import Choice, Pivot, Problem, Score
 from cca.store import RunFolder
 from cca.views import effects, pivot_views, problem_view, steps
 from cca.workspace import make_prompter
+
+ROOT = Path(__file__).parent.parent
 
 
 def shown(capsys, *arguments: str) -> str:
@@ -345,3 +348,19 @@ def test_a_forest_plot_has_a_row_for_each_template_skill_and_benchmark(mended):
     assert len(names) == 2 + len(run.effects) + 1
     assert trace["x"][-1] == pytest.approx(-5.0)
     assert (trace["error_x"]["array"][-1], trace["error_x"]["arrayminus"][-1]) == pytest.approx((15.0, 15.0))
+
+
+def test_the_notebook_in_the_documents_runs(mended, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "bundled").symlink_to(mended)
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path / "docs")
+    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 5
+    assert all(
+        cell["outputs"] or "import" in "".join(cell["source"]) for cell in notebook["cells"] if "outputs" in cell
+    )
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(compile(cell, "notebook.ipynb", "exec"), names)

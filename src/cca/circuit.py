@@ -102,6 +102,11 @@ class Circuit:
     def density(self) -> float:
         return float(self.selected.float().mean())
 
+    def by_layer(self) -> list[tuple[Tensor, ...]]:
+        """The gates of each layer: its query (H,), key (K,) and value heads (K,) and neurons (I,)."""
+        parts = self.gates.split(self.sizes.flatten().tolist())
+        return [parts[i : i + 4] for i in range(0, len(parts), 4)]
+
     def save(self, path: Path) -> None:
         tensors = {"gates": self.gates, "history": self.history, "losses": self.losses, "sizes": self.sizes}
         save_file(tensors, path, metadata={"stopped": self.stopped})

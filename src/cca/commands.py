@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from cca.problems.annotated import TemplateCheck
 
 
+def _console(width: int) -> Any:
+    """For people, on stderr; `width` columns where that is no terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else width)
+
+
 def dry_run(config: Any, as_json: bool) -> int:
     from cca.plan import plan
 
@@ -24,11 +31,9 @@ def dry_run(config: Any, as_json: bool) -> int:
     if as_json:
         print(json.dumps(found, indent=1))
         return 0
-    from rich.console import Console
-
     from cca.display import show_plan
 
-    show_plan(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110), found)
+    show_plan(_console(110), found)
     return 0
 
 
@@ -52,11 +57,9 @@ def compare(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
-    from rich.console import Console
-
     from cca.display import show_comparison
 
-    show_comparison(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150), found)
+    show_comparison(_console(150), found)
     print(f"\nThe same table: {out / 'comparison.md'}, as JSON: {out / 'comparison.json'}", file=sys.stderr)
     print(f"Open {out / 'report.html'} in a browser", file=sys.stderr)
     return 0
@@ -145,11 +148,9 @@ def print_summary(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=1))
         return
-    from rich.console import Console
-
     from cca.display import show_summary
 
-    show_summary(Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120), summary)
+    show_summary(_console(120), summary)
 
 
 def grade(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cca import stats
+from cca import stats, wording
 from cca.arms import ARMS
 from cca.config import Config, load_config
 from cca.errors import InputError
@@ -205,9 +205,9 @@ def points(found: Mapping[str, Any] | None) -> str:
     """A difference with its interval, and what the sample could have seen where that holds 0."""
     if found is None:
         return "-"
-    low, high = found["ci95"]
-    seen = f", sees {found['detectable'] * 100:.1f}" if low <= 0 <= high and found["detectable"] is not None else ""
-    return f"{found['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}){seen}"
+    least = found["detectable"] if wording.holds_zero(found) else None
+    seen = "" if least is None else f", sees {least * 100:.1f}"
+    return f"{wording.points(found['difference'])} ({wording.interval(found['ci95'])}){seen}"
 
 
 def _span(values: Sequence[int]) -> str:

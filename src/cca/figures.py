@@ -177,7 +177,7 @@ def gates_over_training(circuit: Circuit) -> go.Figure:
         x=x,
         y=size.tolist(),
         yaxis="y2",
-        name="components in the circuit (right axis)",
+        name="components in the circuit (right axis, logarithm)",
         mode="lines+markers",
         line={"color": ORANGE, "width": 3},
         marker={"size": 5},
@@ -187,7 +187,7 @@ def gates_over_training(circuit: Circuit) -> go.Figure:
     figure.update_layout(
         yaxis={"title": "gate", "showgrid": False, "range": [0, 1]},
         yaxis2={
-            "title": {"text": "components"}, "overlaying": "y", "side": "right", "rangemode": "tozero",
+            "title": {"text": "components"}, "overlaying": "y", "side": "right", "type": "log",
             "showgrid": False, "automargin": True, "tickmode": "auto",
         },
     )  # fmt: skip
@@ -222,7 +222,7 @@ def head_map(circuit: Circuit, kind: str) -> go.Figure:
     """
     if kind not in KINDS[:3]:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS[:3])}")
-    rows = [parts[KINDS.index(kind)].tolist() for parts in _split(circuit)]
+    rows = [parts[KINDS.index(kind)].tolist() for parts in circuit.by_layer()]
     width = max(map(len, rows))
     figure = _figure(110 + min(420, max(16, 300 // len(rows)) * len(rows)))
     figure.add_heatmap(
@@ -250,7 +250,7 @@ def head_map(circuit: Circuit, kind: str) -> go.Figure:
 
 def neurons_by_layer(circuit: Circuit) -> go.Figure:
     """How many neurons of each layer are in the circuit."""
-    neurons = [parts[3] for parts in _split(circuit)]
+    neurons = [parts[3] for parts in circuit.by_layer()]
     counts = [int((part > 0.5).sum()) for part in neurons]
     figure = _figure(110 + min(420, max(16, 300 // len(counts)) * len(counts)))
     figure.add_bar(
@@ -267,11 +267,6 @@ def neurons_by_layer(circuit: Circuit) -> go.Figure:
         title="layer", range=[len(counts) - 0.5, -0.5], showgrid=False, dtick=1 if len(counts) <= 12 else None
     )
     return figure
-
-
-def _split(circuit: Circuit) -> list[tuple[torch.Tensor, ...]]:
-    parts = circuit.gates.split(circuit.sizes.flatten().tolist())
-    return [parts[i : i + 4] for i in range(0, len(parts), 4)]
 
 
 def arms(comparison: Mapping[str, Any]) -> go.Figure:

@@ -64,7 +64,10 @@ class _Work:
 
     @property
     def pace(self) -> str:
-        return f"{self.rate:.1f}/s, {clock((self.total - self.done) / self.rate)} left" if self.rate else ""
+        if not self.rate:
+            return ""
+        speed = f"{self.rate:.1f}/s" if self.rate >= 1 else f"{clock(1 / self.rate)} each"
+        return f"{speed}, {clock((self.total - self.done) / self.rate)} left"
 
 
 class Lines(Display):

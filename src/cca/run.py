@@ -10,6 +10,7 @@ from cca import figures, views
 from cca.circuit import Circuit, Trial
 from cca.config import Config, load_config
 from cca.errors import InputError
+from cca.pipeline import STAGES
 from cca.records import Problem, Score, TracePair
 from cca.store import RunFolder
 from cca.workspace import make_prompter
@@ -43,7 +44,8 @@ class Run:
         return cls(folder, load_config(folder.file("config.toml")))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder.path)!r}, finished: {', '.join(self.folder.manifest['stages']) or 'nothing'})"
+        finished = ", ".join(stage for stage in STAGES if self.folder.finished(stage))
+        return f"Run({str(self.folder.path)!r}, finished: {finished or 'nothing'})"
 
     # ---- figures as numbers ----
 

@@ -210,11 +210,9 @@ class Gate:
 
 def gates(circuit: Circuit) -> Iterator[Gate]:
     """All components, in flat order."""
-    values = iter(circuit.gates.tolist())
-    for layer, counts in enumerate(circuit.sizes.tolist()):
-        for kind, count in zip(KINDS, counts, strict=True):
-            for number in range(count):
-                gate = next(values)
+    for layer, parts in enumerate(circuit.by_layer()):
+        for kind, part in zip(KINDS, parts, strict=True):
+            for number, gate in enumerate(part.tolist()):
                 yield Gate(layer, kind, number, gate, gate > 0.5)
 
 

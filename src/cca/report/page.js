@@ -82,7 +82,7 @@
   }
 
   function described(p) {
-    const slip = p.on_slip === null ? "" : p.on_slip ? ", on its planted slip" : ", not on its planted slip";
+    const slip = p.on_slip === null ? "" : p.on_slip ? "; it is the planted slip's own token" : "; it is not the planted slip's token";
     const facts = `template ${p.template}, ${p.split}, token ${p.position + 1} of the trace; the greedy trace is ` +
       `${p.greedy_correct ? "right" : "wrong"}, the sampled one ${p.greedy_correct ? "wrong" : "right"}${slip}`;
     const continued = (name, className, sign, c) => element("div", "", `trace ${className}`,

@@ -28,7 +28,7 @@ from cca.compare import cells
 from cca.config import Config
 from cca.prompts import Prompter
 from cca.records import Score
-from cca.store import RunFolder
+from cca.store import RunFolder, write_text
 from cca.views import OUTCOMES, PivotView, circuit_of, effects, pivot_views, steps, summary_of
 
 PIVOT_BYTES = 2_000_000
@@ -169,6 +169,4 @@ def write_report(
     path: Path, folder: RunFolder, config: Config, prompter: Prompter, comparison: Mapping[str, Any] | None = None
 ) -> None:
     """Write the report of `folder` to `path`, whole or not at all. Raises as `render`."""
-    from cca.store import write_text
-
     write_text(path, render(folder, config, prompter, comparison))
