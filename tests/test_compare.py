@@ -85,6 +85,9 @@ def test_the_table_is_written_for_people_and_machines(out):
         assert (row["against_first"] is None) == (arm == "branching")
     text = (out / "comparison.md").read_text()
     assert text.count("\n| ") >= 3 * len(CHOSEN)
+    page = (out / "report.html").read_text()
+    assert all(f"{ARMS[arm].title}</small>" in page for arm in CHOSEN if "'" not in ARMS[arm].title)
+    assert not (out / "0" / "bias" / "report.html").exists()
     assert all(text.count(f"\n| {arm} |") == 2 + (arm != "branching") for arm in CHOSEN)
     (by_seed,) = [line for line in text.splitlines() if line.startswith("| target, points by seed")]
     assert [cell.strip() for cell in by_seed.split("|")[2:4]] == ["0", "mean of such seeds (95%)"]

@@ -235,7 +235,8 @@ def test_the_report_of_a_comparison_has_its_table_of_arms(mended, visit, tmp_pat
     write_report(tmp_path / "report.html", RunFolder.open(mended), config, make_prompter(config), found)
     page = visit(tmp_path / "report.html")
     rows = page.locator("#arms tbody tr").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == found["ranked"]
+    assert [row.split()[0] for row in rows] == found["ranked"]
+    assert "constant bias on the output logits" in page.inner_text("#arms")
     assert page.locator(".chart").count() == 9
     assert page.evaluate("document.documentElement.scrollWidth") <= 1600
 

@@ -8,6 +8,10 @@ from rich.text import Text
 
 from cca import wording
 
+WIDE = 150
+"""Columns that the whole table of a comparison takes."""
+COSTS = ("drift", "numbers", "seconds", "GiB")
+
 
 def show_plan(console: Console, plan: dict[str, Any]) -> None:
     """What `cca run --dry-run` prints."""
@@ -80,12 +84,16 @@ def show_comparison(console: Console, comparison: dict[str, Any]) -> None:
 
     seeds = ", ".join(map(str, comparison["seeds"]))
     table = Table(title=f"Arms by gain on the target, seeds {seeds}", title_justify="left", show_lines=True)
-    for name in COLUMNS:
+    # what has no room on a narrow terminal is in the report and in comparison.md
+    kept = [i for i, name in enumerate(COLUMNS) if console.width >= WIDE or not name.startswith(COSTS)]
+    for name in (COLUMNS[i] for i in kept):
         heading = name.replace(" / ", "\n").replace("drift ", "drift\n").replace(" templates", "\ntemplates")
         table.add_column(
             heading.replace(" (", "\n("), justify="left" if name == "arm" else "right", no_wrap=name == "arm"
         )
     for row in cells(comparison):
-        table.add_row(*(cell.replace(" (", "\n(").replace(", ", "\n").replace(" / ", "\n") for cell in row))
+        table.add_row(
+            *(row[i].replace(" (", "\n(").replace(", ", "\n").replace(" / ", "\n").replace(" ->", "\n->") for i in kept)
+        )
     console.print(table)
     console.print("Points are against the base model; 'sees': the smallest change, at least, found 80% of the time.")

@@ -113,7 +113,7 @@ def render(folder: RunFolder, config: Config, prompter: Prompter, comparison: Ma
     views = pivot_views(folder, prompter, config.pivots.method)
     sections, pivots = panels(folder, summary, circuit), shown_pivots(views)
     if comparison:
-        sections["arms"] = [Panel("arms", "Arms", "", figures.arms(comparison), wide=True)]
+        sections["arms"] = [Panel("arms", "Gain on the target", "", figures.arms(comparison), wide=True)]
     charts = {panel.id: json.loads(str(panel.figure.to_json())) for found in sections.values() for panel in found}
     scripts = [get_plotlyjs(), _file("page.js")]
     env = Environment(
