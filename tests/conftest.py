@@ -122,12 +122,17 @@ drift_problems = 3
 @pytest.fixture(scope="session")
 def mended(tmp_path_factory) -> Path:
     """A finished run of the bundled model whose update keeps a step, and whose lambda was searched for."""
+    from filelock import FileLock
+
     from cca import cli
 
-    folder = tmp_path_factory.mktemp("mended")
-    (folder / "small.toml").write_text(SMALL_BUT_WHOLE)
-    assert cli.main(["run", str(folder / "small.toml"), "--out", str(folder / "run"), "--quiet"]) == 0
-    return folder / "run"
+    # processes of pytest-xdist share the parent of their folders: the first makes the run, the others find it finished
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    folder = tmp_path_factory.mktemp("mended") if alone else tmp_path_factory.getbasetemp().parent
+    with FileLock(folder / "mended.lock"):
+        (folder / "mended.toml").write_text(SMALL_BUT_WHOLE)
+        assert cli.main(["run", str(folder / "mended.toml"), "--out", str(folder / "mended-run"), "--quiet"]) == 0
+    return folder / "mended-run"
 
 
 def last_delta(model, rows, pivots, **changes) -> Delta:

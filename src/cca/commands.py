@@ -21,7 +21,7 @@ def _console(width: int) -> Any:
     """For people, on stderr; `width` columns where that is no terminal."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else width)
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else width)
 
 
 def dry_run(config: Any, as_json: bool) -> int:

@@ -172,6 +172,7 @@ class LiveDisplay(Display):
         self.figures[name] = value
 
     def renderable(self) -> Any:
+        """What is drawn. A thread of its own calls it while the run goes on, so it looks at copies."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -180,11 +181,10 @@ class LiveDisplay(Display):
         table = Table.grid(padding=(0, 1))
         for _ in range(5):
             table.add_column(no_wrap=True)
-        for name, row in self.rows.items():
+        for name, row in list(self.rows.items()):
             mark, style = MARKS[row.state]
-            bar, count, pace = Text(row.doing if row.state == "running" else ""), "", ""
-            if row.work is not None:
-                work = row.work
+            bar, count, pace, work = Text(row.doing if row.state == "running" else ""), "", "", row.work
+            if work is not None:
                 label = "" if work.what == name else f"{work.what} "
                 count = f"{label}{work.done:,}/{work.total:,} {work.unit}"
                 pace = work.pace if row.state == "running" else ""
@@ -196,7 +196,7 @@ class LiveDisplay(Display):
             elif row.state == "done":
                 pace = "done before"
             table.add_row(Text(mark, style), Text(name, style if row.state == "running" else ""), bar, count, pace)
-        figures = Text(" · ".join(f"{name} {value}" for name, value in self.figures.items()), "cyan")
+        figures = Text(" · ".join(f"{name} {value}" for name, value in list(self.figures.items())), "cyan")
         return Group(*([Text(self.title, "bold")] if self.title else []), table, *([figures] if figures else []))
 
 
@@ -218,4 +218,4 @@ def make_display(quiet: bool, title: str = "", keep: bool = True) -> Display:
         return Lines()
     from rich.console import Console
 
-    return LiveDisplay(Console(stderr=True), title, keep)
+    return LiveDisplay(Console(stderr=True, highlight=False, markup=False), title, keep)

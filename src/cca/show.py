@@ -39,11 +39,20 @@ def show(options: argparse.Namespace) -> int:
         "problem": _problem,
     }
     width = None if sys.stdout.isatty() else 120
-    console = Console(highlight=False, width=width, quiet=options.json)
+    console = Console(highlight=False, markup=False, width=width, quiet=options.json)
     found = commands[options.what](options, console)
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     return 0
+
+
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def _text(said: str, style: str = "") -> Text:
+    """Text of a model or a data file, in which control characters, that could steer the terminal, are pictures."""
+    return Text(said.translate(_CONTROLS), style=style)
 
 
 # ---- scores ----
@@ -59,10 +68,10 @@ def _scores(options: argparse.Namespace, console: Console) -> Any:
     table = Table(title="Points against the base model (95% interval)", title_justify="left", show_edge=False)
     table.add_column("")
     for path in rows:
-        table.add_column(Text(path), justify="right")
+        table.add_column(_text(path), justify="right")
     for name in dict.fromkeys(name for found in rows.values() for name in found):
         cells = (found.get(name) for found in rows.values())
-        table.add_row(Text(name), *(f"{c.difference} ({c.ci95})" if c else "" for c in cells))
+        table.add_row(_text(name), *(f"{c.difference} ({c.ci95})" if c else "" for c in cells))
     table.add_section()
     for what, said in (
         ("circuit", lambda s: f"{s['circuit']['selected']:,} ({s['circuit']['density']:.2%})"),
@@ -104,16 +113,15 @@ def _pivots(options: argparse.Namespace, console: Console) -> Any:
 def _show_pivot(console: Console, view: PivotView) -> None:
     slip = {True: ", on its slip", False: ", not on its slip", None: ""}[view.on_slip]
     wrong = "sampled" if view.greedy_correct else "greedy"
-    console.print(Text(f"{view.problem}: {view.outcome} ({wrong} trace wrong{slip})", style="bold"))
-    console.print(Padding(Text(view.question, style="dim"), (0, 0, 0, 2)))
-    console.print(Padding(Text(f"{view.before.lstrip()} ..." if view.before else "(the first token)"), (0, 0, 0, 2)))
+    console.print(_text(f"{view.problem}: {view.outcome} ({wrong} trace wrong{slip})", "bold"))
+    console.print(Padding(_text(view.question, "dim"), (0, 0, 0, 2)))
+    console.print(Padding(_text(f"{view.before.lstrip()} ..." if view.before else "(the first token)"), (0, 0, 0, 2)))
     for name, style, sign, side in (("desired", GOOD, "✓", view.desired), ("undesired", BAD, "✗", view.undesired)):
         text = Text(f"{sign} {name:<9} ")
-        text.append(_visible(side.token), style=style)
-        text.append(side.text)
+        text.append_text(_text(_visible(side.token), style)).append_text(_text(side.text))
         console.print(Padding(text, (0, 0, 0, 2)))
         right = f"{'right' if side.correct else 'wrong'}, gold {view.gold}"
-        console.print(Padding(Text(f"answer {side.answer or 'none'}: {right}; {_odds(side)}", "dim"), (0, 0, 0, 14)))
+        console.print(Padding(_text(f"answer {side.answer or 'none'}: {right}; {_odds(side)}", "dim"), (0, 0, 0, 14)))
     console.print()
 
 
@@ -194,18 +202,18 @@ def _overlaps(first: Circuit, second: Circuit, runs: Sequence[Path]) -> dict[str
 
 def _problem(options: argparse.Namespace, console: Console) -> Any:
     view = problem_view(RunFolder.open(options.run), options.id)
-    console.print(Text(f"{view.id} ({view.split}, template {view.template})", style="bold"))
-    console.print(Text(f"{view.question}\n"))
-    console.print(Text(f"gold {view.gold}: {view.solution}\n", style="dim"))
+    console.print(_text(f"{view.id} ({view.split}, template {view.template})", "bold"))
+    console.print(_text(f"{view.question}\n"))
+    console.print(_text(f"gold {view.gold}: {view.solution}\n", "dim"))
     if not view.answers:
         console.print(f"Nothing has answered it yet; go on with: cca run --out {options.run}")
     table = Table(show_edge=False, show_lines=True, expand=bool(view.answers))
     for answer in view.answers:
         table.add_column(Text(answer.by), ratio=1, overflow="fold")
     if view.answers:
-        table.add_row(*(Text(a.text.strip()) for a in view.answers))
+        table.add_row(*(_text(a.text.strip()) for a in view.answers))
         verdicts = [f"{'✓ right' if a.correct else '✗ wrong'}: {a.answer or 'no answer'}" for a in view.answers]
-        table.add_row(*(Text(v, style="bold") for v in verdicts))
+        table.add_row(*(_text(v, "bold") for v in verdicts))
         console.print(table)
     if view.split in ("train", "validation"):
         console.print(f"Only test problems are answered by the updated model. Its pivot: "

@@ -26,6 +26,7 @@ from cca.circuit import Circuit, Trial
 from cca.compare import COLUMNS as ARM_COLUMNS
 from cca.compare import cells
 from cca.config import Config
+from cca.pipeline import MEASURED
 from cca.prompts import Prompter
 from cca.records import Score
 from cca.store import RunFolder, write_text
@@ -140,6 +141,7 @@ def render(folder: RunFolder, config: Config, prompter: Prompter, comparison: Ma
         arms=comparison and {**comparison, "columns": ARM_COLUMNS, "rows": list(cells(dict(comparison)))},
         config=folder.file("config.toml").read_text(encoding="utf-8"),
         manifest=folder.manifest,
+        checksums={n: d for stage in MEASURED for n, d in sorted(folder.manifest["stages"].get(stage, {}).items())},
         name=folder.path.resolve().name,
     )  # fmt: skip
 
