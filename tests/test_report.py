@@ -194,7 +194,7 @@ def test_markup_from_model_and_data_is_shown_as_text(mended, visit, tmp_path):
     summary["retention"][MARKUP] = summary["retention"].pop("leg_counting")
     summary["diagnosis"][0]["message"] = MARKUP
     (folder / "summary.json").write_text(json.dumps(summary))
-    write_report(folder / "report.html", run, config, prompter)
+    write_report(folder / "report.html", run, prompter)
     page = visit(folder / "report.html")
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, b:text-is('bold')").count() == 0
@@ -236,7 +236,7 @@ def test_the_report_of_a_comparison_has_its_table_of_arms(mended, visit, tmp_pat
     chosen = compare.plan(mended / "config.toml", (), ["branching", "bias"], [1], {})
     found = compare.table(out, chosen)
     config = load_config(mended / "config.toml")
-    write_report(tmp_path / "report.html", RunFolder.open(mended), config, make_prompter(config), found)
+    write_report(tmp_path / "report.html", RunFolder.open(mended), make_prompter(config), found)
     page = visit(tmp_path / "report.html")
     rows = page.locator("#arms tbody tr").all_inner_texts()
     assert [row.split()[0] for row in rows] == found["ranked"]
@@ -252,7 +252,7 @@ def test_more_pivots_than_the_page_has_room_for_are_thinned_evenly_and_said_to_b
     whole = shown_pivots(views)
     assert len(whole) == len(views)
     monkeypatch.setattr("cca.report.page.PIVOT_BYTES", sum(len(json.dumps(row)) for row in whole) // 2)
-    write_report(tmp_path / "report.html", folder, config, prompter)
+    write_report(tmp_path / "report.html", folder, prompter)
     page = visit(tmp_path / "report.html")
     shown = page.locator("#list li").count()
     assert 1 < shown < len(views)

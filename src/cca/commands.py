@@ -72,9 +72,8 @@ def _report_comparison(out: Path, chosen: "Plan", found: dict[str, Any]) -> None
     from cca.workspace import make_prompter
 
     seed, arm = chosen.seeds[0], chosen.arms[0]
-    config = chosen.config(arm, seed)
     folder = RunFolder.open(out / str(seed) / arm)
-    write_report(out / "report.html", folder, config, make_prompter(config), found)
+    write_report(out / "report.html", folder, make_prompter(chosen.config(arm, seed)), found)
 
 
 def _rate(text: str) -> tuple[str, float]:

@@ -7,4 +7,4 @@ from cca.workspace import Workspace
 def report(run: Workspace) -> None:
     """Write report.html."""
     run.display.doing("figures and pivots")
-    write_report(run.folder.file("report.html"), run.folder, run.config, run.prompter)
+    write_report(run.folder.file("report.html"), run.folder, run.prompter)

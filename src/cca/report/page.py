@@ -25,7 +25,6 @@ from cca import figures, wording
 from cca.circuit import Circuit, Trial
 from cca.compare import COLUMNS as ARM_COLUMNS
 from cca.compare import cells
-from cca.config import Config
 from cca.pipeline import MEASURED
 from cca.prompts import Prompter
 from cca.records import Score
@@ -104,14 +103,14 @@ def shown_pivots(views: Sequence[PivotView]) -> list[dict[str, Any]]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def render(folder: RunFolder, config: Config, prompter: Prompter, comparison: Mapping[str, Any] | None = None) -> str:
+def render(folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] | None = None) -> str:
     """The report of a finished run. comparison: that of several arms, of which the run is one.
 
     Raises:
         InputError: the run is not finished.
     """
     summary, circuit = summary_of(folder), circuit_of(folder)
-    views = pivot_views(folder, prompter, config.pivots.method)
+    views = pivot_views(folder, prompter, summary["method"])
     sections, pivots = panels(folder, summary, circuit), shown_pivots(views)
     if comparison:
         sections["arms"] = [Panel("arms", "Gain on the target", "", figures.arms(comparison), wide=True)]
@@ -168,7 +167,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def write_report(
-    path: Path, folder: RunFolder, config: Config, prompter: Prompter, comparison: Mapping[str, Any] | None = None
+    path: Path, folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] | None = None
 ) -> None:
     """Write the report of `folder` to `path`, whole or not at all. Raises as `render`."""
-    write_text(path, render(folder, config, prompter, comparison))
+    write_text(path, render(folder, prompter, comparison))
