@@ -294,9 +294,9 @@ def test_where_there_is_no_terminal_there_are_plain_lines_with_the_current_figur
     display = Lines()
     with display.running(["update"], []), display.stage("update"), display.bar("update", 3, "steps", done=1) as bar:
         bar.figure("validation", "56.3%")
-        bar.advance()
+        bar.reach(2)
         display.shown -= 11  # ten seconds later
-        bar.advance(0)
+        bar.reach(2)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "update: 2 steps to do"
     assert lines[1].startswith("update: 2/3 steps, ")
@@ -311,7 +311,7 @@ def test_the_display_marks_what_is_done_at_work_and_stopped():
     display = LiveDisplay(console, "a run")
     with pytest.raises(KeyboardInterrupt), display.running(["trace", "pivots", "circuit"], ["trace"]):
         with display.stage("pivots"), display.bar("pivots", 4, "problems") as bar:
-            bar.advance(2)
+            bar.reach(2)
             bar.figure("pivot yield", "50.0%")
         with display.stage("circuit"):
             display.doing("something long")
@@ -330,7 +330,7 @@ def test_the_display_marks_what_is_done_at_work_and_stopped():
 def test_quiet_shows_nothing(capsys):
     display = Display()
     with display.running(["trace"], []), display.stage("trace"), display.bar("trace", 3, "problems") as bar:
-        bar.advance(3)
+        bar.reach(3)
         bar.figure("a", "b")
         display.doing("more")
     assert capsys.readouterr().err == ""

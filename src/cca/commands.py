@@ -57,9 +57,9 @@ def compare(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
-    from cca.display import show_comparison
+    from cca.display import WIDE, show_comparison
 
-    show_comparison(_console(150), found)
+    show_comparison(_console(WIDE), found)
     print(f"\nThe same table: {out / 'comparison.md'}, as JSON: {out / 'comparison.json'}", file=sys.stderr)
     print(f"Open {out / 'report.html'} in a browser", file=sys.stderr)
     return 0
@@ -67,12 +67,13 @@ def compare(options: argparse.Namespace) -> int:
 
 def _report_comparison(out: Path, chosen: "Plan", found: dict[str, Any]) -> None:
     """The report of the first seed's first arm, with the table of all arms."""
+    from cca.compare import arm_folder
     from cca.report.page import write_report
     from cca.store import RunFolder
     from cca.workspace import make_prompter
 
     seed, arm = chosen.seeds[0], chosen.arms[0]
-    folder = RunFolder.open(out / str(seed) / arm)
+    folder = RunFolder.open(arm_folder(out, seed, arm))
     write_report(out / "report.html", folder, make_prompter(chosen.config(arm, seed)), found)
 
 
@@ -169,8 +170,7 @@ def grade(options: argparse.Namespace) -> int:
     items = [
         (f"{pair.problem}, {kind}", trace.text, gold[pair.problem])
         for pair in pairs
-        for kind, trace in (("greedy", pair.greedy), ("sampled", pair.sampled))
-        if trace is not None
+        for kind, trace in pair.by_kind().items()
     ]
     found = disagreements(items, first, second)
     if options.json:

@@ -17,7 +17,7 @@ from cca.config import Config, load_config
 from cca.errors import InputError
 from cca.pipeline import MEASURED, Pipeline
 from cca.progress import Display
-from cca.records import Score
+from cca.records import Answered, Score, answered
 from cca.store import RunFolder, write_text
 
 SETS = ("target", "held_out_templates", "transfer", "retention")
@@ -77,10 +77,11 @@ def run_arms(out: Path, plan: Plan, display: Display, say: Callable[[str], None]
 
 
 def _pipeline(out: Path, plan: Plan, seed: int, arm: str, display: Display) -> Pipeline:
-    return Pipeline.start(_folder(out, seed, arm), plan.config(arm, seed), display)
+    return Pipeline.start(arm_folder(out, seed, arm), plan.config(arm, seed), display)
 
 
-def _folder(out: Path, seed: int, arm: str) -> Path:
+def arm_folder(out: Path, seed: int, arm: str) -> Path:
+    """The run folder of an arm."""
     return out / str(seed) / arm
 
 
@@ -106,10 +107,10 @@ def table(out: Path, plan: Plan) -> dict[str, Any]:
     p-values against the base model, and of each arm against the first, are corrected over the arms (Holm).
     """
     rows: dict[str, dict[str, Any]] = {}
-    answers = {arm: [read_answers(_folder(out, seed, arm)) for seed in plan.seeds] for arm in plan.arms}
+    answers = {arm: [read_answers(arm_folder(out, seed, arm)) for seed in plan.seeds] for arm in plan.arms}
     for arm in plan.arms:
-        summaries = [json.loads((_folder(out, seed, arm) / "summary.json").read_text()) for seed in plan.seeds]
-        manifests = [RunFolder.open(_folder(out, seed, arm)).manifest for seed in plan.seeds]
+        summaries = [json.loads((arm_folder(out, seed, arm) / "summary.json").read_text()) for seed in plan.seeds]
+        manifests = [RunFolder.open(arm_folder(out, seed, arm)).manifest for seed in plan.seeds]
         stages = (*ARMS[arm].needs, "update")
         rows[arm] = {
             "title": ARMS[arm].title,
@@ -133,12 +134,9 @@ def table(out: Path, plan: Plan) -> dict[str, Any]:
 
 def read_answers(path: Path) -> "Answers":
     """(base, updated) answers by set, skills of a kind together."""
-    by_arm: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
-    for score in RunFolder.open(path).read("scores.jsonl", Score):
-        by_arm[score.arm][score.problem] = score
     found: Answers = {}
-    for problem, base in by_arm["base"].items():
-        found.setdefault(base.set.split(":")[0], []).append((base, by_arm["updated"][problem]))
+    for both in answered(RunFolder.open(path).read("scores.jsonl", Score)):
+        found.setdefault(both.base.set.split(":")[0], []).append(both)
     return found
 
 
@@ -148,7 +146,7 @@ def _outcomes(pairs: Sequence[tuple[Score, Score]], seed: int) -> stats.Outcomes
     return stats.Outcomes([b.correct for b, _ in pairs], [u.correct for _, u in pairs], clusters)
 
 
-Answers = dict[str, list[tuple[Score, Score]]]
+Answers = dict[str, list[Answered]]
 
 
 def against_base(seeds: Sequence[Answers], name: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cca.engines.transformers import generate_greedy, logits_at, right_padded
+from cca.engines.transformers import generate_greedy, last_logits, logits_at, right_padded
 from cca.numerics import check_finite
 from cca.patches import Patch
 from cca.prompts import Prompter
@@ -68,8 +68,7 @@ def choices(model: PreTrainedModel, pivots: Sequence[Pivot], *, arm: str, batch:
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         chunk = [pivots[i] for i in rows]
-        last = torch.tensor([[len(p.prefix) - 1] for p in chunk])
-        logits = logits_at(model, right_padded([p.prefix for p in chunk]), last, use_cache=False).logits[:, 0]
+        logits = last_logits(model, [p.prefix for p in chunk])
         tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
         both = logits.float().log_softmax(-1).gather(1, tokens)
         check_finite(both, "the probabilities of a pivot are", model)

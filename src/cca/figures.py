@@ -6,11 +6,13 @@ and no meaning is in colour alone. Text that comes from data is escaped, since P
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import torch
 
+from cca import wording
 from cca.anatomy import KINDS
 from cca.circuit import Circuit, Trial
 from cca.views import Effect, Step
@@ -63,56 +65,92 @@ def shown_effects(effects: Sequence[Effect]) -> list[Effect]:
     return sorted([*kept, *skills], key=lambda e: (order[e.set.split(":")[0]], -e.difference, e.template))
 
 
-def forest(effects: Sequence[Effect], summary: Mapping[str, Any]) -> go.Figure:
-    """The change of accuracy of each template, with its 95% interval, below that of the whole sets.
+class _Estimate(NamedTuple):
+    """A row of a plot of differences. title, about: what hovering tells besides."""
 
-    effects: as `cca.views.effects`. summary: of the run, whose intervals of sets are over templates.
-    """
-    rows: list[tuple[str, float, float, float, str, str]] = []
-    for name, key in (("target, all", "target"), ("held-out templates, all", "held_out_templates")):
-        if found := summary.get(key):
-            counts = f"{found['n']} problems, {found['gained']} gained, {found['lost']} lost"
-            accuracy = f"{found['base']:.1%} → {found['updated']:.1%}"
-            rows.append((name, found["difference"], *found["ci95"], f"{accuracy}, {counts}", "diamond"))
-    for e in shown_effects(effects):
-        counts = f"{e.n} problems, {e.gained} gained, {e.lost} lost"
-        about = f"{e.base:.1%} → {e.updated:.1%}, {counts}"
-        rows.append((_named(e), e.difference, e.low, e.high, about, "circle"))
-    for name, found in summary["retention"].items():
-        if "metric" in found:  # a benchmark, whose answers are not among the scores
-            about = f"{found['base']:.1%} → {found['updated']:.1%} ({found['metric']}), {found['n']} documents"
-            rows.append((f"retention: {name}", found["difference"], *found["ci95"], about, "circle"))
-    figure = _figure(70 + 19 * len(rows))
+    name: str
+    row: Mapping[str, Any]
+    title: str
+    about: str = ""
+    colour: str = GREY
+    symbol: str = "circle"
+    size: int = 8
+
+
+def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Figure:
+    """Differences as points with their 95% intervals, one below the other, and a line at 0."""
+    differences, bounds = [r.row["difference"] for r in rows], [r.row["ci95"] for r in rows]
     figure.add_scatter(
-        x=[100 * r[1] for r in rows],
+        x=[100 * d for d in differences],
         y=list(range(len(rows))),
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [100 * (r[3] - r[1]) for r in rows],
-            "arrayminus": [100 * (r[1] - r[2]) for r in rows],
+            "array": [100 * (high - d) for d, (_, high) in zip(differences, bounds, strict=True)],
+            "arrayminus": [100 * (d - low) for d, (low, _) in zip(differences, bounds, strict=True)],
             "color": GREY,
             "thickness": 1.3,
             "width": 0,
         },
         mode="markers",
         marker={
-            "symbol": [r[5] for r in rows],
-            "size": [12 if r[5] == "diamond" else 8 for r in rows],
-            "color": [BLUE if r[2] > 0 else ORANGE if r[3] < 0 else GREY for r in rows],
+            "symbol": [r.symbol for r in rows],
+            "size": [r.size for r in rows],
+            "color": [r.colour for r in rows],
             "opacity": 1,
         },
-        customdata=[[_plain(r[0]), r[4], f"{100 * r[2]:+.1f} to {100 * r[3]:+.1f}"] for r in rows],
-        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[2]})<br>%{customdata[1]}"
-        "<extra></extra>",
+        customdata=[[_plain(r.title), wording.interval(r.row["ci95"]), r.about and f"<br>{r.about}"] for r in rows],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[1]})%{customdata[2]}<extra></extra>",
     )
     figure.add_vline(0, line={"color": GREY, "width": 1})
-    figure.update_xaxes(title="points, updated less base", ticksuffix=" ", zeroline=False)
+    figure.update_xaxes(title=axis, ticksuffix=" ", zeroline=False)
     figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[_plain(r[0]) for r in rows], range=[len(rows) - 0.4, -0.6],
+        tickvals=list(range(len(rows))), ticktext=[_plain(r.name) for r in rows], range=[len(rows) - 0.4, -0.6],
         showgrid=False, zeroline=False,
     )  # fmt: skip
     return figure
+
+
+def forest(effects: Sequence[Effect], summary: Mapping[str, Any]) -> go.Figure:
+    """The change of accuracy of each template, with its 95% interval, below that of the whole sets.
+
+    effects: as `cca.views.effects`. summary: of the run, whose intervals of sets are over templates.
+    """
+    rows: list[_Estimate] = []
+
+    def add(name: str, row: Mapping[str, Any], told: str, **look: Any) -> None:
+        low, high = row["ci95"]
+        colour = BLUE if low > 0 else ORANGE if high < 0 else GREY
+        rows.append(_Estimate(name, row, name, f"{row['base']:.1%} → {row['updated']:.1%}{told}", colour, **look))
+
+    def counts(row: Mapping[str, Any]) -> str:
+        return f", {row['n']} problems, {row['gained']} gained, {row['lost']} lost"
+
+    for name, key in (("target, all", "target"), ("held-out templates, all", "held_out_templates")):
+        if found := summary.get(key):
+            add(name, found, counts(found), symbol="diamond", size=12)
+    for effect in shown_effects(effects):
+        row = asdict(effect) | {"ci95": (effect.low, effect.high)}
+        add(_named(effect), row, counts(row))
+    for name, found in summary["retention"].items():
+        if "metric" in found:  # a benchmark, whose answers are not among the scores
+            add(f"retention: {name}", found, f" ({found['metric']}), {found['n']} documents")
+    return _estimates(_figure(70 + 19 * len(rows)), rows, "points, updated less base")
+
+
+def arms(comparison: Mapping[str, Any]) -> go.Figure:
+    """The gain of each arm of a comparison on the target, with its 95% interval, best first."""
+    rows = [
+        _Estimate(
+            name,
+            comparison["arms"][name]["target"],
+            comparison["arms"][name]["title"],
+            colour=BLUE if name == comparison["first"] else GREY,
+            size=10,
+        )
+        for name in comparison["ranked"]
+    ]
+    return _estimates(_figure(90 + 28 * len(rows)), rows, "points on the target against the base model")
 
 
 def validation_curve(steps: Sequence[Step]) -> go.Figure:
@@ -214,6 +252,13 @@ def density_sweep(trials: Sequence[Trial], chosen: float) -> go.Figure:
     return figure
 
 
+def _layered(layers: int) -> go.Figure:
+    """A figure with a row for each layer, the first on top."""
+    figure = _figure(110 + min(420, max(16, 300 // layers) * layers))
+    figure.update_yaxes(title="layer", range=[layers - 0.5, -0.5], showgrid=False, dtick=1 if layers <= 12 else None)
+    return figure
+
+
 def head_map(circuit: Circuit, kind: str) -> go.Figure:
     """The gates of one kind of head as a grid of layers and heads; those of the circuit have a dot.
 
@@ -224,7 +269,7 @@ def head_map(circuit: Circuit, kind: str) -> go.Figure:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS[:3])}")
     rows = [parts[KINDS.index(kind)].tolist() for parts in circuit.by_layer()]
     width = max(map(len, rows))
-    figure = _figure(110 + min(420, max(16, 300 // len(rows)) * len(rows)))
+    figure = _layered(len(rows))
     figure.add_heatmap(
         z=[row + [None] * (width - len(row)) for row in rows],
         zmin=0,
@@ -241,10 +286,7 @@ def head_map(circuit: Circuit, kind: str) -> go.Figure:
         marker={"color": "#111", "size": 7, "line": {"color": "#fff", "width": 1.5}},
     )  # fmt: skip
     figure.update_xaxes(title=f"{kind} head", showgrid=False, zeroline=False, dtick=1 if width <= 12 else None)
-    figure.update_yaxes(
-        title="layer", range=[len(rows) - 0.5, -0.5], showgrid=False, zeroline=False,
-        dtick=1 if len(rows) <= 12 else None,
-    )  # fmt: skip
+    figure.update_yaxes(zeroline=False)
     return figure
 
 
@@ -252,7 +294,7 @@ def neurons_by_layer(circuit: Circuit) -> go.Figure:
     """How many neurons of each layer are in the circuit."""
     neurons = [parts[3] for parts in circuit.by_layer()]
     counts = [int((part > 0.5).sum()) for part in neurons]
-    figure = _figure(110 + min(420, max(16, 300 // len(counts)) * len(counts)))
+    figure = _layered(len(counts))
     figure.add_bar(
         x=counts,
         y=list(range(len(counts))),
@@ -263,36 +305,4 @@ def neurons_by_layer(circuit: Circuit) -> go.Figure:
         hovertemplate="layer %{y}: %{x} of %{customdata[0]:,} neurons (%{customdata[1]:.2f}%)<extra></extra>",
     )
     figure.update_xaxes(title="neurons in the circuit", rangemode="tozero")
-    figure.update_yaxes(
-        title="layer", range=[len(counts) - 0.5, -0.5], showgrid=False, dtick=1 if len(counts) <= 12 else None
-    )
-    return figure
-
-
-def arms(comparison: Mapping[str, Any]) -> go.Figure:
-    """The gain of each arm of a comparison on the target, with its 95% interval, best first."""
-    names = comparison["ranked"]
-    rows = [comparison["arms"][name]["target"] for name in names]
-    figure = _figure(90 + 28 * len(rows))
-    figure.add_scatter(
-        x=[100 * r["difference"] for r in rows],
-        y=list(range(len(rows))),
-        error_x={
-            "type": "data", "symmetric": False, "color": GREY, "thickness": 1.3, "width": 0,
-            "array": [100 * (r["ci95"][1] - r["difference"]) for r in rows],
-            "arrayminus": [100 * (r["difference"] - r["ci95"][0]) for r in rows],
-        },
-        mode="markers",
-        marker={"size": 10, "color": [BLUE if n == comparison["first"] else GREY for n in names]},
-        customdata=[
-            [comparison["arms"][n]["title"], f"{100 * r['ci95'][0]:+.1f} to {100 * r['ci95'][1]:+.1f}"]
-            for n, r in zip(names, rows, strict=True)
-        ],
-        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[1]})<extra></extra>",
-    )  # fmt: skip
-    figure.add_vline(0, line={"color": GREY, "width": 1})
-    figure.update_xaxes(title="points on the target against the base model", zeroline=False)
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.4, -0.6], showgrid=False, zeroline=False
-    )
     return figure

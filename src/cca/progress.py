@@ -33,8 +33,8 @@ class Display:
         """Around `total` units of work, of which an earlier session did `done`."""
         yield self
 
-    def advance(self, amount: int = 1) -> None:
-        """So many more units of the bar's work are done."""
+    def reach(self, done: int) -> None:
+        """So many units of the bar's work are done."""
 
     def doing(self, what: str) -> None:
         """Work that has no bar."""
@@ -87,9 +87,9 @@ class Lines(Display):
         yield self
         self._say(f"{what}: done in {clock(time.monotonic() - work.began)}{self._figures()}")
 
-    def advance(self, amount: int = 1) -> None:
+    def reach(self, done: int) -> None:
         assert self.work is not None
-        self.work.done += amount
+        self.work.done = done
         now = time.monotonic()
         if now - self.shown >= 10 and self.work.done < self.work.total:
             self.shown, work = now, self.work
@@ -161,9 +161,9 @@ class LiveDisplay(Display):
         self.current.work, self.current.doing = _Work(what, total, unit, done), ""
         yield self
 
-    def advance(self, amount: int = 1) -> None:
+    def reach(self, done: int) -> None:
         assert self.current.work is not None
-        self.current.work.done += amount
+        self.current.work.done = done
 
     def doing(self, what: str) -> None:
         self.current.work, self.current.doing = None, what

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 
 class Record:
@@ -60,6 +60,10 @@ class TracePair(Record):
     """How many samples were looked at, up to and including the opposite one."""
     reason: str | None
     """Why there is no sampled trace (``no_opposite``), or None."""
+
+    def by_kind(self) -> dict[str, Trace]:
+        """The traces that there are: ``greedy``, and ``sampled`` where one was found."""
+        return {"greedy": self.greedy} | ({"sampled": self.sampled} if self.sampled else {})
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -129,6 +133,22 @@ class Score(Record):
     correct: bool
     tokens: int
     text: str
+
+
+class Answered(NamedTuple):
+    """The answers of both models to one problem."""
+
+    base: Score
+    updated: Score
+
+
+def answered(scores: Iterable[Score]) -> Iterator[Answered]:
+    """Both answers to each problem, in the order of the base model's."""
+    arms: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
+    for score in scores:
+        arms[score.arm][score.problem] = score
+    for problem, base in arms["base"].items():
+        yield Answered(base, arms["updated"][problem])
 
 
 @dataclass(frozen=True)

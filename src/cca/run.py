@@ -89,8 +89,7 @@ class Run:
                 "tokens": len(trace.tokens),
             }
             for pair in self.folder.read("traces.jsonl", TracePair)
-            for kind, trace in (("greedy", pair.greedy), ("sampled", pair.sampled))
-            if trace is not None
+            for kind, trace in pair.by_kind().items()
         )
         return self._frame("traces", rows)
 

@@ -10,7 +10,7 @@ from cca.benchmarks.run import TaskScore
 from cca.circuit import Circuit
 from cca.evaluation import Drift
 from cca.patches import Patch
-from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
+from cca.records import Answered, Metric, Pivot, Score, TracePair, WithoutPivot, answered
 
 
 def pivot_summary(
@@ -65,15 +65,13 @@ def update_summary(patch: Patch, metrics: Sequence[Metric], best_step: int) -> d
 
 def comparisons(scores: Sequence[Score], drifts: Mapping[str, Drift], seed: int) -> dict[str, dict[str, Any]]:
     """Base against updated for each evaluation set, in order of appearance."""
-    arms: dict[str, dict[str, dict[str, Score]]] = {}
-    for score in scores:
-        arms.setdefault(score.set, {"base": {}, "updated": {}})[score.arm][score.problem] = score
+    sets: dict[str, list[Answered]] = {}
+    for both in answered(scores):
+        sets.setdefault(both.base.set, []).append(both)
     found: dict[str, dict[str, Any]] = {}
-    for name, arm in arms.items():
-        problems = sorted(arm["base"])
-        base = [arm["base"][p].correct for p in problems]
-        updated = [arm["updated"][p].correct for p in problems]
-        result = stats.paired(base, updated, [arm["base"][p].template for p in problems], seed)
+    for name, both in sets.items():
+        base, updated = [a.base.correct for a in both], [a.updated.correct for a in both]
+        result = stats.paired(base, updated, [a.base.template for a in both], seed)
         found[name] = result._asdict() | {
             "base_ci95": list(stats.accuracy(base).ci95),
             "updated_ci95": list(stats.accuracy(updated).ci95),

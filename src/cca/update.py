@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cca.delta import Delta
-from cca.engines.transformers import logits_at, right_padded
+from cca.engines.transformers import last_logits
 from cca.numerics import check_finite
 from cca.objective import Loss, losses, margins
 from cca.patches import Patch, Trainable
@@ -46,8 +46,7 @@ class Validation(NamedTuple):
 
 def last_margins(model: PreTrainedModel, pivots: Sequence[Pivot]) -> Tensor:
     """logit[desired] - logit[undesired] after each prefix, (P,) in the order given, in one right-padded batch."""
-    last = torch.tensor([[len(p.prefix) - 1] for p in pivots])
-    logits = logits_at(model, right_padded([p.prefix for p in pivots]), last, use_cache=False).logits[:, 0]
+    logits = last_logits(model, [p.prefix for p in pivots])
     desired, undesired = torch.tensor([p.desired for p in pivots]), torch.tensor([p.undesired for p in pivots])
     return margins(logits, desired, undesired)
 

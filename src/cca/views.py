@@ -13,7 +13,7 @@ from cca.anatomy import KINDS
 from cca.circuit import Circuit
 from cca.errors import InputError
 from cca.prompts import Prompter
-from cca.records import Choice, Metric, Pivot, Problem, Score, TracePair
+from cca.records import Answered, Choice, Metric, Pivot, Problem, Score, TracePair, answered
 from cca.store import RunFolder
 from cca.update import best_of
 
@@ -126,7 +126,7 @@ def _outcome(base: Choice | None, updated: Choice | None) -> Outcome:
 
 @dataclass(frozen=True)
 class Effect:
-    """Base against updated on the problems of one template, or of one skill. ci95: of the difference."""
+    """Base against updated on the problems of one template, or of one skill. low, high: 95%, of the difference."""
 
     set: str
     template: str
@@ -142,16 +142,13 @@ class Effect:
 
 def effects(scores: Sequence[Score], seed: int) -> list[Effect]:
     """Of each template of each evaluation set; the intervals are of its problems, resampled."""
-    groups: dict[tuple[str, str], dict[str, dict[str, bool]]] = {}
-    for s in scores:
-        arms = groups.setdefault((s.set, s.template), {"base": {}, "updated": {}})
-        arms[s.arm][s.problem] = s.correct
+    groups: dict[tuple[str, str], list[Answered]] = {}
+    for both in answered(scores):
+        groups.setdefault((both.base.set, both.base.template), []).append(both)
     found = []
-    for (name, template), arms in groups.items():
-        problems = sorted(arms["base"])
-        result = stats.paired(
-            [arms["base"][p] for p in problems], [arms["updated"][p] for p in problems], [""] * len(problems), seed
-        )
+    for (name, template), both in groups.items():
+        base, updated = [a.base.correct for a in both], [a.updated.correct for a in both]
+        result = stats.paired(base, updated, [template] * len(both), seed)
         low, high = result.ci95
         accuracies = (result.base, result.updated, result.difference)
         found.append(Effect(name, template, result.n, *accuracies, low, high, result.gained, result.lost))
@@ -257,8 +254,9 @@ def problem_view(folder: RunFolder, id: str) -> ProblemView:
     ]
     for pair in folder.read("traces.jsonl", TracePair):
         if pair.problem == id:
-            named = (("base model, greedy trace", pair.greedy), ("base model, sampled trace", pair.sampled))
-            answers += [Answer(by, t.text, t.answer, t.correct) for by, t in named if t is not None]
+            answers += [
+                Answer(f"base model, {kind} trace", t.text, t.answer, t.correct) for kind, t in pair.by_kind().items()
+            ]
     return ProblemView(id, problem.split, problem.template, problem.question, problem.answer, problem.solution, answers)
 
 

@@ -129,13 +129,13 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 def retention_verdict(summary: Mapping[str, Any]) -> str:
     """What became of everything that must not move, in a sentence."""
-    rows = {name: row for group in ("transfer", "retention") for name, row in summary[group].items()}
+    rows = [(name, row) for group in ("transfer", "retention") for name, row in summary[group].items()]
     if not rows:
         return "Nothing else was evaluated."
-    moved = {name: row for name, row in rows.items() if not holds_zero(row)}
+    moved = [(name, row) for name, row in rows if not holds_zero(row)]
     if moved:
-        said = ", ".join(f"{name} {points(row['difference'])} points" for name, row in moved.items())
+        said = ", ".join(f"{name} {points(row['difference'])} points" for name, row in moved)
         return f"Of {len(rows)} other skills and benchmarks, {len(moved)} moved: {said}."
-    seen = [row["detectable"] for row in rows.values() if row["detectable"] is not None]
+    seen = [row["detectable"] for _, row in rows if row["detectable"] is not None]
     least = f"; changes below {max(seen) * 100:.1f} points could go unseen" if len(seen) == len(rows) else ""
     return f"Of {len(rows)} other skills and benchmarks, none is shown to move{least}."

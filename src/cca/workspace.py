@@ -124,15 +124,15 @@ class Workspace:
         whole = {name(item) for g in groups if all(counts[name(item)] == each for item in g) for item in g}
         records = [r for r in records if r.problem in whole]
         self.folder.write(file, records)
-        total = sum(len(g) for g in groups)
-        with self.display.bar(stage, total, "problems", done=len(whole)) as bar:
+        total, done = sum(len(g) for g in groups), len(whole)
+        with self.display.bar(stage, total, "problems", done) as bar:
             for group in groups:
                 if name(group[0]) not in whole:
                     fresh = work(group)
                     self.folder.append(file, fresh)
                     records += fresh
                     bar.figure(*shown(records))
-                    bar.advance(len(group))
+                    bar.reach(done := done + len(group))
         return records
 
 

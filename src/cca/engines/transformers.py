@@ -167,6 +167,12 @@ def logits_at(model: PreTrainedModel, ids: Tensor, places: Tensor, **options: An
         hook.remove()
 
 
+def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V) after the last token of each of `sequences`, in one right-padded batch."""
+    last = torch.tensor([[len(s) - 1] for s in sequences])
+    return logits_at(model, right_padded(sequences), last, use_cache=False).logits[:, 0]
+
+
 @torch.no_grad()
 def prefill(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predict_from: Sequence[int] | None = None

@@ -51,15 +51,12 @@ def _learn(run: Workspace, penalty: float) -> Circuit:
     options = run.config.circuit
     pivots, _ = run.chosen_pivots()
     with run.display.bar("circuit", options.epochs, "epochs") as bar:
-        done = 0
 
         def report(epoch: int, density: float, loss: float) -> None:
-            nonlocal done
-            bar.advance(epoch - done)
+            bar.reach(epoch)
             bar.figure("lambda", f"{penalty:g}")
             bar.figure("density", f"{density:.2%}")
             bar.figure("target loss", f"{loss:.3f}")
-            done = epoch
 
         return learn_circuit(
             run.loaded.model,

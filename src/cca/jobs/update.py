@@ -56,17 +56,14 @@ def update_once(run: Workspace) -> None:
     recompute = [layer.module for layer in run.anatomy.layers] if again else []
     validate_at = {*options.validate_at, *range(options.validate_every, options.steps + 1, options.validate_every)}
     with run.display.bar("update", options.steps, "steps") as bar:
-        done = 0
 
         def report(step: int, _: int, metric: Metric | None) -> None:
-            nonlocal done
             if metric:
                 low, high = stats.wilson(round(metric.accuracy * metric.n), metric.n)
                 bar.figure("validation", f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%})")
                 if metric.loss is not None:
                     bar.figure("target loss", f"{metric.loss:.3f}")
-            bar.advance(step - done)
-            done = step
+            bar.reach(step)
 
         result: Update[Any]
         if options.arm in SOLUTION_ARMS:

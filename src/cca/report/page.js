@@ -8,21 +8,20 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const printing = matchMedia("print");
   let chosen = null;
+  const ink = () => getComputedStyle(root).getPropertyValue("--soft").trim();
   function applyTheme() {
     root.dataset.theme = printing.matches ? "light" : (chosen ?? (dark.matches ? "dark" : "light"));
     root.style.colorScheme = root.dataset.theme;
-    const ink = getComputedStyle(root).getPropertyValue("--soft").trim();
-    for (const chart of charts) if (chart.data) Plotly.relayout(chart, { "font.color": ink });
+    for (const chart of charts) if (chart.data) Plotly.relayout(chart, { "font.color": ink() });
   }
 
   // ---- figures ----
   const charts = [...document.querySelectorAll(".chart")];
   const figures = read("charts");
   function draw() {
-    const ink = getComputedStyle(root).getPropertyValue("--soft").trim();
     for (const chart of charts) {
       const { data, layout } = figures[chart.dataset.chart];
-      layout.font.color = ink;
+      layout.font.color = ink();
       // a drag across a figure scrolls the page, on a phone as well
       Plotly.newPlot(chart, data, { ...layout, dragmode: false }, { responsive: true, displayModeBar: false });
     }
