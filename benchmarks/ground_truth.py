@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cca import stats
-from cca.anatomy import Component
-from cca.circuit import Circuit
-from cca.compare import points
-from cca.models import planted_slips, slip_kinds
-from cca.pipeline import Pipeline
+from cca.evaluation import stats
+from cca.evaluation.slip_truth import slip_position
+from cca.method.circuit import Circuit
+from cca.model.components import Component
+from cca.model.open import planted_slips, slip_kinds
 from cca.records import Pivot, Score, TracePair, WithoutPivot
-from cca.slip_truth import slip_position
+from cca.run.compare import points
+from cca.run.pipeline import Pipeline
 
 METHODS = ("branching", "prefix")
 Selected = NDArray[np.bool_]
@@ -200,7 +200,7 @@ def names(components: list[Component], chosen: Selected) -> str:
 
 def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
     """Which components each method's pivots lead to."""
-    components = list(branching[0].anatomy.components())
+    components = list(branching[0].components)
     heads = are_heads(components)
     lists = []
     print(OVERLAP)

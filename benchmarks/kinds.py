@@ -13,14 +13,14 @@ from typing import Any
 
 from ground_truth import OVERLAP, Answered, Selected, compared, overlap_lines, selection
 
-from cca.compare import points
-from cca.config import load_config
-from cca.delta import Delta
-from cca.evaluation import answer_chunk
-from cca.models import slip_kinds
-from cca.pipeline import Pipeline
+from cca.evaluation.scores import answer_chunk
+from cca.method.traces import chunks
+from cca.model.delta import Delta
+from cca.model.open import slip_kinds
 from cca.records import Problem, Score
-from cca.traces import chunks
+from cca.run.compare import points
+from cca.run.config import load_config
+from cca.run.pipeline import Pipeline
 
 
 def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
@@ -48,7 +48,7 @@ def answers(run: Pipeline, problems: list[Problem]) -> dict[str, Score]:
     return {
         score.problem: score
         for group in chunks(problems, run.prompter, 128)
-        for score in answer_chunk(run.loaded.model, run.prompter, group, arm="", max_new_tokens=160)
+        for score in answer_chunk(run.loaded.network, run.prompter, group, arm="", max_new_tokens=160)
     }
 
 
@@ -65,14 +65,14 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
         base = answers(first, every)
         for kind, run in runs.items():
             circuits.setdefault(kind, []).append(selection(run))
-            with Delta.load(run.folder.final_delta()).active(first.loaded.model):
+            with Delta.load(run.folder.final_delta()).active(first.loaded.network):
                 updated = answers(first, every)
             for other, found in problems.items():
                 changes.setdefault((kind, other), []).extend(
                     Answered(base[p.id].correct, updated[p.id].correct, p.template) for p in found
                 )
     kinds = list(circuits)
-    components = list(first.anatomy.components())
+    components = list(first.components)
     print(OVERLAP)
     for i, kind in enumerate(kinds):
         for other in kinds[i + 1 :]:

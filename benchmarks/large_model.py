@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cca.anatomy import anatomy
-from cca.circuit import CachedPrefixes
-from cca.delta import Delta
-from cca.gates import gated
-from cca.models import attention_for
-from cca.objective import pivot_loss
-from cca.probe import check_anatomy
+from cca.method.circuit import CachedPrefixes
+from cca.method.objective import pivot_loss
+from cca.method.update import full_gradient
+from cca.model.components import find_components
+from cca.model.delta import Delta
+from cca.model.gates import gated
+from cca.model.open import attention_for
+from cca.model.verify import verify_components
 from cca.records import Pivot
-from cca.update import full_gradient
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma-2-2b": (
@@ -76,10 +76,10 @@ def main() -> None:
             config, dtype=getattr(torch, options.dtype), attn_implementation=attention
         )
     model.eval().requires_grad_(False)
-    parts = anatomy(model)
+    parts = find_components(model)
     report("parameters", sum(p.numel() for p in model.parameters()), f"{time.perf_counter() - began:.0f} s to make")
     report("components", parts.size)
-    seconds(options.device, lambda: check_anatomy(model, parts), "check of the anatomy")
+    seconds(options.device, lambda: verify_components(model, parts), "check of the components")
     report("peak memory while they were made", memory(options.device))
 
     generator = torch.Generator().manual_seed(0)

@@ -9,11 +9,11 @@ is looked at. The arms of a seed share traces, pivots and circuit; finished upda
 import argparse
 from pathlib import Path
 
-from cca.arms import ARMS
-from cca.config import load_config
-from cca.pipeline import Pipeline
+from cca.controls.methods import ARMS
+from cca.method.update import best_of
 from cca.records import Metric
-from cca.update import best_of
+from cca.run.config import load_config
+from cca.run.pipeline import Pipeline
 
 RATES: dict[str, tuple[float, ...]] = {
     "branching": (0.1, 0.2, 0.4),

@@ -24,21 +24,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import reference
 
-from cca.anatomy import Anatomy, anatomy
-from cca.circuit import CachedPrefixes
-from cca.delta import Delta
-from cca.engines.transformers import prefill, right_padded
-from cca.gates import gated
-from cca.models import load_model
-from cca.objective import pivot_loss
-from cca.pivots import branching_pivots
+from cca.method.circuit import CachedPrefixes
+from cca.method.objective import pivot_loss
+from cca.method.pivots import branching_pivots
+from cca.method.traces import chunks, trace_chunk
+from cca.method.update import full_gradient
+from cca.model.components import Components, find_components
+from cca.model.delta import Delta
+from cca.model.gates import gated
+from cca.model.generate import prefill, right_padded
+from cca.model.open import open_model
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
+from cca.problems.prompts import Prompter
 from cca.problems.sources import open_source
-from cca.problems.suite import build_problems
-from cca.prompts import Prompter
+from cca.problems.splits import build_problems
 from cca.records import Pivot
-from cca.traces import chunks, trace_chunk
-from cca.update import full_gradient
 
 LIMIT = 160
 BATCH = 8
@@ -61,7 +61,7 @@ def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[di
     pairs = []
     for chunk in chunks(problems, prompter, 64):
         pairs += trace_chunk(
-            loaded.model,
+            loaded.network,
             prompter,
             chunk,
             samples=10,
@@ -77,15 +77,15 @@ def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[di
     began = time.perf_counter()
     plain = []
     for pair in compared:
-        pivot, tokens = reference.branching_pivot(loaded.model, prompter, pair, by_id[pair.problem], LIMIT)
+        pivot, tokens = reference.branching_pivot(loaded.network, prompter, pair, by_id[pair.problem], LIMIT)
         plain.append(pivot)
         generated += tokens
     plain_seconds = time.perf_counter() - began
 
     counted = _CountTokens()
     began = time.perf_counter()
-    with counted.on(loaded.model):
-        fast = branching_pivots(loaded.model, prompter, compared, by_id, max_new_tokens=LIMIT)
+    with counted.on(loaded.network):
+        fast = branching_pivots(loaded.network, prompter, compared, by_id, max_new_tokens=LIMIT)
     fast_seconds = time.perf_counter() - began
     assert [(p.prefix, p.desired, p.undesired) for p in fast] == [(p.prefix, p.desired, p.undesired) for p in plain]
     figures = {
@@ -95,7 +95,7 @@ def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[di
         "plain_seconds": plain_seconds,
         "cca_seconds": fast_seconds,
     }
-    return figures, branching_pivots(loaded.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+    return figures, branching_pivots(loaded.network, prompter, usable, by_id, max_new_tokens=LIMIT)
 
 
 class _CountTokens:
@@ -113,7 +113,7 @@ class _CountTokens:
         return model.register_forward_pre_hook(count, with_kwargs=True)
 
 
-def circuit_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
+def circuit_step(model, parts: Components, pivots: list[Pivot], repeats: int) -> dict[str, float]:
     """Forward and backward of random batches of 8 pivots.
 
     plain: the reference, one full prefix at a time; batched: full prefixes padded into one batch; cca: one token each
@@ -180,7 +180,7 @@ def reading(model, pivots: list[Pivot], repeats: int) -> dict[str, float]:
     }
 
 
-def update_step(model, parts: Anatomy, pivots: list[Pivot], repeats: int) -> dict[str, float]:
+def update_step(model, parts: Components, pivots: list[Pivot], repeats: int) -> dict[str, float]:
     """One full-batch gradient: of all weights, one pivot at a time, against rows of a 2% circuit in sorted batches."""
     selected = torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) < 0.02
     delta = Delta.zeros(model, parts.rows(selected))
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    loaded = load_model("bundled", "float32", "cpu")
+    loaded = open_model("bundled", "float32", "cpu")
     prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
     problems = build_problems(
         open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
@@ -215,15 +215,15 @@ def main() -> None:
         seed=11,
     )
     train = [p for p in problems if p.split == "train"]
-    parts = anatomy(loaded.model)
+    parts = find_components(loaded.network)
     search, pivots = branch_search(loaded, prompter, train, options.traces)
     few_shot = with_examples(pivots, prompter, train)
     figures = {
         "branch search": search,
-        "circuit step": circuit_step(loaded.model, parts, pivots, options.repeats),
-        "  few-shot": circuit_step(loaded.model, parts, few_shot, options.repeats),
-        "few-shot read": reading(loaded.model, few_shot, options.repeats),
-        "update step": update_step(loaded.model, parts, pivots, options.repeats),
+        "circuit step": circuit_step(loaded.network, parts, pivots, options.repeats),
+        "  few-shot": circuit_step(loaded.network, parts, few_shot, options.repeats),
+        "few-shot read": reading(loaded.network, few_shot, options.repeats),
+        "update step": update_step(loaded.network, parts, pivots, options.repeats),
     }
     if options.json:
         print(json.dumps(figures, indent=1))

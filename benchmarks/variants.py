@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cca.compare import against_base, between, points, read_answers, share_base_answers
-from cca.config import load_config
-from cca.pipeline import MEASURED, Pipeline
+from cca.run.compare import against_base, between, points, read_answers, share_base_answers
+from cca.run.config import load_config
+from cca.run.pipeline import MEASURED, Pipeline
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "two rounds": ("rounds=2",),

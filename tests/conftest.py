@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from cca.delta import Delta
-from cca.models import LoadedModel, load_model, load_tokenizer
+from cca.method.update import Validation, train
+from cca.model.delta import Delta
+from cca.model.open import Model, load_tokenizer, open_model
+from cca.problems.prompts import Prompter
 from cca.problems.sources import open_source
-from cca.problems.suite import build_problems
-from cca.prompts import Prompter
+from cca.problems.splits import build_problems
 from cca.records import Pivot, Problem
-from cca.update import Validation, train_patch
 
 TEMPLATES = (16, 43, 6, 72, 31, 58, 20, 48)
 # with short solutions, since the plain methods are slow
@@ -58,8 +58,8 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def bundled() -> LoadedModel:
-    return load_model("bundled", "float32", "cpu")
+def bundled() -> Model:
+    return open_model("bundled", "float32", "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -139,9 +139,9 @@ def last_delta(model, rows, pivots, **changes) -> Delta:
     """The delta of the last of a few training steps: every validation is better than the one before."""
     rising = iter(range(100))
     settings = {"loss": "linear", "learning_rate": 0.02, "steps": 3, "validate_at": (), "patience": 9, "batch_size": 4}
-    return train_patch(
+    return train(
         model, Delta.zeros(model, rows), pivots, [], lambda _: Validation(next(rising) / 100, 1), **settings | changes
-    ).patch
+    ).intervention
 
 
 def stand_in_harness(folder: Path, task: str, more: str = "", package: str = "") -> Path:

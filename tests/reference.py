@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cca.anatomy import Anatomy
-from cca.prompts import Prompter
+from cca.model.components import Components
+from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
 
 
@@ -86,7 +86,7 @@ def branching_pivot(
 
 
 @contextmanager
-def projections_gated(model, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
+def projections_gated(model, components: Components, gates: Tensor) -> Iterator[None]:
     """Gates where the components leave their projection or, where there is one, its normalisation; before rotation."""
     hooks = []
     plain_experts = []
@@ -119,7 +119,7 @@ def projections_gated(model, anatomy: Anatomy, gates: Tensor) -> Iterator[None]:
         return hook
 
     try:
-        for layer, (query, key, value, neuron) in zip(anatomy.layers, anatomy.split(gates * 2), strict=True):
+        for layer, (query, key, value, neuron) in zip(components.layers, components.split(gates * 2), strict=True):
             attention: Any = layer.attention
             for owned, gate, norm in (
                 (layer.query, query, "q_norm"),

@@ -8,17 +8,17 @@ from families import family_config, family_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cca import anatomy as layouts
-from cca.anatomy import anatomy
 from cca.errors import InputError
-from cca.gates import gated
-from cca.models import empty_model
-from cca.probe import check_anatomy
+from cca.model import components as layouts
+from cca.model.components import find_components
+from cca.model.gates import gated
+from cca.model.open import empty_model
+from cca.model.verify import verify_components
 
 
 def refused(model: Any, *parts: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_anatomy(model, anatomy(model))
+        verify_components(model, find_components(model))
     for part in parts:
         assert part in str(caught.value)
 
@@ -29,7 +29,7 @@ def other(kind: str, **settings: Any) -> Any:
 
 
 def test_rows_of_a_fused_block_projection_are_queries_then_keys_then_values():
-    layer = anatomy(family_model("phi3", "gqa")).layers[0]
+    layer = find_components(family_model("phi3", "gqa")).layers[0]
     name = "model.layers.0.self_attn.qkv_proj.weight"
     assert {layer.query.weight, layer.key.weight, layer.value.weight} == {name}
     assert layer.query.rows[1].tolist() == list(range(8, 16))
@@ -39,21 +39,21 @@ def test_rows_of_a_fused_block_projection_are_queries_then_keys_then_values():
 
 
 def test_rows_of_an_interleaved_projection_are_each_heads_query_key_value():
-    layer = anatomy(family_model("gpt_neox")).layers[0]
+    layer = find_components(family_model("gpt_neox")).layers[0]
     assert layer.query.rows[1].tolist() == list(range(24, 32))
     assert layer.key.rows[1].tolist() == list(range(32, 40))
     assert layer.value.rows[1].tolist() == list(range(40, 48))
 
 
 def test_a_neuron_of_a_mixture_is_one_row_of_one_expert():
-    up = anatomy(family_model("mixtral")).layers[0].feed_forward[0].up
+    up = find_components(family_model("mixtral")).layers[0].feed_forward[0].up
     assert up.weight == "model.layers.0.mlp.experts.gate_up_proj"
     assert len(up) == 3 * 24
     assert up.rows[24 + 5].tolist() == [48 + 24 + 5], "expert 1, after its own gate rows"
 
 
 def test_a_shared_expert_has_neurons_beside_those_of_the_experts():
-    parts = anatomy(family_model("qwen2_moe")).layers[0].feed_forward
+    parts = find_components(family_model("qwen2_moe")).layers[0].feed_forward
     assert sorted(len(part.up) for part in parts) == [8, 48]
 
 
@@ -66,7 +66,7 @@ def test_hybrids_are_refused_at_the_first_layer_that_does_not_fit():
     config = AutoConfig.for_model("lfm2", vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     config.num_key_value_heads = 1
     with pytest.raises(InputError, match=r"model\.layers\.0 \(Lfm2DecoderLayer\)"):
-        anatomy(empty_model(config))
+        find_components(empty_model(config))
 
 
 def test_an_unknown_feed_forward_is_refused_by_its_layer():
@@ -82,7 +82,7 @@ def test_attention_outside_of_the_interface_is_refused():
 def test_experts_in_another_layout_are_refused_by_name():
     config = AutoConfig.for_model("gpt_oss", num_hidden_layers=1, hidden_size=16, num_local_experts=2, head_dim=8)
     with pytest.raises(InputError, match=r"mlp\.experts \(GptOssExperts\)"):
-        anatomy(empty_model(config))
+        find_components(empty_model(config))
 
 
 def test_a_wrapped_projection_is_refused():
@@ -135,14 +135,14 @@ def test_a_model_that_remembers_more_than_keys_and_values_is_found_out():
 def test_the_stock_model_passes_the_checks_that_the_changed_ones_fail():
     for family in ("llama", "phi3", "gpt_neox"):
         model = family_model(family)
-        check_anatomy(model, anatomy(model))
+        verify_components(model, find_components(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "phi3", "mixtral"])
 def test_the_checks_pass_in_sixteen_bits(family, dtype):
     model = family_model(family).to(dtype)
-    check_anatomy(model, anatomy(model))
+    verify_components(model, find_components(model))
 
 
 def test_a_model_without_a_list_of_layers_is_refused():
@@ -150,7 +150,7 @@ def test_a_model_without_a_list_of_layers_is_refused():
     model = AutoModelForCausalLM.from_config(config)
     model.model.layers = model.model.layers[:2]
     with pytest.raises(InputError, match=r"LlamaForCausalLM: LlamaModel has no list of its decoder layers"):
-        anatomy(model)
+        find_components(model)
 
 
 # ---- models beyond those that docs/method.md tabulates ----
@@ -229,8 +229,8 @@ def generic(kind: str) -> Any:
 @pytest.mark.parametrize("kind", WORK)
 def test_models_beyond_the_table_pass_the_checks_and_neutral_gates_change_nothing(kind):
     model = generic(kind)
-    parts = anatomy(model)
-    check_anatomy(model, parts)
+    parts = find_components(model)
+    verify_components(model, parts)
     ids = torch.randint(60, (2, 7), generator=torch.Generator().manual_seed(0))
     plain = model(input_ids=ids).logits
     with gated(model, parts, torch.full((parts.size,), 0.5)):
@@ -241,13 +241,13 @@ def test_models_beyond_the_table_pass_the_checks_and_neutral_gates_change_nothin
 def test_models_that_cannot_be_gated_exactly_are_refused(kind):
     model = generic(kind)
     with pytest.raises(InputError, match=r"layers|transformer\.h|blocks|\bmodel\b"):
-        check_anatomy(model, anatomy(model))
+        verify_components(model, find_components(model))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, in this model's code of transformers 5.16
 def test_a_fused_projection_of_one_key_head_is_placed():
     model = other("gpt_bigcode", vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    layer = anatomy(model).layers[0]
+    layer = find_components(model).layers[0]
     assert layer.sizes[:3] == (4, 1, 1)
     assert layer.value.rows[0].tolist() == list(range(40, 48))
-    check_anatomy(model, anatomy(model))
+    verify_components(model, find_components(model))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from cca.answers import final_text
 from cca.errors import InputError
+from cca.grading.answers import final_text
 from cca.problems import draws
-from cca.problems.annotated import Template, check, load_templates
-from cca.problems.tables import LISTS, load_lists
+from cca.problems.templates.annotated import Template, check, load_templates
+from cca.problems.templates.tables import LISTS, load_lists
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "gsm_symbolic_templates"
 
@@ -145,7 +145,7 @@ def test_a_seed_fixes_the_order_of_a_template_that_is_listed_in_full():
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_gives_the_same_instances_in_every_process(hash_seed):
     code = (
-        "import sys, itertools\nfrom cca.problems.annotated import Template\n"
+        "import sys, itertools\nfrom cca.problems.templates.annotated import Template\n"
         "found = Template.parse(sys.stdin.read(), 'shelf')\n"
         "print([item.question for item in itertools.islice(found.instances(7), 20)])"
     )

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cca.answers import final_text, grade_exact, grade_number, last_number, normal_number
+from cca.grading.answers import final_text, grade_exact, grade_number, last_number, normal_number
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,5 @@ def test_no_text_takes_long(text):
 
 
 def test_graders_load_neither_sympy_nor_torch_until_one_is_called_that_needs_them():
-    code = (
-        "import sys, cca.answers, cca.graders\nassert not {'sympy', 'math_verify', 'torch', 'numpy'} & set(sys.modules)"
-    )
+    code = "import sys, cca.grading.answers, cca.grading.graders\nassert not {'sympy', 'math_verify', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

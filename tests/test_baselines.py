@@ -14,8 +14,8 @@ import torch
 from conftest import tiny_qwen2
 from families import family_model
 
-import cca.recompute
-from cca.baselines import Lora, Solved, check_installed, fine_tune
+import cca.model.recompute
+from cca.controls.fine_tuning import Lora, Solved, check_installed, fine_tune
 from cca.errors import InputError
 from cca.records import Metric
 
@@ -121,7 +121,7 @@ def same(before: dict, after: dict) -> bool:
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "qwen3_moe"])
 def test_full_fine_tuning_equals_plain_adamw_on_the_plain_loss(family):
     model = family_model(family, **{"gpt2": NO_DROPOUT, "qwen2": {"tie_word_embeddings": True}}.get(family, {}))
-    found = tuned(model).patch.weights
+    found = tuned(model).intervention.weights
     reference = copy.deepcopy(model).requires_grad_(True)
     descend(reference, examples(), 3)
     wanted = moved_by_hand(model, reference)
@@ -138,7 +138,7 @@ def test_a_lora_equals_the_same_adapter_trained_by_hand_and_merged(family, lora)
     from peft import LoraConfig, get_peft_model
 
     model = family_model(family, **NO_DROPOUT if family == "gpt2" else {})
-    found = tuned(model, lora=lora).patch.weights
+    found = tuned(model, lora=lora).intervention.weights
     targets = [name.removesuffix(".weight") for name in found]
     config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, fan_in_fan_out=family == "gpt2")
     torch.manual_seed(5)
@@ -153,7 +153,7 @@ def test_a_lora_equals_the_same_adapter_trained_by_hand_and_merged(family, lora)
 
 
 def test_a_lora_changes_its_targets_alone_by_at_most_its_rank(model):
-    weights = tuned(model, lora=LORA).patch.weights
+    weights = tuned(model, lora=LORA).intervention.weights
     assert sorted(weights) == sorted(
         ["model.layers.1.mlp.down_proj.weight", *(f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3))]
     )
@@ -173,14 +173,14 @@ def test_the_loss_is_that_of_the_answers_alone_end_token_included(model):
 def test_the_end_token_is_learned_although_it_is_the_padding_too(model):
     solved = [Solved((3, 4), (5, END)), Solved((6, 7, 8, 9), (10, 11, 12, END))]
     result = tuned(model, solved=solved, epochs=20)
-    with result.patch.active(model):
+    with result.intervention.active(model):
         for prompt, answer in solved:
             logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
             assert tuple(logits.argmax(-1)[len(prompt) - 1 : -1].tolist()) == answer
 
 
 def test_padding_counts_for_nothing_whatever_its_token(model):
-    close(tuned(model, pad_token=7).patch.weights, tuned(model).patch.weights)
+    close(tuned(model, pad_token=7).intervention.weights, tuned(model).intervention.weights)
 
 
 def test_an_epoch_is_one_pass_over_the_examples_in_batches(model):
@@ -210,9 +210,9 @@ def test_what_is_measured_is_the_change_of_that_epoch_in_evaluation_mode(model, 
     result = tuned(model, look, lora=lora, validate_at={1})
     assert list(seen) == [0, 1, 3] and all(torch.equal(w, base[n]) for n, w in seen[0].items())
     for name, weight in seen[3].items():
-        assert torch.equal(weight, base[name] + result.patch.weights.get(name, torch.zeros(())))
+        assert torch.equal(weight, base[name] + result.intervention.weights.get(name, torch.zeros(())))
     changed = {n for n in base if not torch.equal(seen[1][n], base[n]) and not torch.equal(seen[1][n], seen[3][n])}
-    assert changed == set(result.patch.weights)
+    assert changed == set(result.intervention.weights)
     assert all(m.training for m in model.modules())
 
 
@@ -280,7 +280,9 @@ def test_the_best_measured_epoch_is_kept_not_the_last(model, lora):
     result = tuned(model, peak, lora=lora, epochs=6, validate_at={2, 4})
     assert (result.best_step, [m.step for m in result.metrics], result.stopped) == (2, [0, 2, 4, 6], "epochs")
     two = tuned(model, lora=lora, epochs=2)
-    assert all(torch.equal(change, two.patch.weights[name]) for name, change in result.patch.weights.items())
+    assert all(
+        torch.equal(change, two.intervention.weights[name]) for name, change in result.intervention.weights.items()
+    )
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -288,24 +290,28 @@ def test_no_epoch_helped_is_an_outcome_and_patience_ends_the_training(model, lor
     flat = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, 0.5, 10)
     result = tuned(model, flat, lora=lora, epochs=50, validate_at=range(51), patience=3)
     assert (result.best_step, result.stopped, result.metrics[-1].step) == (0, "patience", 3)
-    assert result.patch.weights and not any(change.any() for change in result.patch.weights.values())
+    assert result.intervention.weights and not any(change.any() for change in result.intervention.weights.values())
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_same_seed_gives_the_same_change_and_another_seed_another(model, lora):
     dropout = family_model("gpt2") if lora is None else model
-    one, two, other = (tuned(dropout, lora=lora, batch_size=2, epochs=2, seed=seed).patch.weights for seed in (5, 5, 6))
+    one, two, other = (
+        tuned(dropout, lora=lora, batch_size=2, epochs=2, seed=seed).intervention.weights for seed in (5, 5, 6)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_activations_computed_again_give_the_same_change(model, monkeypatch):
     calls = []
-    once = cca.recompute.checkpoint
-    monkeypatch.setattr("cca.recompute.checkpoint", lambda *args, **kwargs: calls.append(1) or once(*args, **kwargs))
-    again = tuned(model, recompute=list(model.model.layers)).patch.weights
+    once = cca.model.recompute.checkpoint
+    monkeypatch.setattr(
+        "cca.model.recompute.checkpoint", lambda *args, **kwargs: calls.append(1) or once(*args, **kwargs)
+    )
+    again = tuned(model, recompute=list(model.model.layers)).intervention.weights
     assert len(calls) == 3 * 3
-    close(again, tuned(model).patch.weights)
+    close(again, tuned(model).intervention.weights)
     assert not any("forward" in vars(layer) for layer in model.model.layers)
 
 
@@ -323,9 +329,9 @@ def test_a_lora_keeps_no_second_copy_of_the_weights(model):
 
 
 def test_training_is_in_float32_whatever_the_environment_asks_for(model, monkeypatch):
-    wanted = tuned(model).patch.weights
+    wanted = tuned(model).intervention.weights
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    close(tuned(model).patch.weights, wanted)
+    close(tuned(model).intervention.weights, wanted)
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 

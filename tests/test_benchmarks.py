@@ -18,15 +18,15 @@ import torch
 import yaml
 from conftest import tiny_qwen2
 
-from cca.anatomy import anatomy
-from cca.benchmarks.run import check_tasks, run_tasks
-from cca.delta import Delta
 from cca.errors import InputError
+from cca.evaluation.harness.run import check_tasks, run_tasks
+from cca.model.components import find_components
+from cca.model.delta import Delta
 
 pytestmark = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed; pip install -e '.[eval]'"
 )
-SUBJECTS = ("anatomy", "astronomy", "high_school_physics")
+SUBJECTS = ("components", "astronomy", "high_school_physics")
 TASKS = ("mmlu", "triviaqa", "truthfulqa_mc2", "gsm8k", "hendrycks_math")
 STRICT = "exact_match,strict-match"
 
@@ -90,8 +90,8 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def updated(bundled):
     """A delta that changes answers of the bundled model."""
-    parts = anatomy(bundled.model)
-    delta = Delta.zeros(bundled.model, parts.rows(torch.ones(parts.size, dtype=torch.bool)))
+    parts = find_components(bundled.network)
+    delta = Delta.zeros(bundled.network, parts.rows(torch.ones(parts.size, dtype=torch.bool)))
     for changed in delta.weights.values():
         changed.values.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     return delta
@@ -107,7 +107,7 @@ def log_likelihood(loaded, prompt: str, continuation: str) -> float:
     ids = loaded.tokenizer.encode(prompt + continuation)
     start = len(loaded.tokenizer.encode(prompt))
     with torch.no_grad():
-        logits = loaded.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        logits = loaded.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return sum(float(logits[place - 1, ids[place]]) for place in range(start, len(ids)))
 
 
@@ -118,7 +118,7 @@ def mmlu_prompt(row: dict) -> str:
 
 @pytest.mark.parametrize("shots", [None, 2])
 def test_mmlu_outcomes_are_those_of_plain_forward_passes(bundled, data, shots):
-    scores = run_tasks(bundled.model, bundled.tokenizer, ["mmlu"], data=data, shots=shots)
+    scores = run_tasks(bundled.network, bundled.tokenizer, ["mmlu"], data=data, shots=shots)
     found = {(s.subtask, s.document): s.value for s in scores}
     expected = {}
     for i, subject in enumerate(SUBJECTS):
@@ -136,7 +136,7 @@ def test_mmlu_outcomes_are_those_of_plain_forward_passes(bundled, data, shots):
 
 
 def test_truthfulqa_gives_the_share_of_probability_on_true_answers(bundled, data):
-    scores = run_tasks(bundled.model, bundled.tokenizer, ["truthfulqa_mc2"], data=data, shots=5)
+    scores = run_tasks(bundled.network, bundled.tokenizer, ["truthfulqa_mc2"], data=data, shots=5)
     spec = find_spec("lm_eval")
     assert spec and spec.submodule_search_locations
     stock = Path(spec.submodule_search_locations[0]) / "tasks" / "truthfulqa" / "truthfulqa_mc1.yaml"
@@ -153,14 +153,16 @@ def test_truthfulqa_gives_the_share_of_probability_on_true_answers(bundled, data
 def written(loaded, number: int) -> str:
     """The model's plain greedy answer to a question of TriviaQA's form, up to the first stop."""
     ids = torch.tensor([loaded.tokenizer.encode(f"Question: Which number follows {number}?\nAnswer:")])
-    out = loaded.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=99, do_sample=False)
+    out = loaded.network.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=99, do_sample=False
+    )
     answer = re.split(r"[\n.,]", loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))[0].strip()
     assert answer
     return answer
 
 
 def test_generated_answers_are_scored_as_the_stock_tasks_score_them(bundled, data, tmp_path, monkeypatch):
-    model, tokenizer = bundled.model, bundled.tokenizer
+    model, tokenizer = bundled.network, bundled.tokenizer
     rows = [trivia(f"Which number follows {n}", "unknown", "The " * (n % 2) + written(bundled, n)) for n in range(4)]
     rows.append(trivia("Which number follows 4", "unknown"))
     write(tmp_path / "triviaqa" / "rc.nocontext" / "validation.jsonl", rows)
@@ -181,12 +183,12 @@ def test_the_updated_model_is_scored_on_the_same_documents_and_the_base_is_the_s
     bundled, data, updated
 ):
     def scores():
-        return run_tasks(bundled.model, bundled.tokenizer, ["mmlu", "truthfulqa_mc2"], data=data)
+        return run_tasks(bundled.network, bundled.tokenizer, ["mmlu", "truthfulqa_mc2"], data=data)
 
     before = scores()
-    with updated.active(bundled.model):
+    with updated.active(bundled.network):
         between = scores()
-    with updated.attached(bundled.model):
+    with updated.attached(bundled.network):
         hooked = scores()
     assert scores() == before
     values = [[s.value for s in arm] for arm in (before, between, hooked)]
@@ -197,8 +199,8 @@ def test_the_updated_model_is_scored_on_the_same_documents_and_the_base_is_the_s
 
 
 def test_a_limit_takes_the_first_documents_of_each_subtask(bundled, data):
-    every = run_tasks(bundled.model, bundled.tokenizer, ["mmlu"], data=data)
-    first = run_tasks(bundled.model, bundled.tokenizer, ["mmlu"], data=data, limit=3)
+    every = run_tasks(bundled.network, bundled.tokenizer, ["mmlu"], data=data)
+    first = run_tasks(bundled.network, bundled.tokenizer, ["mmlu"], data=data, limit=3)
     assert first == [s for s in every if s.document < 3]
 
 
@@ -209,11 +211,11 @@ def test_a_tokenizer_without_padding_that_the_model_knows_works_and_batches_chan
     bare.pad_token = bare.eos_token = None
     rows = [trivia(f"Which number follows {n}", "unknown", written(bundled, n)) for n in (1, 22, 333)]
     write(tmp_path / "triviaqa" / "rc.nocontext" / "validation.jsonl", rows)
-    scores = run_tasks(bundled.model, bare, ["triviaqa"], data=tmp_path, batch_size=3)
+    scores = run_tasks(bundled.network, bare, ["triviaqa"], data=tmp_path, batch_size=3)
     assert [s.value for s in scores] == [1, 1, 1]
     tasks = ["mmlu", "truthfulqa_mc2"]
-    alone = [s.value for s in run_tasks(bundled.model, bundled.tokenizer, tasks, data=data, batch_size=1)]
-    assert [s.value for s in run_tasks(bundled.model, bare, tasks, data=data)] == pytest.approx(alone, rel=1e-4)
+    alone = [s.value for s in run_tasks(bundled.network, bundled.tokenizer, tasks, data=data, batch_size=1)]
+    assert [s.value for s in run_tasks(bundled.network, bare, tasks, data=data)] == pytest.approx(alone, rel=1e-4)
     assert bare.pad_token is None
     bare.add_special_tokens({"pad_token": "<added>"})
     assert bare.pad_token_id == tiny.config.vocab_size
@@ -313,7 +315,7 @@ def test_no_network_is_tried_with_local_files(bundled, data, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     check_tasks(TASKS, data)
-    run_tasks(bundled.model, bundled.tokenizer, TASKS, data=data, limit=1, shots=0)
+    run_tasks(bundled.network, bundled.tokenizer, TASKS, data=data, limit=1, shots=0)
     assert not tried
     assert not datasets.config.HF_HUB_OFFLINE
 
@@ -322,7 +324,7 @@ def test_without_local_files_an_unreachable_hub_is_refused_with_the_remedy(bundl
     with pytest.raises(InputError, match=r"dataset of mmlu_\w+ .*Offline.*give local files.*hf download cais/mmlu"):
         check_tasks(["mmlu"])
     with pytest.raises(InputError, match=r"documents of triviaqa .*Offline.*hf download mandarjoshi/trivia_qa"):
-        run_tasks(bundled.model, bundled.tokenizer, ["triviaqa"])
+        run_tasks(bundled.network, bundled.tokenizer, ["triviaqa"])
 
 
 def test_subtasks_of_a_group_without_files_are_left_out_by_name(data, tmp_path):
@@ -358,7 +360,7 @@ def test_a_task_that_would_not_run_is_refused_by_name(data, names, message):
 
 def test_a_missing_harness_is_refused_with_how_to_install_it(bundled, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    for ask in (lambda: check_tasks(["mmlu"]), lambda: run_tasks(bundled.model, bundled.tokenizer, ["mmlu"])):
+    for ask in (lambda: check_tasks(["mmlu"]), lambda: run_tasks(bundled.network, bundled.tokenizer, ["mmlu"])):
         with pytest.raises(InputError, match=r"pip install 'constructive-circuit-amplification\[eval\]'"):
             ask()
 
@@ -404,7 +406,7 @@ def test_a_model_that_gives_no_numbers_or_has_no_room_is_refused(bundled, data, 
 
 
 def test_groups_stand_for_the_tasks_and_settings_that_the_harness_gives_them(data):
-    from cca.benchmarks.tasks import leaves, manager, resolve
+    from cca.evaluation.harness.tasks import leaves, manager, resolve
 
     assert len({s.name for s in resolve(["mmlu"], None, None).subtasks}) == 57
     assert [s.name for s in resolve(["ai2_arc"], None, None).subtasks] == ["arc_challenge", "arc_easy"]
@@ -425,10 +427,10 @@ def test_the_seed_chooses_the_worked_examples_and_nothing_else_does(bundled, dat
         prompts.append(input_ids.tolist())
         return input_ids
 
-    monkeypatch.setattr(bundled.model, "generate", generate)
+    monkeypatch.setattr(bundled.network, "generate", generate)
     for seed in (0, 0, 1):
         random.seed()
-        run_tasks(bundled.model, bundled.tokenizer, ["gsm8k"], data=data, shots=3, seed=seed)
+        run_tasks(bundled.network, bundled.tokenizer, ["gsm8k"], data=data, shots=3, seed=seed)
     assert prompts[0] == prompts[1]
     assert prompts[0] != prompts[2]
 
@@ -440,4 +442,4 @@ def test_no_aggregate_is_computed_that_could_fail_after_the_work_is_done(bundled
         raise AssertionError("an aggregate was computed")
 
     monkeypatch.setattr(lm_eval.api.task, "get_aggregation", lambda _: fails)
-    assert run_tasks(bundled.model, bundled.tokenizer, ["truthfulqa_mc2"], data=data)
+    assert run_tasks(bundled.network, bundled.tokenizer, ["truthfulqa_mc2"], data=data)

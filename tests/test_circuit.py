@@ -3,10 +3,10 @@ import reference
 import torch
 from conftest import random_pivots, tiny_qwen2
 
-from cca.anatomy import KINDS, anatomy
-from cca.circuit import CachedPrefixes, Circuit, learn_circuit, random_circuit
-from cca.gates import gated
-from cca.objective import margins, pivot_loss
+from cca.method.circuit import CachedPrefixes, Circuit, learn_circuit, random_circuit
+from cca.method.objective import margins, pivot_loss
+from cca.model.components import KINDS, find_components
+from cca.model.gates import gated
 
 VOCABULARY = 60
 SETTINGS = {
@@ -33,7 +33,7 @@ def random_gates(size: int) -> torch.Tensor:
 
 def test_neutral_gates_change_no_logit(model):
     ids = torch.randint(0, VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(0))
-    parts = anatomy(model)
+    parts = find_components(model)
     plain = model(input_ids=ids).logits
     with gated(model, parts, torch.full((parts.size,), 0.5)):
         assert torch.equal(model(input_ids=ids).logits, plain)
@@ -42,7 +42,7 @@ def test_neutral_gates_change_no_logit(model):
 
 def test_gates_act_at_the_last_position_only(model):
     ids = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
-    parts = anatomy(model)
+    parts = find_components(model)
     plain = model(input_ids=ids).logits
     with gated(model, parts, random_gates(parts.size)):
         changed = model(input_ids=ids).logits
@@ -51,7 +51,7 @@ def test_gates_act_at_the_last_position_only(model):
 
 
 def test_the_context_restores_the_model_after_an_error(model):
-    parts = anatomy(model)
+    parts = find_components(model)
     before = model.config._attn_implementation
     with pytest.raises(RuntimeError, match="inside"), gated(model, parts, random_gates(parts.size)):
         raise RuntimeError("inside")
@@ -61,7 +61,7 @@ def test_the_context_restores_the_model_after_an_error(model):
 
 def test_the_cached_gated_step_equals_the_full_prefix_gated_forward_in_value_and_gradient(model):
     pivots = random_pivots(6, VOCABULARY)
-    parts = anatomy(model)
+    parts = find_components(model)
     desired = torch.tensor([p.desired for p in pivots])
     undesired = torch.tensor([p.undesired for p in pivots])
 
@@ -83,7 +83,7 @@ def test_the_cached_gated_step_equals_the_full_prefix_gated_forward_in_value_and
 
 def test_the_cached_gated_step_is_the_same_where_attention_is_the_models_own(model):
     pivots = random_pivots(6, VOCABULARY)
-    parts = anatomy(model)
+    parts = find_components(model)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         gates = random_gates(parts.size).requires_grad_()
@@ -117,7 +117,7 @@ def test_the_loss_is_undesired_minus_desired_of_each_pivots_own_row():
 
 def test_a_high_penalty_empties_the_circuit_and_none_leaves_components(tiny):
     pivots = random_pivots(8, VOCABULARY)
-    parts = anatomy(tiny)
+    parts = find_components(tiny)
     empty = learn_circuit(tiny, parts, pivots, **SETTINGS | {"penalty": 100.0, "epochs": 20})
     assert not empty.selected.any()
     free = learn_circuit(tiny, parts, pivots, **SETTINGS | {"penalty": 0.0, "epochs": 20})
@@ -126,7 +126,7 @@ def test_a_high_penalty_empties_the_circuit_and_none_leaves_components(tiny):
 
 
 def test_it_stops_once_the_rounded_circuit_no_longer_changes(tiny):
-    parts = anatomy(tiny)
+    parts = find_components(tiny)
     settings = SETTINGS | {"penalty": 100.0, "epochs": 40, "patience": 1.0}
     circuit = learn_circuit(tiny, parts, random_pivots(8, VOCABULARY), **settings)
     assert circuit.stopped == "unchanged"
@@ -134,7 +134,7 @@ def test_it_stops_once_the_rounded_circuit_no_longer_changes(tiny):
 
 
 def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
-    pivots, parts = random_pivots(8, VOCABULARY), anatomy(tiny)
+    pivots, parts = random_pivots(8, VOCABULARY), find_components(tiny)
     whole = learn_circuit(tiny, parts, pivots, **SETTINGS)
 
     def interrupt(epoch: int, density: float, loss: float) -> None:
@@ -162,7 +162,7 @@ def test_a_circuit_survives_saving(tmp_path):
 
 
 def test_a_random_circuit_has_the_same_counts_per_kind(tiny):
-    parts = anatomy(tiny)
+    parts = find_components(tiny)
     selected = random_gates(parts.size) > 0.8
     control = random_circuit(parts, selected, seed=0)
     assert parts.counts(control) == parts.counts(selected)
@@ -170,9 +170,9 @@ def test_a_random_circuit_has_the_same_counts_per_kind(tiny):
 
 
 def test_rows_of_components_are_the_rows_of_their_projections(tiny):
-    parts = anatomy(tiny)
+    parts = find_components(tiny)
     wanted = {(1, "query", 2), (0, "key", 1), (2, "value", 0), (2, "neuron", 95)}
-    selected = torch.tensor([tuple(c) in wanted for c in parts.components()])
+    selected = torch.tensor([tuple(c) in wanted for c in parts])
     rows = {name: r.tolist() for name, r in parts.rows(selected).items()}
     assert rows == {
         "model.layers.1.self_attn.q_proj.weight": list(range(32, 48)),
@@ -185,9 +185,9 @@ def test_rows_of_components_are_the_rows_of_their_projections(tiny):
 
 def test_a_zero_gate_equals_zeroing_the_components_rows_for_values_and_neurons(tiny):
     """With one position, the last, a value head or neuron that is gated away is one whose rows are zero."""
-    parts = anatomy(tiny)
+    parts = find_components(tiny)
     gates = torch.full((parts.size,), 0.5)
-    chosen = [i for i, c in enumerate(parts.components()) if tuple(c) in {(1, "value", 1), (0, "neuron", 7)}]
+    chosen = [i for i, c in enumerate(parts) if tuple(c) in {(1, "value", 1), (0, "neuron", 7)}]
     gates[chosen] = 0.0
     ids = torch.tensor([[17]])
     with gated(tiny, parts, gates):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cca import cli, compare
-from cca.arms import ARMS
-from cca.config import load_config
+from cca import cli
+from cca.controls.methods import ARMS
+from cca.folder import RunFolder
 from cca.records import Score
-from cca.store import RunFolder
+from cca.run import compare
+from cca.run.config import load_config
 
 SETTINGS = """
 [problems]
@@ -94,7 +95,7 @@ def test_the_table_is_written_for_people_and_machines(out):
 
 
 def test_finished_arms_are_not_redone(out, monkeypatch, capsys):
-    monkeypatch.setattr("cca.models.load_model", lambda *_, **__: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr("cca.model.open.open_model", lambda *_, **__: pytest.fail("nothing is left to do"))
     before = (out / "comparison.json").read_text()
     assert run(out.parent, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(before)

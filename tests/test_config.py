@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from test_run import refuse
 
-from cca.config import Config, dump_toml, load_config, parse_config
 from cca.errors import InputError
+from cca.run.config import Config, dump_toml, load_config, parse_config
 
 
 def test_a_dumped_config_reads_back_the_same():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import random_pivots
 
-from cca import diagnosis
-from cca.circuit import Trial, next_penalty
+from cca.evaluation import diagnosis
+from cca.method.circuit import Trial, next_penalty
 from cca.records import Metric, Trace, TracePair, WithoutPivot
 
 WORDS = {1: ".", 2: ",\n", 3: " 7", 4: " -", 5: " +", 6: "The"}

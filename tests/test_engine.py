@@ -3,7 +3,7 @@ import reference
 import torch
 from conftest import tiny_qwen2
 
-from cca.engines.transformers import common_start, decode, generate_greedy, pick, prefill, stream
+from cca.model.generate import common_start, decode, generate_greedy, pick, prefill, stream
 
 PROMPTS = [[5, 9, 3, 8], [7, 2], [4, 4, 4, 4, 4, 4, 9], [11]]
 END = frozenset({0})

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import random_pivots
 
-from cca import evaluation
-from cca.anatomy import anatomy
-from cca.delta import Delta
-from cca.evaluation import Text, choices, drift, plain_texts
+from cca.evaluation import scores as evaluation
+from cca.evaluation.scores import Text, choices, drift, plain_texts
+from cca.model.components import find_components
+from cca.model.delta import Delta
 
 
 def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
@@ -29,21 +29,21 @@ def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
 def test_drift_is_the_mean_divergence_and_perplexity_ratio_over_the_written_tokens(
     bundled, prompter, problems, monkeypatch
 ):
-    parts = anatomy(bundled.model)
+    parts = find_components(bundled.network)
     rows = parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) > 0.5)
-    delta = Delta.zeros(bundled.model, rows)
+    delta = Delta.zeros(bundled.network, rows)
     for changed in delta.weights.values():
         changed.values.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     few = [Text(prompter.prompt(p), prompter.reference(p.solution)) for p in problems[::17]]
-    kl, ratio = _plain_drift(bundled.model, delta, few)
+    kl, ratio = _plain_drift(bundled.network, delta, few)
     assert kl > 1e-5
     assert abs(ratio - 1) > 1e-4
-    found = drift(bundled.model, delta, few, batch=4)
+    found = drift(bundled.network, delta, few, batch=4)
     assert (found.kl, found.perplexity_ratio) == pytest.approx((kl, ratio), rel=1e-3)
     assert found.tokens == sum(len(t.written) for t in few)
     monkeypatch.setattr(evaluation, "_LOGITS", 1)  # one problem at a time
-    assert drift(bundled.model, delta, few, batch=4)[:2] == pytest.approx((kl, ratio), rel=1e-3)
-    nothing = drift(bundled.model, Delta.zeros(bundled.model, rows), few, batch=4)
+    assert drift(bundled.network, delta, few, batch=4)[:2] == pytest.approx((kl, ratio), rel=1e-3)
+    nothing = drift(bundled.network, Delta.zeros(bundled.network, rows), few, batch=4)
     assert nothing[:2] == pytest.approx((0, 1), abs=1e-6)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cca.problems.expressions import ExpressionError, Pair, parse
-from cca.problems.slots import number_text
-from cca.problems.tables import HELPERS, LISTS
+from cca.problems.templates.expressions import ExpressionError, Pair, parse
+from cca.problems.templates.slots import number_text
+from cca.problems.templates.tables import HELPERS, LISTS
 
 
 def value(text: str, **variables: Any) -> Any:

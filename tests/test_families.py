@@ -12,18 +12,18 @@ import torch
 from conftest import CIRCUIT, last_delta, random_pivots
 from families import CASES, FAMILIES, MIXTURES, VOCABULARY, family_config, family_model
 
-from cca.anatomy import Anatomy, Component, anatomy
-from cca.circuit import CachedPrefixes, learn_circuit
-from cca.delta import Delta, row_view
-from cca.engines.transformers import generate_greedy, prefill
-from cca.gates import gated
-from cca.models import empty_model
-from cca.objective import pivot_loss
-from cca.pivots import branching_pivots
-from cca.probe import check_anatomy
+from cca.method.circuit import CachedPrefixes, learn_circuit
+from cca.method.objective import pivot_loss
+from cca.method.pivots import branching_pivots
+from cca.method.traces import trace_chunk
+from cca.method.update import full_gradient
+from cca.model.components import Component, Components, find_components
+from cca.model.delta import Delta, row_view
+from cca.model.gates import gated
+from cca.model.generate import generate_greedy, prefill
+from cca.model.open import empty_model
+from cca.model.verify import verify_components
 from cca.records import Problem, Trace
-from cca.traces import trace_chunk
-from cca.update import full_gradient
 
 DEVICE = os.environ.get("CCA_TEST_DEVICE", "cpu")
 END = frozenset({0})
@@ -40,8 +40,8 @@ def model(case):
 
 
 @pytest.fixture(scope="module")
-def parts(model) -> Anatomy:
-    return anatomy(model)
+def parts(model) -> Components:
+    return find_components(model)
 
 
 def random_gates(size: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
-def some_rows(parts: Anatomy) -> dict[str, torch.Tensor]:
+def some_rows(parts: Components) -> dict[str, torch.Tensor]:
     return parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(2)) > 0.7)
 
 
@@ -60,12 +60,12 @@ def some_rows(parts: Anatomy) -> dict[str, torch.Tensor]:
 
 
 def test_the_components_are_where_the_model_computes_with_them(model, parts):
-    check_anatomy(model, parts)
+    verify_components(model, parts)
 
 
 def test_the_components_are_known_without_weights(case, parts):
-    bare = anatomy(empty_model(family_config(*case)))
-    assert list(bare.components()) == list(parts.components())
+    bare = find_components(empty_model(family_config(*case)))
+    assert list(bare) == list(parts)
     everything = torch.ones(parts.size, dtype=torch.bool)
     for (name, rows), (bare_name, bare_rows) in zip(
         parts.rows(everything).items(), bare.rows(everything).items(), strict=True
@@ -105,8 +105,8 @@ def test_gates_act_at_the_last_position_only(case, model, parts):
 
 def _zero(model, chosen: Component) -> None:
     """Make a component's output zero by its rows; behind a normalisation over all heads, by that one's weights."""
-    parts = anatomy(model)
-    selected = torch.tensor([c == chosen for c in parts.components()])
+    parts = find_components(model)
+    selected = torch.tensor([c == chosen for c in parts])
     attention = parts.layers[chosen.layer].attention
     norm = {"query": "q_norm", "key": "k_norm"}.get(chosen.kind)
     across = getattr(attention, norm, None) if norm else None
@@ -128,7 +128,7 @@ def test_a_zero_gate_equals_zeroing_the_components_rows_for_the_last_token(case,
     effects = []
     for kind, number in (("query", count[0] - 1), ("key", count[1] - 1), ("value", 0), ("neuron", count[3] - 1)):
         chosen = Component(1, kind, number)
-        gates = torch.tensor([0.0 if c == chosen else 0.5 for c in parts.components()], device=DEVICE)
+        gates = torch.tensor([0.0 if c == chosen else 0.5 for c in parts], device=DEVICE)
         with gated(model, parts, gates):
             removed = prefixes.take(range(3)).logits(model)
         zeroed = family_model(*case).to(DEVICE)
@@ -142,7 +142,7 @@ def test_a_zero_gate_equals_zeroing_the_components_rows_for_the_last_token(case,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gate_gradients_match_finite_differences(family):
     model = family_model(family).double().to(DEVICE)
-    parts = anatomy(model)
+    parts = find_components(model)
     ids = tokens(2, 9)
     weights = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(3)).double().to(DEVICE)
 
@@ -153,7 +153,7 @@ def test_gate_gradients_match_finite_differences(family):
     gates = (0.3 + 0.4 * random_gates(parts.size)).double().requires_grad_()
     (gradient,) = torch.autograd.grad(value(gates), gates)
     for kind in ("query", "key", "value", "neuron"):
-        of_kind = torch.tensor([c.kind == kind for c in parts.components()], device=DEVICE)
+        of_kind = torch.tensor([c.kind == kind for c in parts], device=DEVICE)
         direction = torch.where(of_kind, gradient / gradient[of_kind].norm(), 0.0)
         step = 1e-3
         with torch.no_grad():
@@ -165,7 +165,7 @@ def test_gate_gradients_match_finite_differences(family):
 # ---- the cached step of stage 2 ----
 
 
-def _cached_step(model, parts: Anatomy, pivots, **options) -> tuple[torch.Tensor, torch.Tensor]:
+def _cached_step(model, parts: Components, pivots, **options) -> tuple[torch.Tensor, torch.Tensor]:
     gates = random_gates(parts.size).requires_grad_()
     step = CachedPrefixes(model, pivots, budget_gib=1.0, **options).take(range(len(pivots)))
     with gated(model, parts, gates):
@@ -174,7 +174,7 @@ def _cached_step(model, parts: Anatomy, pivots, **options) -> tuple[torch.Tensor
     return loss, torch.autograd.grad(loss, gates)[0]
 
 
-def _full_pass(model, parts: Anatomy, pivots) -> tuple[torch.Tensor, torch.Tensor]:
+def _full_pass(model, parts: Components, pivots) -> tuple[torch.Tensor, torch.Tensor]:
     gates = random_gates(parts.size).requires_grad_()
     with reference.projections_gated(model, parts, gates):
         loss = reference.pivot_loss(model, pivots)
@@ -198,7 +198,7 @@ def test_the_cached_gated_step_equals_full_prefix_passes_in_value_and_gradient(m
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast_gradient, plain_gradient, atol=1e-5, rtol=1e-4)
     for kind in ("query", "key", "value", "neuron"):
-        of_kind = torch.tensor([c.kind == kind for c in parts.components()])
+        of_kind = torch.tensor([c.kind == kind for c in parts])
         assert plain_gradient[of_kind].abs().max() > 1e-4, f"the comparison must be of something: {kind}"
 
 
@@ -234,7 +234,7 @@ def test_the_cached_gated_step_is_the_same_through_flash_attention(family, monke
 
     pivots = random_pivots(6, VOCABULARY, seed=5)
     model = family_model(family, "gqa")
-    parts = anatomy(model)
+    parts = find_components(model)
     plain, plain_gradient = _full_pass(model, parts, pivots)
     monkeypatch.setattr(flash_attention, "_flash_attention_forward", _plain_flash)
     model.config._attn_implementation = "flash_attention_2"
@@ -268,7 +268,7 @@ def test_a_trained_delta_equals_updating_the_weight_rows_directly(case, model, p
     assert moved > 1e-3
 
 
-def _random_delta(model, parts: Anatomy, size: float = 0.05) -> Delta:
+def _random_delta(model, parts: Components, size: float = 0.05) -> Delta:
     delta = Delta.zeros(model, some_rows(parts))
     for rows in delta.weights.values():
         rows.values.copy_(torch.randn(rows.values.shape, generator=torch.Generator().manual_seed(0)) * size)
@@ -302,7 +302,7 @@ def test_gates_work_on_top_of_an_attached_delta(case, model, parts):
         both = model(input_ids=ids).logits
     merged = family_model(*case).to(DEVICE)
     delta.merge(merged)
-    with gated(merged, anatomy(merged), gates):
+    with gated(merged, find_components(merged), gates):
         torch.testing.assert_close(both, merged(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_answers import scrambled
 
-from cca.answers import Graded, grade_exact, grade_number
 from cca.errors import InputError
-from cca.graders import Disagreement, MathVerify, disagreements, load_grader, math_verify
+from cca.grading.answers import Graded, grade_exact, grade_number
+from cca.grading.graders import Disagreement, MathVerify, disagreements, load_grader, math_verify
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
 
@@ -136,8 +136,8 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next_one(monkeypatch):
         raise KeyboardInterrupt
 
     assert math_verify("#### 1", "1").correct
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(math_verify, "_ask", interrupted)
+    with monkeypatch.context() as intervention, pytest.raises(KeyboardInterrupt):
+        intervention.setattr(math_verify, "_ask", interrupted)
         math_verify("#### 1", "1")
     assert math_verify("#### 2", "1") == ("2", False)
 
@@ -153,7 +153,7 @@ def test_a_worker_that_was_ended_from_outside_costs_no_answer():
 def test_a_forked_process_has_a_worker_of_its_own_and_leaves_its_parents_alone():
     code = """
 import os, sys
-from cca.graders import math_verify
+from cca.grading.graders import math_verify
 assert math_verify("#### 1", "1").correct
 mine = math_verify._process.pid
 if not (child := os.fork()):
@@ -166,7 +166,7 @@ assert math_verify("#### 3", "3").correct and math_verify._process.pid == mine
 
 
 def test_the_end_of_the_program_ends_the_worker_without_a_word():
-    code = "from cca.graders import math_verify; math_verify('#### 1', '1'); print(math_verify._process.pid)"
+    code = "from cca.grading.graders import math_verify; math_verify('#### 1', '1'); print(math_verify._process.pid)"
     ended = subprocess.run([sys.executable, "-X", "dev", "-c", code], check=True, capture_output=True, text=True)
     assert ended.stderr == ""
     assert not Path(f"/proc/{int(ended.stdout)}").exists()

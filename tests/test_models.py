@@ -12,11 +12,11 @@ from conftest import CIRCUIT, last_delta, random_pivots
 from families import VOCABULARY, family_config, family_model
 
 from cca import cli
-from cca.anatomy import anatomy
-from cca.circuit import learn_circuit
 from cca.errors import InputError
-from cca.models import BUNDLED, check_model, end_tokens, load_model, load_tokenizer
-from cca.recompute import is_offloaded, recomputed
+from cca.method.circuit import learn_circuit
+from cca.model.components import find_components
+from cca.model.open import BUNDLED, check_model, end_tokens, load_tokenizer, open_model
+from cca.model.recompute import is_offloaded, recomputed
 
 
 def saved(folder: Path, family: str, **changes: Any) -> Path:
@@ -79,8 +79,8 @@ def test_a_model_with_code_of_its_own_is_refused_unless_it_is_trusted(tmp_path, 
     )
     refused(tmp_path, capsys, folder, "Python code of its own", "model.trust_remote_code=true")
     assert "OWN_CODE_RAN" not in os.environ
-    loaded = load_model(str(folder), "float32", "cpu", trust_remote_code=True)
-    assert type(loaded.model).__name__ == "Own"
+    loaded = open_model(str(folder), "float32", "cpu", trust_remote_code=True)
+    assert type(loaded.network).__name__ == "Own"
     assert os.environ.pop("OWN_CODE_RAN") == "yes"
 
 
@@ -107,7 +107,7 @@ def test_an_attention_function_that_is_not_installed_is_named(tmp_path, capsys):
 
 def test_soft_capped_attention_is_eager_and_refused_where_it_would_be_left_out(tmp_path, capsys):
     folder = saved(tmp_path / "m", "gemma2")
-    assert load_model(str(folder), "float32", "cpu").model.config._attn_implementation == "eager"
+    assert open_model(str(folder), "float32", "cpu").model.config._attn_implementation == "eager"
     refused(tmp_path, capsys, folder, "soft-caps its attention", settings=('model.attention="sdpa"',))
 
 
@@ -151,40 +151,40 @@ def test_the_check_of_a_model_reads_no_weights(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_stages_2_and_3_are_the_same_with_layers_on_the_disk(tmp_path, family):
     folder, layers = saved(tmp_path / "m", family), "transformer.h" if family == "gpt2" else "model.layers"
-    whole = load_model(str(folder), "float32", "cpu")
-    places = {name: "cpu" for name, m in whole.model.named_modules() if name and not list(m.children())}
+    whole = open_model(str(folder), "float32", "cpu")
+    places = {name: "cpu" for name, m in whole.network.named_modules() if name and not list(m.children())}
     places = {name: place for name, place in places.items() if not name.startswith(layers)}
     places |= {f"{layers}.0": "cpu", f"{layers}.1": "disk", f"{layers}.2": "disk"}
-    spread = load_model(str(folder), "float32", "cpu", device_map=places)
-    assert is_offloaded(spread.model)
-    assert not is_offloaded(whole.model)
+    spread = open_model(str(folder), "float32", "cpu", device_map=places)
+    assert is_offloaded(spread.network)
+    assert not is_offloaded(whole.network)
     pivots = random_pivots(6, VOCABULARY)
-    circuit = learn_circuit(whole.model, whole.anatomy, pivots, **CIRCUIT)
+    circuit = learn_circuit(whole.network, whole.components, pivots, **CIRCUIT)
     kept: dict[str, int] = {}
     for name, loaded in (("whole", whole), ("spread", spread)):
         sizes: list[int] = []
         pack = lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            again = learn_circuit(loaded.model, loaded.anatomy, pivots, **CIRCUIT)
+            again = learn_circuit(loaded.network, loaded.components, pivots, **CIRCUIT)
         torch.testing.assert_close(again.gates, circuit.gates, atol=1e-6, rtol=0)
         kept[name] = sum(sizes)
     assert kept["spread"] < 0.8 * kept["whole"], "the weights of offloaded layers are not held for the backward pass"
-    rows = whole.anatomy.rows(circuit.gates > 0.8)
-    ours = last_delta(spread.model, rows, pivots, recompute=[layer.module for layer in spread.anatomy.layers])
-    for name, plain in last_delta(whole.model, rows, pivots).weights.items():
+    rows = whole.components.rows(circuit.gates > 0.8)
+    ours = last_delta(spread.network, rows, pivots, recompute=[layer.module for layer in spread.components.layers])
+    for name, plain in last_delta(whole.network, rows, pivots).weights.items():
         torch.testing.assert_close(ours.weights[name].values, plain.values, atol=1e-6, rtol=1e-5)
     ids = torch.tensor([[3, 4, 5, 6]])
-    with ours.active(whole.model):
-        applied = whole.model(input_ids=ids).logits
-    with ours.active(spread.model):
-        torch.testing.assert_close(spread.model(input_ids=ids).logits, applied, atol=1e-5, rtol=1e-5)
+    with ours.active(whole.network):
+        applied = whole.network(input_ids=ids).logits
+    with ours.active(spread.network):
+        torch.testing.assert_close(spread.network(input_ids=ids).logits, applied, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="offloaded"):
-        ours.merge(spread.model)
+        ours.merge(spread.network)
 
 
 def test_recomputing_layers_drops_their_activations_and_restores_the_model():
     model = family_model("llama")
-    layers = [layer.module for layer in anatomy(model).layers]
+    layers = [layer.module for layer in find_components(model).layers]
     kept: list[int] = []
 
     def count() -> int:

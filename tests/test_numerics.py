@@ -5,22 +5,22 @@ import torch
 from conftest import CIRCUIT, last_delta, random_pivots
 from families import VOCABULARY, family_model
 
-from cca.anatomy import anatomy
-from cca.circuit import CachedPrefixes, learn_circuit
-from cca.delta import Delta, row_view
-from cca.engines.transformers import generate_greedy, prefill
-from cca.evaluation import Text, drift
-from cca.gates import gated
-from cca.numerics import check_finite
-from cca.objective import margins, pivot_loss
-from cca.probe import check_anatomy
+from cca.evaluation.scores import Text, drift
+from cca.method.circuit import CachedPrefixes, learn_circuit
+from cca.method.objective import margins, pivot_loss
+from cca.model.components import find_components
+from cca.model.delta import Delta, row_view
+from cca.model.gates import gated
+from cca.model.generate import generate_greedy, prefill
+from cca.model.numerics import check_finite
+from cca.model.verify import verify_components
 
 SIXTEEN = [torch.bfloat16, torch.float16]
 FAMILIES = ["llama", "gemma2", "gpt2", "qwen3_moe"]
 
 
 def _delta(model, size: float) -> Delta:
-    parts = anatomy(model)
+    parts = find_components(model)
     rows = parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(2)) > 0.7)
     delta = Delta.zeros(model, rows)
     for changed in delta.weights.values():
@@ -32,7 +32,7 @@ def _delta(model, size: float) -> Delta:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gates_losses_and_deltas_are_float32_on_sixteen_bit_weights(family, dtype):
     model = family_model(family).to(dtype)
-    parts, pivots = anatomy(model), random_pivots(6, VOCABULARY)
+    parts, pivots = find_components(model), random_pivots(6, VOCABULARY)
     circuit = learn_circuit(model, parts, pivots, **CIRCUIT)
     assert circuit.gates.dtype == torch.float32
     steps = (circuit.history[-1] - circuit.history[0]).abs()
@@ -51,7 +51,7 @@ def test_the_gradient_of_the_gates_is_that_of_float32_but_for_rounding(family, d
     pivots = random_pivots(6, VOCABULARY)
     gradients = []
     for model in (family_model(family), family_model(family).to(dtype)):
-        parts = anatomy(model)
+        parts = find_components(model)
         gates = torch.full((parts.size,), 0.6, requires_grad=True)
         step = CachedPrefixes(model, pivots, 1.0).take(range(6))
         with gated(model, parts, gates):
@@ -118,10 +118,10 @@ def overflowing():
 
 def test_every_stage_stops_at_a_value_that_is_not_finite_and_says_after_which_module(overflowing):
     model, pivots = overflowing, random_pivots(4, VOCABULARY)
-    parts = anatomy(model)
+    parts = find_components(model)
     where = r"not finite, first after model\.layers\.1\.mlp\.down_proj \(Linear, float16\); .*bfloat16"
     with pytest.raises(FloatingPointError, match=where):
-        check_anatomy(model, parts)
+        verify_components(model, parts)
     with pytest.raises(FloatingPointError, match=where):
         prefill(model, [p.prefix for p in pivots])
     with pytest.raises(FloatingPointError, match=where):
@@ -141,7 +141,7 @@ def test_decoding_stops_where_only_a_new_token_overflows(overflowing):
 
 
 def test_drift_that_is_not_finite_stops_the_evaluation(prompter, problems, bundled):
-    model = family_model("llama", vocab_size=bundled.model.config.vocab_size, max_position_embeddings=512)
+    model = family_model("llama", vocab_size=bundled.network.config.vocab_size, max_position_embeddings=512)
     delta = _delta(model, float("inf"))
     with pytest.raises(FloatingPointError, match="drift is not finite"):
         drift(model, delta, [Text(prompter.prompt(p), prompter.reference(p.solution)) for p in problems[:2]], 2)

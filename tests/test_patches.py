@@ -1,15 +1,15 @@
-"""The controls: each patch does what it says, nothing where it is zero, and leaves the model as it was."""
+"""The controls: each intervention does what it says, nothing where it is zero, and leaves the model as it was."""
 
 import pytest
 import torch
 from conftest import random_pivots, tiny_qwen2
 from families import family_model
 
-from cca.anatomy import anatomy
-from cca.delta import Delta
+from cca.controls.interventions import LowRank, OutputBias, Steering, WeightChange, load_intervention
 from cca.errors import InputError
-from cca.patches import LowRank, OutputBias, Steering, WeightChange, load_patch
-from cca.update import Validation, full_gradient, largest_rows, last_margins, train_patch
+from cca.method.update import Validation, full_gradient, largest_rows, last_margins
+from cca.model.components import find_components
+from cca.model.delta import Delta
 
 VOCABULARY = 96
 IDS = torch.arange(1, 11).reshape(2, 5)
@@ -21,12 +21,12 @@ def model():
 
 
 def everything(model) -> dict[str, torch.Tensor]:
-    parts = anatomy(model)
+    parts = find_components(model)
     return parts.rows(torch.ones(parts.size, dtype=torch.bool))
 
 
-def patches(model) -> dict:
-    layers = anatomy(model).layers
+def interventions(model) -> dict:
+    layers = find_components(model).layers
     width = model.config.hidden_size
     lora = LowRank.fresh(model, everything(model), 2, 2.0, seed=0)
     return {
@@ -40,38 +40,38 @@ def patches(model) -> dict:
 KINDS = ("bias", "steering", "lora", "rows")
 
 
-def shaken(patch):
+def shaken(intervention):
     generator = torch.Generator().manual_seed(1)
-    for value in patch.parameters.values():
+    for value in intervention.parameters.values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
-    return patch
+    return intervention
 
 
 @torch.no_grad()
-def logits(model, patch=None) -> torch.Tensor:
-    if patch is None:
+def logits(model, intervention=None) -> torch.Tensor:
+    if intervention is None:
         return model(IDS).logits
-    with patch.active(model):
+    with intervention.active(model):
         return model(IDS).logits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_patch_changes_no_logit_and_a_shaken_one_does(model, kind):
     before = logits(model)
-    patch = patches(model)[kind]
-    assert torch.equal(logits(model, patch), before)
-    assert not torch.allclose(logits(model, shaken(patch)), before)
+    intervention = interventions(model)[kind]
+    assert torch.equal(logits(model, intervention), before)
+    assert not torch.allclose(logits(model, shaken(intervention)), before)
     assert torch.equal(logits(model), before), "outside of the context the model is as it was"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_patch_survives_saving(model, kind, tmp_path):
-    patch = shaken(patches(model)[kind])
-    patch.save(tmp_path / "p.safetensors")
-    loaded = load_patch(tmp_path / "p.safetensors")
-    assert type(loaded) is type(patch)
-    assert (loaded.row_count, loaded.parameter_count) == (patch.row_count, patch.parameter_count)
-    assert torch.equal(logits(model, loaded), logits(model, patch))
+    intervention = shaken(interventions(model)[kind])
+    intervention.save(tmp_path / "p.safetensors")
+    loaded = load_intervention(tmp_path / "p.safetensors")
+    assert type(loaded) is type(intervention)
+    assert (loaded.row_count, loaded.parameter_count) == (intervention.row_count, intervention.parameter_count)
+    assert torch.equal(logits(model, loaded), logits(model, intervention))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,10 +80,10 @@ def test_every_patch_learns_the_training_pivots_and_is_resumed_to_the_same_bits(
     rising = iter(range(1000))
 
     def train(**more):
-        patch = patches(model)[kind]
-        return train_patch(
+        intervention = interventions(model)[kind]
+        return train(
             model,
-            patch,
+            intervention,
             pivots,
             pivots,
             lambda _: Validation(next(rising) / 1000, 9),
@@ -108,52 +108,52 @@ def test_every_patch_learns_the_training_pivots_and_is_resumed_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         train(state_path=state, progress=interrupt)
     resumed = train(state_path=state)
-    for name, value in whole.patch.parameters.items():
-        assert torch.equal(resumed.patch.parameters[name], value)
+    for name, value in whole.intervention.parameters.items():
+        assert torch.equal(resumed.intervention.parameters[name], value)
 
 
 def test_a_bias_adds_to_its_tokens_alone(model):
-    patch = OutputBias(torch.tensor([3, 7]), torch.tensor([1.0, -2.0]))
-    change = logits(model, patch) - logits(model)
+    intervention = OutputBias(torch.tensor([3, 7]), torch.tensor([1.0, -2.0]))
+    change = logits(model, intervention) - logits(model)
     expected = torch.zeros(VOCABULARY)
     expected[3], expected[7] = 1, -2
     torch.testing.assert_close(change, expected.expand_as(change), atol=1e-6, rtol=0)
 
 
 def test_a_steering_vector_is_added_to_what_the_last_layer_gives(model):
-    patch = shaken(patches(model)["steering"])
+    intervention = shaken(interventions(model)["steering"])
     hidden: list[torch.Tensor] = []
     hook = model.model.norm.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
     logits(model)
-    logits(model, patch)
+    logits(model, intervention)
     hook.remove()
-    torch.testing.assert_close(hidden[1] - hidden[0], patch.values.expand_as(hidden[0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(hidden[1] - hidden[0], intervention.values.expand_as(hidden[0]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "phi3"])
 def test_low_rank_matrices_equal_the_weights_plus_their_product(family):
     model = family_model(family, vocab_size=VOCABULARY)
-    patch = shaken(LowRank.fresh(model, everything(model), 2, 0.5, seed=0))
+    intervention = shaken(LowRank.fresh(model, everything(model), 2, 0.5, seed=0))
     dense = {}
-    for name in patch.down:
-        change = 0.5 * patch.up[name] @ patch.down[name]
+    for name in intervention.down:
+        change = 0.5 * intervention.up[name] @ intervention.down[name]
         weight = model.get_parameter(name)
         dense[name] = change if weight.shape == change.shape else change.T
-    torch.testing.assert_close(logits(model, patch), logits(model, WeightChange(dense)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(model, intervention), logits(model, WeightChange(dense)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for a name that is about to go
 def test_low_rank_matrices_equal_peft_s(model):
     peft = pytest.importorskip("peft")
     before = logits(model)
-    patch = shaken(LowRank.fresh(model, everything(model), 2, 8.0, seed=0))
-    mine = logits(model, patch)
-    targets = sorted({name.split(".")[-2] for name in patch.down})
+    intervention = shaken(LowRank.fresh(model, everything(model), 2, 8.0, seed=0))
+    mine = logits(model, intervention)
+    targets = sorted({name.split(".")[-2] for name in intervention.down})
     theirs = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=16, target_modules=targets))
     for name, parameter in theirs.named_parameters():
         if "lora_" in name:
             own = name.removeprefix("base_model.model.").split(".lora_")[0] + ".weight"
-            parameter.data.copy_(patch.down[own] if "lora_A" in name else patch.up[own])
+            parameter.data.copy_(intervention.down[own] if "lora_A" in name else intervention.up[own])
     torch.testing.assert_close(theirs(IDS).logits, mine, atol=1e-5, rtol=1e-5)
     theirs.unload()
     assert torch.equal(logits(model), before)
@@ -169,15 +169,15 @@ def test_a_change_of_whole_weights_is_put_on_and_taken_off_bit_by_bit(model, tmp
     before = {n: p.clone() for n, p in model.named_parameters()}
     change = WeightChange({n: torch.full_like(p, 0.01) for n, p in model.named_parameters()})
     change.save(tmp_path / "w.safetensors")
-    with load_patch(tmp_path / "w.safetensors").active(model):
+    with load_intervention(tmp_path / "w.safetensors").active(model):
         assert all(torch.equal(p, before[n] + 0.01) for n, p in model.named_parameters())
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_a_patch_that_an_error_interrupts_is_taken_off(model):
     before = logits(model)
-    for patch in map(shaken, patches(model).values()):
-        with pytest.raises(ZeroDivisionError), patch.attached(model):
+    for intervention in map(shaken, interventions(model).values()):
+        with pytest.raises(ZeroDivisionError), intervention.attached(model):
             raise ZeroDivisionError
         assert torch.equal(logits(model), before)
 

@@ -11,9 +11,9 @@ from conftest import stand_in_harness
 from families import family_config
 
 from cca import cli
-from cca.anatomy import anatomy
-from cca.config import load_config
-from cca.models import empty_model, load_tokenizer
+from cca.model.components import find_components
+from cca.model.open import empty_model, load_tokenizer
+from cca.run.config import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = {
@@ -52,7 +52,7 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     folder = bare_model(tmp_path / "m", PAPER[name])
     few = ["--set", "problems.templates=[16, 43]"]
     found = dry_run(capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), *few)
-    parts = anatomy(empty_model(family_config(PAPER[name], "gqa")))
+    parts = find_components(empty_model(family_config(PAPER[name], "gqa")))
     everything = torch.ones(parts.size, dtype=torch.bool)
     assert found["model"]["type"] == PAPER[name]
     assert found["components"] == {"all": parts.size, **parts.counts(everything)}

@@ -7,7 +7,7 @@ from cca.errors import InputError
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, largest_number, reserved_instances, sample
 from cca.problems.skills import SKILLS, reserved_skill_instances, sample_skill
 from cca.problems.sources import open_source
-from cca.problems.suite import build_problems, held_out_templates, scaled
+from cca.problems.splits import build_problems, held_out_templates, scaled
 
 SUITE: dict[str, Any] = {
     "source": open_source("gsm-symbolic", SMALL_TEMPLATES, 60),

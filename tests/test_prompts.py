@@ -10,11 +10,11 @@ from families import family_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cca.engines.transformers import generate_greedy
 from cca.errors import InputError
-from cca.examples import load_examples
-from cca.models import check_prompts
-from cca.prompts import TEMPLATES, Example, Prompter
+from cca.model.generate import generate_greedy
+from cca.model.open import check_prompts
+from cca.problems.examples import load_examples
+from cca.problems.prompts import TEMPLATES, Example, Prompter
 from cca.records import Problem
 
 PROBLEM = Problem("p", "0", 0, "train", "How many?", "3", "1 + 2 = 3\n#### 3")
@@ -117,7 +117,7 @@ def test_a_stop_string_ends_a_row_without_disturbing_the_others():
 
 def test_a_model_without_a_pad_token_and_with_more_ids_than_the_tokenizer_is_decoded(bundled):
     """The bundled model has 3,072 ids, its tokenizer 2,368."""
-    assert bundled.model.config.get_text_config().vocab_size > len(bundled.tokenizer)
+    assert bundled.network.config.get_text_config().vocab_size > len(bundled.tokenizer)
     odd = Prompter(bundled.tokenizer, "Q: {question}\nA:", bundled.end_tokens)
     assert odd.text([*odd.reference("7")[:-1], 3071]).strip() == "7"
 
@@ -162,7 +162,7 @@ def test_examples_come_from_the_evaluation_library_without_running_it(harness):
 
 
 def test_a_missing_evaluation_library_is_named_with_the_way_to_install_it(monkeypatch):
-    monkeypatch.setattr("cca.examples.find_spec", lambda _: None)
+    monkeypatch.setattr("cca.problems.examples.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install .*\[eval\]"):
         load_examples("lm-eval:gsm8k_cot", 8)
 

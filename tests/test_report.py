@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cca import cli, compare, wording
-from cca.config import load_config
+from cca import cli
+from cca.folder import RunFolder
 from cca.records import Pivot, Problem, Score
-from cca.report.page import shown_pivots, write_report
-from cca.store import RunFolder
-from cca.views import pivot_views
-from cca.workspace import make_prompter
+from cca.run import compare
+from cca.run.config import load_config
+from cca.run.workspace import make_prompter
+from cca.show import words
+from cca.show.report.page import shown_pivots, write_report
+from cca.show.views import pivot_views
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -74,10 +76,10 @@ def test_the_headline_is_that_of_the_summary(report, visit):
     }
     assert page.inner_text("#selected") == str(summary["circuit"]["selected"])
     assert page.inner_text("#density") == f"{summary['circuit']['density']:.2%}"
-    assert page.inner_text("#verdict") == wording.verdict(summary)
+    assert page.inner_text("#verdict") == words.verdict(summary)
     assert "model organism" in page.inner_text(".notice")
     rows = page.locator("#results tbody tr").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == [row.name for row in wording.set_rows(summary)]
+    assert [row.split("\t")[0] for row in rows] == [row.name for row in words.set_rows(summary)]
     assert page.inner_text("#config").rstrip() == report.with_name("config.toml").read_text().rstrip()
 
 
@@ -251,7 +253,7 @@ def test_more_pivots_than_the_page_has_room_for_are_thinned_evenly_and_said_to_b
     views = pivot_views(folder, prompter, "branching")
     whole = shown_pivots(views)
     assert len(whole) == len(views)
-    monkeypatch.setattr("cca.report.page.PIVOT_BYTES", sum(len(json.dumps(row)) for row in whole) // 2)
+    monkeypatch.setattr("cca.show.report.page.PIVOT_BYTES", sum(len(json.dumps(row)) for row in whole) // 2)
     write_report(tmp_path / "report.html", folder, prompter)
     page = visit(tmp_path / "report.html")
     shown = page.locator("#list li").count()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cca import cli
-from cca.benchmarks.run import TaskScore
-from cca.summary import task_comparisons
+from cca.evaluation.harness.run import TaskScore
+from cca.evaluation.summary import task_comparisons
 
 SETTINGS = """
 [problems]
@@ -85,7 +85,7 @@ def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
     ],
 )
 def test_what_evaluation_needs_is_checked_before_the_first_trace(tmp_path, monkeypatch, capsys, setting, said):
-    monkeypatch.setattr("cca.models.load_model", lambda *_, **__: pytest.fail("nothing slow may start"))
+    monkeypatch.setattr("cca.model.open.open_model", lambda *_, **__: pytest.fail("nothing slow may start"))
     assert cli.main(["run", "--out", str(tmp_path / "run"), "--set", setting]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import save_file
 
 from cca import cli
-from cca.circuit import Circuit
-from cca.config import load_config
-from cca.delta import Delta
 from cca.errors import InputError
-from cca.jobs.rounds import further_rounds
-from cca.models import load_model
-from cca.pipeline import ARTIFACTS
+from cca.folder import RunFolder, write_text
+from cca.method.circuit import Circuit
+from cca.model.delta import Delta
+from cca.model.open import open_model
+from cca.model.rows import Rows
 from cca.records import Metric, TracePair
-from cca.rows import Rows
-from cca.store import RunFolder, write_text
-from cca.workspace import Workspace
+from cca.run.config import load_config
+from cca.run.pipeline import ARTIFACTS
+from cca.run.stages.rounds import further_rounds
+from cca.run.workspace import Workspace
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 TWO_ROUNDS = """
@@ -47,7 +47,7 @@ retention = []
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load_model("bundled", "float32", "cpu")
+    return open_model("bundled", "float32", "cpu")
 
 
 def finished_round(run: Workspace, gain: float) -> None:
@@ -77,15 +77,15 @@ def changed_rows(model, base) -> list[int]:
 
 
 def test_each_round_sees_the_model_as_the_rounds_before_left_it_and_the_deltas_add_up(tmp_path, loaded):
-    run, base, seen = start(tmp_path, loaded, 4), loaded.model.get_parameter(WEIGHT).clone(), []
+    run, base, seen = start(tmp_path, loaded, 4), loaded.network.get_parameter(WEIGHT).clone(), []
 
     def job(part: Workspace) -> None:
-        seen.append(changed_rows(part.loaded.model, base))
+        seen.append(changed_rows(part.loaded.network, base))
         finished_round(part, 0.1 if len(seen) < 3 else 0.0)
 
     further_rounds(run, {"update": job})
     assert seen == [[1], [1, 2], [1, 2, 3]]
-    assert changed_rows(loaded.model, base) == []
+    assert changed_rows(loaded.network, base) == []
     total = Delta.load(run.folder.final_delta())
     assert total.weights[WEIGHT].index.tolist() == [1, 2, 3], "a round that did not help leaves nothing"
     lines = [json.loads(line) for line in run.folder.file("rounds.jsonl").read_text().splitlines()]

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from cca import cli
-from cca.config import load_config
-from cca.models import BUNDLED
-from cca.pipeline import ARTIFACTS, MEASURED, OPTIONAL, STAGES, Pipeline
+from cca.folder import RunFolder, checksum
+from cca.model.open import BUNDLED
 from cca.records import Pivot, TracePair, WithoutPivot
-from cca.store import RunFolder, checksum
+from cca.run.config import load_config
+from cca.run.pipeline import ARTIFACTS, MEASURED, OPTIONAL, STAGES, Pipeline
 
 SMALL = """
 seed = 3
@@ -236,7 +236,7 @@ def test_a_model_that_is_no_causal_lm_is_refused(tmp_path, capsys):
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys, bundled):
-    bundled.model.save_pretrained(tmp_path / "m")
+    bundled.network.save_pretrained(tmp_path / "m")
     refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "no usable tokenizer")
 
 
@@ -326,7 +326,7 @@ def _as_llama(folder: Path) -> Path:
 
 
 def test_the_same_weights_as_another_family_give_the_same_run(whole, config_path, tmp_path):
-    from cca.circuit import Circuit
+    from cca.method.circuit import Circuit
 
     path = tmp_path / "run"
     folder = _as_llama(tmp_path / "llama")
@@ -354,13 +354,13 @@ def test_merge_writes_an_ordinary_model_that_answers_like_the_updated_one(whole,
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cca.delta import Delta
-    from cca.models import load_model
+    from cca.model.delta import Delta
+    from cca.model.open import open_model
 
     assert cli.main(["merge", str(whole), str(tmp_path / "merged")]) == 0
     assert "0.0% of the changed numbers rounded to nothing" in capsys.readouterr().err
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    base = load_model("bundled", "float32", "cpu").model
+    base = open_model("bundled", "float32", "cpu").model
     ids = torch.tensor([[5, 9, 30, 77]])
     with Delta.load(whole / "delta.safetensors").applied(base):
         assert torch.equal(merged(input_ids=ids).logits, base(input_ids=ids).logits)

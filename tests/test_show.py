@@ -19,14 +19,14 @@ from conftest import SMALL_BUT_WHOLE
 
 import cca
 from cca import cli
-from cca.circuit import Circuit
-from cca.config import load_config
 from cca.errors import InputError
-from cca.progress import Display, Lines, LiveDisplay, clock
+from cca.folder import RunFolder
+from cca.method.circuit import Circuit
 from cca.records import Choice, Pivot, Problem, Score
-from cca.store import RunFolder
-from cca.views import effects, pivot_views, problem_view, steps
-from cca.workspace import make_prompter
+from cca.run.config import load_config
+from cca.run.workspace import make_prompter
+from cca.show.progress import Display, Lines, LiveDisplay, clock
+from cca.show.views import effects, pivot_views, problem_view, steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -183,7 +183,7 @@ def test_steps_of_several_rounds_follow_each_other_from_the_step_that_was_kept(m
 
 
 def test_a_pivot_s_outcome_compares_the_two_models():
-    from cca.views import _outcome
+    from cca.show.views import _outcome
 
     def choice(arm: str, won: bool) -> Choice:
         return Choice(arm, "p", -1.0 if won else -2.0, -1.5)

@@ -11,7 +11,7 @@ from cca.problems import files
 from cca.problems.files import read_rows
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked
 from cca.problems.sources import Source, open_source
-from cca.problems.suite import build_problems, check_splits, describe_splits
+from cca.problems.splits import build_problems, check_splits, describe_splits
 from cca.records import Problem
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
@@ -273,8 +273,8 @@ def test_a_source_s_order_does_not_depend_on_where_its_file_lies(tmp_path):
 
 
 def test_a_run_whose_problems_are_drawn_goes_on_without_their_source(tmp_path, monkeypatch):
-    from cca.config import load_config
-    from cca.pipeline import Pipeline
+    from cca.run.config import load_config
+    from cca.run.pipeline import Pipeline
 
     path = write(tmp_path / "own.jsonl", rows(30))
     config = load_config(None, (f"problems.source={path}",))

@@ -5,10 +5,10 @@ import random
 import pytest
 import reference
 
-from cca.pivots import branching_pivots, prefix_pivot
+from cca.evaluation.slip_truth import mark_on_slip, slip_position
+from cca.method.pivots import branching_pivots, prefix_pivot
+from cca.method.traces import chunks, trace_chunk, waves
 from cca.records import Trace, TracePair
-from cca.slip_truth import mark_on_slip, slip_position
-from cca.traces import chunks, trace_chunk, waves
 
 LIMIT = 160
 
@@ -17,7 +17,7 @@ def _trace(bundled, prompter, problems, size, seed=0):
     pairs = []
     for chunk in chunks(problems, prompter, size):
         pairs += trace_chunk(
-            bundled.model,
+            bundled.network,
             prompter,
             chunk,
             samples=10,
@@ -60,7 +60,7 @@ def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):
 
 def test_greedy_traces_equal_plain_greedy_decoding(bundled, prompter, traced, pairs):
     for problem in traced[::8]:
-        plain = reference.greedy(bundled.model, prompter.prompt(problem), LIMIT, prompter.end_tokens)
+        plain = reference.greedy(bundled.network, prompter.prompt(problem), LIMIT, prompter.end_tokens)
         assert pairs[problem.id].greedy.tokens == tuple(plain)
 
 
@@ -73,9 +73,9 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
     usable = [pair for pair in pairs.values() if pair.sampled][:34]
     assert len(usable) >= 30, "too few traces to compare; trace more problems"
     by_id = {p.id: p for p in problems}
-    fast = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+    fast = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT)
     for pair, pivot in zip(usable, fast, strict=True):
-        plain, _ = reference.branching_pivot(bundled.model, prompter, pair, by_id[pair.problem], LIMIT, group=64)
+        plain, _ = reference.branching_pivot(bundled.network, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
         assert found == (plain.position, plain.prefix, plain.desired, plain.undesired, plain.greedy_correct)
 
@@ -83,7 +83,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
 def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    found = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
+    found = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT)
     found.sort(key=lambda pivot: -pivot.completions)
     assert found[0].completions > 0, "some must come from a completion and not from a trace"
     for pivot in found[:16]:
@@ -91,7 +91,7 @@ def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled,
         assert pair.sampled is not None
         start = pair.sampled.tokens[: pivot.position]
         heads = [(*start, pivot.desired), (*start, pivot.undesired)]
-        plain = reference.completions(bundled.model, prompter, pair, heads, LIMIT)
+        plain = reference.completions(bundled.network, prompter, pair, heads, LIMIT)
         assert [(*start, *pivot.after_desired), (*start, *pivot.after_undesired)] == [tuple(p) for p in plain]
         graded = [prompter.trace(by_id[pair.problem], tokens).correct for tokens in plain]
         assert graded == [True, False]
@@ -110,8 +110,8 @@ def test_a_prefix_pivot_keeps_the_rest_of_both_traces(pairs):
 def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    together = branching_pivots(bundled.model, prompter, usable, by_id, max_new_tokens=LIMIT)
-    apart = [branching_pivots(bundled.model, prompter, [p], by_id, max_new_tokens=LIMIT)[0] for p in usable[:10]]
+    together = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT)
+    apart = [branching_pivots(bundled.network, prompter, [p], by_id, max_new_tokens=LIMIT)[0] for p in usable[:10]]
     assert together[:10] == apart
 
 

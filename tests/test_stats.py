@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, fisher_exact, multinomial, norm, t, ttest_1samp
 
-from cca.stats import (
+from cca.evaluation.stats import (
     Outcomes,
     accuracy,
     cluster_bootstrap,

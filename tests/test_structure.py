@@ -28,7 +28,7 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_stages_do_not_import_each_other_the_pipeline_or_the_config(stage):
-    forbidden = {f"cca.{s}" for s in STAGES - {stage}} | {"cca.pipeline", "cca.config", "cca.cli"}
+    forbidden = {f"cca.{s}" for s in STAGES - {stage}} | {"cca.run.pipeline", "cca.run.config", "cca.cli"}
     assert not imported_modules(SOURCE / f"{stage}.py") & forbidden
 
 

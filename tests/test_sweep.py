@@ -5,12 +5,12 @@ import json
 import pytest
 from conftest import random_pivots
 
-import cca.jobs.circuit as job
-from cca.circuit import Circuit
-from cca.config import load_config
+import cca.run.stages.circuit as job
 from cca.errors import InputError
-from cca.store import RunFolder, write_text
-from cca.workspace import Workspace
+from cca.folder import RunFolder, write_text
+from cca.method.circuit import Circuit
+from cca.run.config import load_config
+from cca.run.workspace import Workspace
 
 SETTINGS = ("circuit.epochs=4", "circuit.learning_rate=0.3", "circuit.batch=4", "circuit.patience=9.0")
 

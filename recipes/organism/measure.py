@@ -9,16 +9,16 @@ import argparse
 import json
 from pathlib import Path
 
-from cca.engines.transformers import prefill
-from cca.evaluation import answer_chunk
-from cca.models import load_model, planted_slips
+from cca.evaluation.scores import answer_chunk
+from cca.evaluation.stats import accuracy
+from cca.method.traces import chunks, sample
+from cca.model.generate import prefill
+from cca.model.open import open_model, planted_slips
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
+from cca.problems.prompts import Prompter
 from cca.problems.skills import SKILLS
 from cca.problems.sources import open_source
-from cca.problems.suite import build_problems
-from cca.prompts import Prompter
-from cca.stats import accuracy
-from cca.traces import chunks, sample
+from cca.problems.splits import build_problems
 
 LIMIT = 160
 
@@ -27,9 +27,9 @@ def pass_at(loaded, prompter: Prompter, problems, samples: int, temperature: flo
     """Whether at least one of `samples` sampled traces is correct, per problem."""
     solved = []
     for chunk in chunks(problems, prompter, 24):
-        read = prefill(loaded.model, [prompter.prompt(p) for p in chunk])
+        read = prefill(loaded.network, [prompter.prompt(p) for p in chunk])
         draws = [(i, n) for i in range(len(chunk)) for n in range(samples)]
-        written = sample(loaded.model, prompter, chunk, read, draws, temperature, LIMIT, seed=0)
+        written = sample(loaded.network, prompter, chunk, read, draws, temperature, LIMIT, seed=0)
         right = [prompter.trace(chunk[i], tokens).correct for (i, _), tokens in zip(draws, written, strict=True)]
         solved += [any(right[i * samples : (i + 1) * samples]) for i in range(len(chunk))]
     return solved
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--per-template", type=int, default=10)
     parser.add_argument("--seed", type=int, default=100)
     options = parser.parse_args()
-    loaded = load_model(str(options.model), "float32", "cpu")
+    loaded = open_model(str(options.model), "float32", "cpu")
     prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
     planted = planted_slips(str(options.model))
     problems = build_problems(
@@ -58,7 +58,7 @@ def main() -> None:
     scores = [
         score
         for chunk in chunks(tested, prompter, 128)
-        for score in answer_chunk(loaded.model, prompter, chunk, arm="base", max_new_tokens=LIMIT)
+        for score in answer_chunk(loaded.network, prompter, chunk, arm="base", max_new_tokens=LIMIT)
     ]
     groups: dict[str, list[bool]] = {}
     for score in scores:

@@ -7,7 +7,7 @@ records: problems -> traces -> pivots -> circuit -> update -> evaluation -> repo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cca.run import Run
+    from cca.show.frames import Run
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__"]
@@ -16,7 +16,7 @@ __all__ = ["Run", "__version__"]
 def __getattr__(name: str) -> Any:
     """`cca.Run` when it is asked for, since it loads torch."""
     if name == "Run":
-        from cca.run import Run
+        from cca.show.frames import Run
 
         return Run
     raise AttributeError(f"module 'cca' has no attribute {name!r}")

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cca import __version__, commands
-from cca.arms import ARMS
+from cca import __version__
+from cca.commands import others as commands
+from cca.controls.methods import ARMS
 from cca.errors import InputError
 
 _STAGES = {
@@ -175,7 +176,7 @@ def _command(arguments: Sequence[str] | None) -> str:
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "show":
-        from cca.show import show
+        from cca.commands.show import show
 
         return show(options)
     if options.command == "merge":
@@ -186,9 +187,9 @@ def _dispatch(options: argparse.Namespace) -> int:
         return commands.problems(options)
     if options.command == "grade":
         return commands.grade(options)
-    from cca.config import load_config
-    from cca.pipeline import STAGES, Pipeline, default_folder
-    from cca.progress import make_display
+    from cca.run.config import load_config
+    from cca.run.pipeline import STAGES, Pipeline, default_folder
+    from cca.show.progress import make_display
 
     overrides = list(getattr(options, "overrides", []))
     if options.command == "run":

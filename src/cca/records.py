@@ -3,37 +3,50 @@
 Token ids are kept as they were generated; nothing is ever decoded and encoded again.
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from cca.errors import InputError
+
+Split = Literal["train", "validation", "test", "held_out", "transfer", "retention"]
+"""What a problem is for. ``held_out``: a test problem of a template that is kept out of the update entirely."""
+Which = Literal["base", "updated"]
+"""The model before or after the update."""
 
 
-class Record:
-    """A dataclass that goes to and from one JSON line."""
+class ProblemSet(NamedTuple):
+    """Problems that are evaluated together. skill: of transfer and retention, else None."""
 
-    def line(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))  # pyright: ignore[reportArgumentType]
+    split: Split
+    skill: str | None
 
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        data: dict[str, Any] = json.loads(line)
-        return cls(**{f.name: data[f.name] for f in fields(cls)})  # pyright: ignore[reportArgumentType]
+    @property
+    def name(self) -> str:
+        """``target``, ``held-out templates``, ``transfer: chain_sum`` ..."""
+        named = {"test": "target", "held_out": "held-out templates"}.get(self.split, self.split)
+        return f"{named}: {self.skill}" if self.skill else named
 
 
 @dataclass(frozen=True)
-class Problem(Record):
-    """A question with its gold answer."""
+class Problem:
+    """A question with its gold answer.
+
+    skill: None for the target; another skill's answers are compared as they stand, whatever the target's grader.
+    """
 
     id: str
     template: str
     instance: int
-    split: str
-    """``train``, ``validation``, ``test``, ``held_out`` (whole templates), ``transfer:NAME`` or ``retention:NAME``."""
+    split: Split
     question: str
     answer: str
     solution: str
+    skill: str | None = None
+
+    @property
+    def set(self) -> ProblemSet:
+        return ProblemSet(self.split, self.skill)
 
 
 @dataclass(frozen=True)
@@ -47,11 +60,11 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class TracePair(Record):
+class TracePair:
     """A problem's greedy trace and, where one was found, the first sampled trace of opposite correctness."""
 
     problem: str
-    split: str
+    split: Split
     template: str
     prompt: tuple[int, ...]
     greedy: Trace
@@ -65,33 +78,29 @@ class TracePair(Record):
         """The traces that there are: ``greedy``, and ``sampled`` where one was found."""
         return {"greedy": self.greedy} | ({"sampled": self.sampled} if self.sampled else {})
 
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        data = json.loads(line)
-
-        def trace(value: dict[str, Any]) -> Trace:
-            return Trace(tuple(value["tokens"]), value["text"], value["answer"], value["correct"])
-
-        data["prompt"] = tuple(data["prompt"])
-        data["greedy"] = trace(data["greedy"])
-        data["sampled"] = trace(data["sampled"]) if data["sampled"] else None
-        return cls(**data)
-
 
 @dataclass(frozen=True)
-class Pivot(Record):
-    """The training example of stages 2 and 3: after `prefix`, `desired` should beat `undesired`."""
+class Pivot:
+    """The training example of stages 2 and 3: after `prefix`, `desired` should beat `undesired`.
 
-    problem: str
-    split: str
-    template: str
-    method: str
+    All three are token ids. The rest says where the pivot came from, and may be left out for pivots of one's own;
+    those with the split ``validation`` are measured and never trained on.
+
+    Raises:
+        InputError: both tokens are the same, an id is negative, or the prefix has fewer than two tokens.
+    """
+
     prefix: tuple[int, ...]
     desired: int
     undesired: int
-    position: int
+    problem: str = ""
+    split: Split = "train"
+    template: str = ""
+    method: str = "own"
+    """``branching``, ``prefix`` or ``own``."""
+    position: int = 0
     """Index in the trace of the token that turned it."""
-    greedy_correct: bool
+    greedy_correct: bool = True
     on_slip: bool | None = None
     """Whether the pivot is the planted slip's own token; None where the wrong trace contains no planted slip."""
     completions: int = 0
@@ -102,19 +111,23 @@ class Pivot(Record):
     (Branching method) or as that trace does (Prefix method)."""
     after_undesired: tuple[int, ...] = ()
 
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        data = json.loads(line)
-        tokens = {key: tuple(data[key]) for key in ("prefix", "after_desired", "after_undesired")}
-        return cls(**{**data, **tokens})
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", tuple(self.prefix))
+        name = f"the pivot of {self.problem}" if self.problem else f"a pivot after {list(self.prefix[-4:])}"
+        if self.desired == self.undesired:
+            raise InputError(f"{name} has token {self.desired} as desired and undesired; give two different tokens")
+        if len(self.prefix) < 2:
+            raise InputError(f"{name} has a prefix of {len(self.prefix)} tokens; give at least two token ids")
+        if (lowest := min(*self.prefix, self.desired, self.undesired)) < 0:
+            raise InputError(f"{name} has token {lowest}; token ids are 0 and more")
 
 
 @dataclass(frozen=True)
-class WithoutPivot(Record):
+class WithoutPivot:
     """A traced problem that gave no pivot, and why."""
 
     problem: str
-    split: str
+    split: Split
     template: str
     reason: str
     """``no_opposite``: no sample was of opposite correctness; ``template_solved``: the base model solves all
@@ -122,17 +135,22 @@ class WithoutPivot(Record):
 
 
 @dataclass(frozen=True)
-class Score(Record):
+class Score:
     """One graded greedy answer of the base or the updated model."""
 
-    arm: str
-    set: str
+    model: Which
+    split: Split
+    skill: str | None
     problem: str
     template: str
     answer: str
     correct: bool
     tokens: int
     text: str
+
+    @property
+    def set(self) -> ProblemSet:
+        return ProblemSet(self.split, self.skill)
 
 
 class Answered(NamedTuple):
@@ -144,18 +162,18 @@ class Answered(NamedTuple):
 
 def answered(scores: Iterable[Score]) -> Iterator[Answered]:
     """Both answers to each problem, in the order of the base model's."""
-    arms: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
+    by_model: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
     for score in scores:
-        arms[score.arm][score.problem] = score
-    for problem, base in arms["base"].items():
-        yield Answered(base, arms["updated"][problem])
+        by_model[score.model][score.problem] = score
+    for problem, base in by_model["base"].items():
+        yield Answered(base, by_model["updated"][problem])
 
 
 @dataclass(frozen=True)
-class Choice(Record):
+class Choice:
     """What the base or the updated model makes of a pivot."""
 
-    arm: str
+    model: Which
     problem: str
     desired: float
     """Natural logarithm of the desired token's probability after the prefix."""
@@ -163,7 +181,7 @@ class Choice(Record):
 
 
 @dataclass(frozen=True)
-class Metric(Record):
+class Metric:
     """One measured step of stage 3."""
 
     step: int
@@ -171,29 +189,24 @@ class Metric(Record):
     """Mean loss over the training examples, before the step."""
     margin: float
     """Mean logit[desired] - logit[undesired] over the validation pivots."""
-    won: float
+    preference_accuracy: float
     """Share of validation pivots at which the desired token beats the undesired one."""
     accuracy: float
     """Greedy accuracy on the validation problems."""
-    n: int = field(default=0)
+    n: int = 0
 
 
-def write_lines(path: Path, records: Iterable[Record]) -> None:
-    """Append `records` to `path`, one JSON line each, flushed to the disk."""
-    import os
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model got for one document of a benchmark."""
 
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(record.line() + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-R = TypeVar("R", bound=Record)
-
-
-def read_lines(path: Path, kind: type[R]) -> Iterator[R]:
-    """The records in `path`; nothing where the file does not exist."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield kind.parse(line)
+    task: str
+    """As it was asked for, such as ``mmlu``."""
+    subtask: str
+    """The document's cluster, such as ``mmlu_anatomy``; a task without subtasks is its own."""
+    document: int
+    """Its place in the evaluated split."""
+    metric: str
+    """lm-evaluation-harness's name, with the filter where there is one: ``acc``, ``exact_match,strict-match``."""
+    value: float
+    """From 0 to 1."""

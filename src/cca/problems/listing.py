@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from cca.answers import GRADERS, final_text
 from cca.errors import InputError
-from cca.problems.annotated import TemplateCheck, check, load_templates, template_files
+from cca.grading.answers import GRADERS, final_text
 from cca.problems.sources import Source, is_annotated, open_source
+from cca.problems.templates.annotated import TemplateCheck, check, load_templates, template_files
 
 
 def lines(source: Source, count: int, seed: int) -> Iterator[str]:

@@ -12,8 +12,8 @@ from typing import Literal
 
 from cca.errors import InputError
 from cca.problems import files, skills
-from cca.problems.annotated import Template, load_templates
 from cca.problems.gsm_symbolic import ALL_TEMPLATES, Worked, generators, reserved_instances
+from cca.problems.templates.annotated import Template, load_templates
 
 GSM_SYMBOLIC = "gsm-symbolic"
 REASONING_GYM = "reasoning-gym:"

@@ -1,0 +1,359 @@
+"""Ordinary fine-tuning and LoRA, with trl's SFTTrainer, on worked solutions: what a comparison puts beside the circuit.
+
+Both train a copy, so that the caller's model only ever holds a change while it is measured, in the way in which the
+change will be evaluated later. trl, peft and datasets take seconds to import and are optional: nothing here needs them
+before `fine_tune` runs.
+"""
+
+import copy
+import gc
+import importlib.util
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cca.controls.interventions import WeightChange
+from cca.errors import InputError
+from cca.method.update import Update, best_of
+from cca.model.recompute import is_offloaded, recomputed
+from cca.records import Metric
+from cca.show.progress import no_progress
+
+_SETTINGS: dict[str, Any] = {
+    "lr_scheduler_type": "constant",
+    "bf16": False,  # trl's default is mixed precision
+    "gradient_checkpointing": None,
+    "router_aux_loss_coef": 0.0,
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "max_length": None,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+class Solved(NamedTuple):
+    """A problem's prompt and the worked solution to learn, with its end token. Token ids."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class Lora(NamedTuple):
+    """LoRA (Hu et al. 2021): weight + alpha / rank x B A, with B 0 at first, no dropout and no biases.
+
+    targets: modules or weights of linear layers, by whole name or by its last parts (``q_proj``).
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+def check_installed() -> None:
+    """See, without importing anything, that trl and peft are there.
+
+    Raises:
+        InputError: they are not.
+    """
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"fine-tuning needs {' and '.join(missing)}: pip install 'constructive-circuit-amplification[baselines]'"
+        )
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    examples: Sequence[Solved],
+    measure: Callable[[int, float | None], Metric],
+    *,
+    lora: Lora | None,
+    learning_rate: float,
+    epochs: int,
+    validate_at: Collection[int],
+    patience: int,
+    batch_size: int,
+    seed: int,
+    pad_token: int,
+    recompute: Sequence[nn.Module] = (),
+    progress: Callable[[int, int, Metric | None], None] = no_progress,
+) -> Update[WeightChange]:
+    """Train all weights, or a LoRA, to write the answers of `examples`; the change of the best measured epoch.
+
+    An epoch is one pass over `examples` in shuffled batches. The loss is the mean negative log-likelihood of a batch's
+    answer tokens, end token included; nothing is added for the routers of a mixture. AdamW as SFTTrainer sets it up
+    (betas 0.9 and 0.999, no weight decay, gradients clipped to norm 1), in float32, at a constant rate without
+    warm-up: training stops early, and a decay would make every epoch depend on how many were planned.
+
+    lora: None trains all weights. pad_token: any token id; padding is masked by length, never by this id.
+    measure: from an epoch and the mean loss over its batches, the metric of the `model`, which holds the change
+    meanwhile, in evaluation mode and without gradients. Called at epoch 0 (loss None: no change), at `validate_at`
+    and at the last epoch. Ties go to the earlier epoch; stops when `patience` measurements in a row were no better
+    than the best (`stopped` ``patience``, else ``epochs``). recompute: layers of `model` whose activations are
+    computed again in the backward pass. progress: epoch, epochs, metric.
+
+    The intervention holds float32 tensors on the CPU: all weights, or those that the LoRA targets. The model and all that
+    training draws on besides (random states, environment) are afterwards as they were.
+
+    Raises:
+        InputError: trl or peft is missing, the model is offloaded or not float32, or a target is no linear layer.
+        FloatingPointError: the loss is not finite.
+    """
+    check_installed()
+    _check_weights(model)
+    adapted = target_modules(model, lora.targets) if lora else []
+    course = _Course(model, measure, epochs, validate_at, patience, progress)
+    with _restored(), TemporaryDirectory(prefix="cca-") as folder:
+        settings: dict[str, Any] = {
+            "output_dir": folder,
+            "learning_rate": learning_rate,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": batch_size,
+            "seed": seed,
+            "use_cpu": model.device.type == "cpu",
+        }
+        adapter = _adapter(lora, adapted) if lora else None
+        _train(model, examples, course, settings | _SETTINGS, pad_token, recompute, adapter)
+    gc.collect()  # the trainer and its copy of the model hold each other
+    return Update(course.best, best_of(course.metrics).step, course.metrics, course.stopped)
+
+
+def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """The names of the linear layers that `targets` name.
+
+    Raises:
+        InputError: a target names none, or something else.
+    """
+    found: list[str] = []
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for target in targets:
+        ending = "." + target.removesuffix(".weight")
+        names = [name for name in weights if f".{name.removesuffix('.weight')}".endswith(ending)]
+        if not names:
+            raise InputError(f"LoRA: the model has no weight {target!r}; name modules (q_proj) or whole weights")
+        for name in names:
+            module = model.get_submodule(name.rpartition(".")[0])
+            if weights[name].dim() == 3:
+                why = "it holds the weights of several experts"
+            elif not isinstance(module, nn.Linear | Conv1D) or not name.endswith(".weight"):
+                why = "it is not the weight of a linear layer"
+            elif module is model.get_output_embeddings():
+                why = "it is the output embedding, which trl reads without its adapter"
+            else:
+                found.append(name.removesuffix(".weight"))
+                continue
+            raise InputError(f"LoRA cannot change {name}: {why}; choose other targets, or full fine-tuning")
+    return list(dict.fromkeys(found))
+
+
+class _Course:
+    """Measures the model as training goes on and keeps the change of the best epoch."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        measure: Callable[[int, float | None], Metric],
+        epochs: int,
+        validate_at: Collection[int],
+        patience: int,
+        progress: Callable[[int, int, Metric | None], None],
+    ):
+        self.model, self.measure, self.progress = model, measure, progress
+        self.epochs, self.validate_at, self.patience = epochs, validate_at, patience
+        self.epoch, self.stopped = 0, "epochs"
+        self.best, self.metrics = WeightChange({}), list[Metric]()
+        self.losses: list[float] = []
+        """Of the batches of the epoch that is running."""
+
+    @torch.no_grad()
+    def look(self, change: dict[str, Tensor], loss: float | None = None) -> None:
+        """Measure `change`, by weight name."""
+        intervention = WeightChange(change)
+        with intervention.active(self.model), _evaluating(self.model):
+            metric = self.measure(self.epoch, loss)
+        if not self.metrics or metric.accuracy > max(m.accuracy for m in self.metrics):
+            self.best = intervention
+        self.metrics.append(metric)
+        self.progress(self.epoch, self.epochs, metric)
+
+    def batch_done(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"epoch {self.epoch + 1}: the loss is {loss:g}; try a lower learning rate")
+        self.losses.append(loss)
+
+    def epoch_done(self, change: Callable[[], dict[str, Tensor]]) -> bool:
+        """Whether to stop."""
+        self.epoch += 1
+        loss = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        self.progress(self.epoch, self.epochs, None)
+        if self.epoch in self.validate_at or self.epoch == self.epochs:
+            self.look(change(), loss)
+        since_best = len(self.metrics) - 1 - self.metrics.index(best_of(self.metrics))
+        if self.epoch < self.epochs and since_best >= self.patience:
+            self.stopped = "patience"
+        return self.stopped == "patience"
+
+
+def _train(
+    model: PreTrainedModel,
+    examples: Sequence[Solved],
+    course: _Course,
+    settings: dict[str, Any],
+    pad_token: int,
+    recompute: Sequence[nn.Module],
+    adapter: Any,
+) -> None:
+    """Train a copy of `model`: all weights, or `adapter` (a LoraConfig)."""
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+    memo: dict[int, Any] = {}
+    if adapter:  # leaves the weights alone, so the copy can share them
+        memo |= {id(p): nn.Parameter(p.detach()) for p in model.parameters()}
+    trained = copy.deepcopy(model, memo).requires_grad_()  # peft will freeze all but its adapter
+
+    def change() -> dict[str, Tensor]:
+        return _lora_change(trained) if adapter else _full_change(model, trained)
+
+    class Trainer(SFTTrainer):
+        def _send_telemetry(self) -> None:
+            """Tell nobody: trl would report every run to huggingface.co."""
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            loss = super().training_step(*args, **kwargs)
+            course.batch_done(loss.item())
+            return loss
+
+    class Epochs(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            course.look(change())
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            control.should_training_stop |= course.epoch_done(change)
+
+    data = Dataset.from_dict(
+        {
+            "input_ids": [[*e.prompt, *e.answer] for e in examples],
+            "labels": [[-100] * len(e.prompt) + [*e.answer] for e in examples],
+        }
+    )
+    wanted = {f"{name}.weight" for name in adapter.target_modules} if adapter else set[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what these libraries deprecate in one another is not the caller's concern
+        options = SFTConfig(**settings)
+        options._n_gpu = min(options.n_gpu, 1)  # transformers would use every GPU it sees, which trl refuses
+        try:
+            trainer = Trainer(
+                trained,
+                options,
+                data_collator=DataCollatorForLanguageModeling(pad_token),
+                train_dataset=data,
+                processing_class=PreTrainedTokenizerBase(),  # trl wants one, token ids need none
+                callbacks=[Epochs()],
+                peft_config=adapter,
+            )
+        except ValueError as error:
+            raise InputError(f"trl cannot train this model: {error}; choose other targets, or another model") from error
+    found = set(_lora_layers(trained)) if adapter else set[str]()
+    if found != wanted:  # in a mixture peft reads some names as those of its experts
+        other, left = (", ".join(sorted(names)) for names in (found - wanted, wanted - found))
+        raise InputError(f"LoRA: peft would adapt {other} in place of {left} in this model; choose other targets")
+    trainer.remove_callback(PrinterCallback)
+    with recomputed([memo[id(layer)] for layer in recompute]):
+        trainer.train()
+
+
+def _adapter(lora: Lora, names: list[str]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=0.0,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _full_change(model: nn.Module, trained: nn.Module) -> dict[str, Tensor]:
+    """Trained minus base weights, float32 on the CPU, by name."""
+    return {name: p.detach().cpu() - model.get_parameter(name).detach().cpu() for name, p in trained.named_parameters()}
+
+
+def _lora_layers(trained: nn.Module) -> dict[str, Any]:
+    """The modules with an adapter by the name of the weight that it changes."""
+    from peft.tuners.lora import LoraLayer
+
+    return {f"{name}.weight": module for name, module in trained.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _lora_change(trained: nn.Module) -> dict[str, Tensor]:
+    """alpha / rank x B A of each adapted module, shaped like its weight, float32 on the CPU, by the weight's name."""
+    return {n: layer.get_delta_weight("default").cpu().contiguous() for n, layer in _lora_layers(trained).items()}
+
+
+def _check_weights(model: PreTrainedModel) -> None:
+    if is_offloaded(model):
+        raise InputError(
+            "fine-tuning cannot train an offloaded model; leave model.device_map out, or choose a smaller one"
+        )
+    types = {str(p.dtype).removeprefix("torch.") for p in model.parameters()} - {"float32"}
+    if types:
+        raise InputError(
+            f"fine-tuning needs float32 weights, since small steps are lost in the rounding of {min(types)}; "
+            "set model.dtype to float32"
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context all modules are in evaluation mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Afterwards what a trainer changes in the process is as it was: random states, environment, accelerate's state."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    cuda = torch.cuda.is_initialized()
+    states = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    kept = [dict(state) for state in states]
+    environment, python, numpy = dict(os.environ), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # would overrule that training is in float32
+        with (
+            torch.cuda.device(torch.cuda.current_device() if cuda else -1),
+            torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else ()),
+        ):
+            yield
+    finally:
+        for state, before in zip(states, kept, strict=True):
+            state.clear()
+            state.update(before)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        os.environ.clear()
+        os.environ.update(environment)

@@ -1,1 +1,0 @@
-"""Text generation behind one small protocol; `transformers` is the default and so far the only engine."""

@@ -1,0 +1,183 @@
+"""Row deltas: the change of a circuit's weight rows, as indices and float32 values."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from cca.model.experts import is_experts, with_experts
+from cca.model.rows import Rows
+
+_ROWS, _VALUES = ".rows", ".values"
+
+
+class Rounding(NamedTuple):
+    """What became of a delta when it was merged into weights of another type.
+
+    unchanged: share of its numbers that rounded to nothing. error: size of what was lost or added by rounding, as a
+    share of the delta's size (root mean square); 0 where the weights are float32, up to their own rounding.
+    """
+
+    unchanged: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The change of some rows of some weights, by weight name."""
+
+    weights: dict[str, Rows]
+
+    @classmethod
+    def zeros(cls, model: nn.Module, rows: Mapping[str, Tensor]) -> "Delta":
+        """A delta that changes nothing yet, where the model computes. `rows`: weight name -> row numbers."""
+        weights: dict[str, Rows] = {}
+        for name, index in rows.items():
+            device = _home(model, name)
+            width = row_view(model, name).shape[1]
+            weights[name] = Rows(index.to(device), torch.zeros(len(index), width, dtype=torch.float32, device=device))
+        return cls(weights)
+
+    @property
+    def row_count(self) -> int:
+        return sum(len(rows.index) for rows in self.weights.values())
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(rows.values.numel() for rows in self.weights.values())
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The values (n, E) by weight name."""
+        return {name: rows.values for name, rows in self.weights.items()}
+
+    def copy(self) -> "Delta":
+        """An independent copy of the values."""
+        return Delta({name: Rows(r.index, r.values.detach().clone()) for name, r in self.weights.items()})
+
+    def plus(self, other: "Delta") -> "Delta":
+        """The sum of two deltas, on the rows of either."""
+        summed = dict(self.weights)
+        for name, more in other.weights.items():
+            if name not in summed:
+                summed[name] = more
+                continue
+            mine = summed[name]
+            index, where = torch.cat([mine.index, more.index]).unique(return_inverse=True)
+            values = torch.zeros(len(index), mine.values.shape[1], device=mine.values.device)
+            summed[name] = Rows(index, values.index_add(0, where, torch.cat([mine.values, more.values])))
+        return Delta(summed)
+
+    def active(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within the context the model computes with base + delta, in the way that keeps all of it.
+
+        Float32 weights hold the sum (`applied`: nothing slower than the base); 16-bit or offloaded ones stay as they
+        are (`attached`), for a small change would be lost to their rounding.
+        """
+        weights = [model.get_parameter(name) for name in self.weights]
+        whole = all(w.dtype == torch.float32 and w.device.type != "meta" for w in weights)
+        return self.applied(model) if whole else self.attached(model)
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Within the context the model computes with base + delta, the base weights untouched.
+
+        Each projection's output gets x @ values.T added to the delta's rows, so gradients reach `values`.
+        """
+
+        def adding(rows: Rows):
+            def add(_: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+                change = nn.functional.linear(args[0].to(out.device), rows.values.to(out))
+                return out.index_add(-1, rows.index.to(out.device), change)
+
+            return add
+
+        with ExitStack() as stack:
+            for name, rows in self.weights.items():
+                module = model.get_submodule(name.rpartition(".")[0])
+                if is_experts(module):
+                    stack.enter_context(with_experts(module, rows=rows))
+                else:
+                    stack.callback(module.register_forward_hook(adding(rows)).remove)
+            yield
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Within the context the weights hold base + delta; afterwards the base rows are restored bit by bit."""
+        saved: list[tuple[Tensor, Tensor, Tensor]] = []
+        try:
+            for weight, rows, base, summed in self._sums(model):
+                saved.append((weight, rows.index, base))
+                weight[rows.index] = summed
+            yield
+        finally:
+            for weight, index, original in saved:
+                weight[index] = original
+
+    def _sums(self, model: nn.Module) -> Iterator[tuple[Tensor, Rows, Tensor, Tensor]]:
+        """For each weight its view, the delta's rows beside it, what they hold, and that plus the delta, rounded."""
+        for name, changed in self.weights.items():
+            weight = row_view(model, name)
+            if weight.device.type == "meta":
+                raise ValueError(f"{name} is offloaded; load the model on one device to merge into it")
+            rows = changed.at(weight)
+            base = weight[rows.index]  # a copy
+            yield weight, rows, base, (base.float() + rows.values).to(weight.dtype)
+
+    def rounding(self, model: nn.Module) -> Rounding:
+        """What merging into the model's weights would leave of the delta."""
+        nothing, lost, size = 0, 0.0, 0.0
+        for _, rows, base, summed in self._sums(model):
+            kept = summed.float() - base.float()
+            nothing += int(((kept == 0) & (rows.values != 0)).sum())
+            lost += float(((kept - rows.values).double() ** 2).sum())
+            size += float((rows.values.double() ** 2).sum())
+        return Rounding(nothing / max(1, self.parameter_count), (lost / size) ** 0.5 if size else 0.0)
+
+    def merge(self, model: nn.Module) -> Rounding:
+        """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
+        rounding = self.rounding(model)
+        for weight, rows, _, summed in self._sums(model):
+            weight[rows.index] = summed
+        return rounding
+
+    def save(self, path: Path) -> None:
+        """Write to a safetensors file: NAME.rows (int64) and NAME.values (float32) for each weight."""
+        tensors: dict[str, Tensor] = {}
+        for name, rows in self.weights.items():
+            tensors[name + _ROWS] = rows.index.cpu()
+            tensors[name + _VALUES] = rows.values.detach().cpu().contiguous()
+        save_file(tensors, path)
+
+    @classmethod
+    def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
+        """Read what `save` wrote."""
+        tensors = load_file(path, device=str(device))
+        names = [key.removesuffix(_ROWS) for key in tensors if key.endswith(_ROWS)]
+        return cls({name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names})
+
+
+def row_view(model: nn.Module, name: str) -> Tensor:
+    """The weight `name` as (rows, E), a row for each output; what is written into it is written into the model.
+
+    A Conv1D keeps its rows as columns, experts theirs one expert after the other.
+    """
+    weight = model.get_parameter(name).detach()
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
+        return weight.T
+    return weight.view(-1, weight.shape[-1])
+
+
+def _home(model: nn.Module, name: str) -> torch.device:
+    """Where a weight is computed with. One that is offloaded lies on the meta device between passes."""
+    weight = model.get_parameter(name)
+    hook = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)
+    if weight.device.type != "meta":
+        return weight.device
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")

@@ -1,0 +1,185 @@
+"""Gate components inside a context manager: each component's output is multiplied by 2 x gate.
+
+Only at the last position of each sequence (paper section 3.2): 1 amplifies, 0.5 is neutral, 0 removes. Heads are
+gated where attention receives them, after any q/k normalisation and rotation; neurons at the input of the down
+projection.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cca.model.components import Components
+from cca.model.experts import ExpertGates, Width, is_experts, with_experts
+
+_STATE = "_cca_head_gates"
+_PREFIX = "cca_gated_"
+_HARMLESS = {
+    "attention_mask",
+    "dropout",
+    "scaling",
+    "sliding_window",
+    "softcap",
+    "position_ids",
+    "use_cache",
+    "is_causal",
+}
+"""Arguments of an attention function that `_one_query` honours or that change nothing for a single query."""
+
+
+def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the last of the positions T of (..., T, D) by `factor`, which broadcasts against (..., 1, D).
+
+    The product is in float32, like the gates, and then rounded to the type of `x`.
+    """
+    last = (x[..., -1:, :] * factor.to(x.device)).to(x.dtype)
+    return last if x.shape[-2] == 1 else torch.cat([x[..., :-1, :], last], dim=-2)
+
+
+def _gated_attention(base: str) -> Callable[..., Any]:
+    def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
+        if gates is not None:
+            # an attention with parameters of its own (sinks) may do more with them than `_one_query`
+            known = base == "eager" or (base == "sdpa" and kwargs.get("softcap") is None)
+            plain = known and kwargs.keys() <= _HARMLESS and not module._parameters
+            if plain and query.shape[2] == 1:
+                mask = args[0] if args else kwargs["attention_mask"]
+                return _one_query(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), gates), None
+            heads = (gate[:, None, None] for gate in gates)
+            query, key, value = (_scale_last(x, g) for x, g in zip((query, key, value), heads, strict=True))
+        return stock_attention(base, module, query, key, value, *args, **kwargs)
+
+    return forward
+
+
+def stock_attention(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What `module` would have called: the attention function `base`; each model has an eager one of its own."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)  # pyright: ignore[reportArgumentType]
+    config: Any = module.config
+    name = config._attn_implementation
+    config._attn_implementation = base  # flash attention looks up there which of its versions it is
+    try:
+        return function(module, *args, **kwargs)
+    finally:
+        config._attn_implementation = name
+
+
+class _Newest(torch.autograd.Function):
+    """`x[:, :, -1:]` of (B, K, T, D) of which all earlier positions are constants.
+
+    Their gradients, which nothing reads, repeat the newest's without memory; a slice would fill them with zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.shape = x.shape
+        return x[:, :, -1:]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient.expand(ctx.shape)
+
+
+def _newest(x: Tensor) -> Tensor:
+    return cast(Tensor, _Newest.apply(x))
+
+
+def _one_query(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    gates: tuple[Tensor, ...],
+) -> Tensor:
+    """What softmax attention gives for one gated query, with gradients for its own key and value only.
+
+    Earlier keys and values come from a cache and are constants, but for the attention function they are one tensor
+    with the newest, and it would compute and copy a gradient for each of them: most of a step's time.
+    query (B, H, 1, D), key and value (B, K, T, D); returns (B, 1, H, D).
+    """
+    query_gate, key_gate, value_gate = (gate[:, None, None].to(query.device) for gate in gates)
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    packed = (query * query_gate).to(query.dtype).reshape(len(query), key.shape[1], groups, -1)
+    newest_key, newest_value = (_newest(key) * key_gate).to(key.dtype), (_newest(value) * value_gate).to(value.dtype)
+    earlier_key, earlier_value = key[:, :, :-1].detach(), value[:, :, :-1].detach()
+    scores = torch.cat([packed @ earlier_key.mT, packed @ newest_key.mT], dim=-1)
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        mask = mask if mask.shape[1] == 1 else mask.reshape(len(query), key.shape[1], groups, -1)
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.float().softmax(-1).to(query.dtype)
+    earlier, newest = weights.split([weights.shape[-1] - 1, 1], dim=-1)
+    mixed = earlier @ earlier_value + newest * newest_value
+    return mixed.reshape(len(query), heads, 1, -1).transpose(1, 2).contiguous()
+
+
+def _scale_neurons(factor: Tensor, width: Width) -> Callable[..., tuple[Tensor]]:
+    """A hook that multiplies the last position of (B, T, I), or of (B x T, I), by a factor per neuron (I,)."""
+
+    def scale(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        x = args[0]
+        return (_scale_last(x.reshape(-1, width.positions, x.shape[-1]), factor).reshape(x.shape),)
+
+    return scale
+
+
+@contextmanager
+def attention_through(
+    model: PreTrainedModel, components: Components, wrap: Callable[[str], Callable[..., Any]]
+) -> Iterator[None]:
+    """Within the context every attention calls `wrap(name)`, name being the function that it would have called."""
+    configs: dict[int, Any] = {}
+    for layer in components.layers:
+        config = getattr(layer.attention, "config", model.config)
+        configs[id(config)] = config
+    before = {key: str(config._attn_implementation) for key, config in configs.items()}
+    try:
+        for key, config in configs.items():
+            name = f"{_PREFIX}{wrap.__name__}_{before[key]}"
+            AttentionInterface.register(name, wrap(before[key]))
+            if before[key] in ALL_MASK_ATTENTION_FUNCTIONS:
+                AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before[key]])
+            config._attn_implementation = name
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextmanager
+def gated(model: PreTrainedModel, components: Components, gates: Tensor) -> Iterator[None]:
+    """Within the context, multiply every component's output at the last position by 2 x its gate.
+
+    gates: (C,) in [0, 1], float32, in the components's flat order; gradients flow into it. Neutral gates (0.5)
+    change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
+    position of every sequence is the last column (left padding).
+    """
+    width = Width()
+    with ExitStack() as stack:
+        stack.enter_context(attention_through(model, components, _gated_attention))
+        hook = components.layers[0].module.register_forward_pre_hook(width.see, with_kwargs=True)
+        stack.callback(hook.remove)
+        for layer, (query, key, value, neuron) in zip(components.layers, components.split(gates * 2), strict=True):
+            object.__setattr__(layer.attention, _STATE, (query, key, value))
+            stack.callback(object.__delattr__, layer.attention, _STATE)
+            sizes = [len(part.up) for part in layer.feed_forward]
+            for part, factor in zip(layer.feed_forward, neuron.split(sizes), strict=True):
+                if is_experts(part.down):
+                    stack.enter_context(with_experts(part.down, gates=ExpertGates(factor, width)))
+                else:
+                    hook = part.down.register_forward_pre_hook(_scale_neurons(factor, width))
+                    stack.callback(hook.remove)
+        yield

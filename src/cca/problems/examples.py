@@ -1,0 +1,79 @@
+"""Worked examples for few-shot prompts: from lm-evaluation-harness, or from a file of one's own."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from cca.errors import InputError
+from cca.problems.prompts import Example
+
+LM_EVAL = "lm-eval:"
+
+
+def load_examples(source: str, count: int) -> tuple[Example, ...]:
+    """The first `count` examples of ``lm-eval:TASK`` or of a JSON-lines file.
+
+    Raises:
+        InputError: as the functions below.
+    """
+    if source.startswith(LM_EVAL):
+        return _lm_eval_examples(source.removeprefix(LM_EVAL), count)
+    return _file_examples(Path(source), count)
+
+
+def _lm_eval_examples(task: str, count: int) -> tuple[Example, ...]:
+    """What lm-evaluation-harness shows for `task`, read from the installed package, which is neither run nor copied.
+
+    Raises:
+        InputError: the package is not installed, or it has no such task or too few examples.
+    """
+    found = find_spec("lm_eval")
+    if found is None or not found.submodule_search_locations:
+        raise InputError(
+            f"prompt.examples takes {task} from lm-evaluation-harness, which is not installed; "
+            "install it with: pip install 'constructive-circuit-amplification[eval]'"
+        )
+    folder = Path(next(iter(found.submodule_search_locations))) / "tasks"
+    files = sorted(folder.glob(f"**/{task.replace('_', '-')}.yaml")) + sorted(folder.glob(f"**/{task}.yaml"))
+    if not files:
+        raise InputError(f"lm-evaluation-harness has no task {task}; name another in prompt.examples")
+    settings = yaml.load(files[0].read_text(encoding="utf-8"), Loader=_Loader)
+    samples = (settings.get("fewshot_config") or {}).get("samples") or []
+    if not isinstance(samples, list) or len(samples) < count:
+        raise InputError(
+            f"task {task} of lm-evaluation-harness shows {len(samples)} examples and prompt.shots is {count}; lower it"
+        )
+    return tuple(Example(str(s["question"]), str(s["target"])) for s in samples[:count])
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the harness's files without running what its own tags (``!function``) name."""
+
+
+_Loader.add_multi_constructor("!", lambda *_: None)
+
+
+def _file_examples(path: Path, count: int) -> tuple[Example, ...]:
+    """From a JSON-lines file with ``question`` and ``solution``.
+
+    Raises:
+        InputError: the file cannot be read, a line is not such an object, or it has too few.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read prompt.examples {path} ({error}); name lm-eval:TASK or a JSON-lines file"
+        ) from error
+    if len(lines) < count:
+        raise InputError(f"{path} has {len(lines)} examples and prompt.shots is {count}; lower it")
+    examples = []
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            record = json.loads(line)
+            examples.append(Example(str(record["question"]), str(record["solution"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path}, line {number} has no "question" and "solution" ({error!r}); mend it') from error
+    return tuple(examples)

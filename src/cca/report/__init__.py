@@ -1,1 +1,0 @@
-"""`report.html`: what a run found, as one file that opens offline."""

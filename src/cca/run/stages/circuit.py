@@ -1,0 +1,76 @@
+"""Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
+
+from cca.errors import InputError
+from cca.method.circuit import SPARSE, Circuit, Trial, is_near, learn_circuit, next_penalty
+from cca.run.workspace import Workspace
+
+
+def circuit(run: Workspace) -> None:
+    """Write circuit.safetensors, and sweep.jsonl with one line a lambda that was tried.
+
+    Raises:
+        InputError: the circuit is empty.
+    """
+    options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
+    while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
+        found = _learn(run, penalty)
+        found.save(_trial_file(run, penalty))
+        trials.append(Trial(penalty, found.density))
+        run.folder.append("sweep.jsonl", trials[-1:])
+        run.folder.file("circuit.partial.safetensors").unlink(missing_ok=True)
+    wanted = options.target_density
+    best = trials[-1] if wanted is None else min(trials, key=lambda t: abs(t.density - wanted))
+    if best.density == 0:
+        for trial in trials:
+            _trial_file(run, trial.penalty).unlink(missing_ok=True)
+        run.folder.file("sweep.jsonl").unlink()
+        raise InputError(
+            f"lambda {best.penalty:g} leaves an empty circuit; lower it in a new run, for example: "
+            f"--set circuit.lambda={best.penalty / 2:g}"
+        )
+    if wanted is not None and not is_near(best.density, wanted):
+        run.warn(
+            "circuit",
+            f"no lambda gave a density within a tenth of {wanted:.2%}: {best.penalty:g} gives {best.density:.2%}",
+        )
+    elif best.density > SPARSE and wanted is None:
+        run.warn(
+            "circuit",
+            f"lambda {best.penalty:g} gives a density of {best.density:.2%}, over the paper's 2%; a sparser circuit "
+            f"needs a higher one: --set circuit.lambda={best.penalty * 1.5 or 0.01:g}, or circuit.target_density=0.016",
+        )
+    Circuit.load(_trial_file(run, best.penalty)).save(run.folder.file("circuit.safetensors"))
+    run.folder.manifest["lambda"] = best.penalty
+
+
+def _trial_file(run: Workspace, penalty: float):
+    return run.folder.file(f"circuit-{penalty:g}.safetensors")
+
+
+def _learn(run: Workspace, penalty: float) -> Circuit:
+    options = run.config.circuit
+    pivots, _ = run.chosen_pivots()
+    with run.display.bar("circuit", options.epochs, "epochs") as bar:
+
+        def report(epoch: int, density: float, loss: float) -> None:
+            bar.reach(epoch)
+            bar.figure("lambda", f"{penalty:g}")
+            bar.figure("density", f"{density:.2%}")
+            bar.figure("target loss", f"{loss:.3f}")
+
+        return learn_circuit(
+            run.loaded.network,
+            run.components,
+            pivots,
+            penalty=penalty,
+            learning_rate=options.learning_rate,
+            decay=options.decay,
+            decay_every=options.decay_every,
+            batch_size=options.batch,
+            epochs=options.epochs,
+            patience=options.patience,
+            cache_gib=options.cache_gib,
+            seed=run.config.seed,
+            state_path=run.folder.file("circuit.partial.safetensors"),
+            progress=report,
+        )

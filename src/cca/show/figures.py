@@ -1,0 +1,308 @@
+"""Figures of a run as Plotly objects: the same in the report and in a notebook.
+
+Colours can be told apart with any colour vision (Okabe and Ito 2008, shifted so that they read on white and on black),
+and no meaning is in colour alone. Text that comes from data is escaped, since Plotly takes some markup in labels.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import torch
+
+from cca.method.circuit import Circuit, Trial
+from cca.model.components import KINDS
+from cca.show import words
+from cca.show.views import Effect, Step
+
+BLUE, ORANGE, GREY = "#2f86c9", "#d9650f", "#868b93"
+FADED = "rgba(47,134,201,0.2)"
+SCALE = "Cividis"
+MOST_TEMPLATES = 60
+"""Rows of a forest plot."""
+SHADES = 20
+"""Bins of a gate's value."""
+
+
+def _plain(text: str) -> str:
+    return html.escape(text, quote=False)
+
+
+def _figure(height: int, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10, "pad": 4},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": GREY},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"font": {"family": "system-ui, sans-serif"}, "align": "left"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        showlegend=False,
+    )
+    figure.update_xaxes(automargin=True, gridcolor="rgba(134,139,147,0.25)", zerolinecolor=GREY, title_standoff=8)
+    figure.update_yaxes(automargin=True, gridcolor="rgba(134,139,147,0.25)", zerolinecolor=GREY, title_standoff=8)
+    figure.update_layout(**layout)
+    return figure
+
+
+def _named(effect: Effect) -> str:
+    kind, _, skill = effect.set.partition(":")
+    if skill:
+        return f"{kind}: {skill}"
+    return f"{'held out: ' if kind == 'held_out_templates' else ''}{effect.template}"
+
+
+def shown_effects(effects: Sequence[Effect]) -> list[Effect]:
+    """What a forest plot has room for: skills, then the templates with most problems, from the largest gain down."""
+    skills = [e for e in effects if ":" in e.set]
+    templates = sorted((e for e in effects if ":" not in e.set), key=lambda e: (-e.n, e.template))
+    kept = templates[: max(0, MOST_TEMPLATES - len(skills))]
+    order = {"target": 0, "held_out_templates": 1, "transfer": 2, "retention": 3}
+    return sorted([*kept, *skills], key=lambda e: (order[e.set.split(":")[0]], -e.difference, e.template))
+
+
+class _Estimate(NamedTuple):
+    """A row of a plot of differences. title, about: what hovering tells besides."""
+
+    name: str
+    row: Mapping[str, Any]
+    title: str
+    about: str = ""
+    colour: str = GREY
+    symbol: str = "circle"
+    size: int = 8
+
+
+def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Figure:
+    """Differences as points with their 95% intervals, one below the other, and a line at 0."""
+    differences, bounds = [r.row["difference"] for r in rows], [r.row["ci95"] for r in rows]
+    figure.add_scatter(
+        x=[100 * d for d in differences],
+        y=list(range(len(rows))),
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [100 * (high - d) for d, (_, high) in zip(differences, bounds, strict=True)],
+            "arrayminus": [100 * (d - low) for d, (low, _) in zip(differences, bounds, strict=True)],
+            "color": GREY,
+            "thickness": 1.3,
+            "width": 0,
+        },
+        mode="markers",
+        marker={
+            "symbol": [r.symbol for r in rows],
+            "size": [r.size for r in rows],
+            "color": [r.colour for r in rows],
+            "opacity": 1,
+        },
+        customdata=[[_plain(r.title), words.interval(r.row["ci95"]), r.about and f"<br>{r.about}"] for r in rows],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[1]})%{customdata[2]}<extra></extra>",
+    )
+    figure.add_vline(0, line={"color": GREY, "width": 1})
+    figure.update_xaxes(title=axis, ticksuffix=" ", zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=[_plain(r.name) for r in rows], range=[len(rows) - 0.4, -0.6],
+        showgrid=False, zeroline=False,
+    )  # fmt: skip
+    return figure
+
+
+def forest(effects: Sequence[Effect], summary: Mapping[str, Any]) -> go.Figure:
+    """The change of accuracy of each template, with its 95% interval, below that of the whole sets.
+
+    effects: as `cca.show.views.effects`. summary: of the run, whose intervals of sets are over templates.
+    """
+    rows: list[_Estimate] = []
+
+    def add(name: str, row: Mapping[str, Any], told: str, **look: Any) -> None:
+        low, high = row["ci95"]
+        colour = BLUE if low > 0 else ORANGE if high < 0 else GREY
+        rows.append(_Estimate(name, row, name, f"{row['base']:.1%} → {row['updated']:.1%}{told}", colour, **look))
+
+    def counts(row: Mapping[str, Any]) -> str:
+        return f", {row['n']} problems, {row['gained']} gained, {row['lost']} lost"
+
+    for name, key in (("target, all", "target"), ("held-out templates, all", "held_out_templates")):
+        if found := summary.get(key):
+            add(name, found, counts(found), symbol="diamond", size=12)
+    for effect in shown_effects(effects):
+        row = asdict(effect) | {"ci95": (effect.low, effect.high)}
+        add(_named(effect), row, counts(row))
+    for name, found in summary["retention"].items():
+        if "metric" in found:  # a benchmark, whose answers are not among the scores
+            add(f"retention: {name}", found, f" ({found['metric']}), {found['n']} documents")
+    return _estimates(_figure(70 + 19 * len(rows)), rows, "points, updated less base")
+
+
+def arms(comparison: Mapping[str, Any]) -> go.Figure:
+    """The gain of each arm of a comparison on the target, with its 95% interval, best first."""
+    rows = [
+        _Estimate(
+            name,
+            comparison["arms"][name]["target"],
+            comparison["arms"][name]["title"],
+            colour=BLUE if name == comparison["first"] else GREY,
+            size=10,
+        )
+        for name in comparison["ranked"]
+    ]
+    return _estimates(_figure(90 + 28 * len(rows)), rows, "points on the target against the base model")
+
+
+def validation_curve(steps: Sequence[Step]) -> go.Figure:
+    """Accuracy on the validation problems at each validated step, with Wilson's intervals, and held-out pivots won."""
+    figure = _figure(330, showlegend=True)
+    for number in sorted({s.round for s in steps}):
+        part = [s for s in steps if s.round == number]
+        x, name = [s.step for s in part], f"round {number}: " if len({s.round for s in steps}) > 1 else ""
+        figure.add_scatter(
+            x=x + x[::-1],
+            y=[100 * s.high for s in part] + [100 * s.low for s in part[::-1]],
+            fill="toself", fillcolor=FADED, line={"width": 0}, hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=x,
+            y=[100 * s.won for s in part],
+            name=f"{name}held-out pivots won",
+            mode="lines+markers",
+            line={"color": GREY, "dash": "dot"},
+            marker={"symbol": "square", "size": 5},
+            customdata=[s.margin for s in part],
+            hovertemplate="step %{x}: %{y:.1f}% won, mean margin %{customdata:.2f}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=x,
+            y=[100 * s.accuracy for s in part],
+            name=f"{name}validation accuracy",
+            mode="lines+markers",
+            line={"color": BLUE},
+            marker={
+                "size": [12 if s.kept else 6 for s in part],
+                "symbol": ["star" if s.kept else "circle" for s in part],
+                "opacity": 1,
+            },
+            customdata=[[100 * s.low, 100 * s.high, s.n, ", kept" if s.kept else ""] for s in part],
+            hovertemplate="step %{x}%{customdata[3]}: %{y:.1f}% of %{customdata[2]} "
+            "(%{customdata[0]:.1f} to %{customdata[1]:.1f})<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="step of the update (star: kept)")
+    figure.update_yaxes(title="%")
+    return figure
+
+
+def gates_over_training(circuit: Circuit) -> go.Figure:
+    """How many gates stand at which value after each epoch, as shades of a logarithm, and the circuit's size."""
+    epochs = len(circuit.history)
+    counts = torch.stack([torch.histc(gates, SHADES, 0, 1) for gates in circuit.history]).T
+    size = (circuit.history > 0.5).sum(1)
+    figure = _figure(330, showlegend=True)
+    x = list(range(1, epochs + 1))
+    figure.add_heatmap(
+        x=x,
+        y=[(i + 0.5) / SHADES for i in range(SHADES)],
+        z=(counts + 1).log10().tolist(),
+        customdata=counts.int().tolist(),
+        colorscale=SCALE,
+        showscale=False,
+        name="gates",
+        hovertemplate="epoch %{x}: %{customdata:,} gates near %{y:.2f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=x,
+        y=size.tolist(),
+        yaxis="y2",
+        name="components in the circuit (right axis, logarithm)",
+        mode="lines+markers",
+        line={"color": ORANGE, "width": 3},
+        marker={"size": 5},
+        hovertemplate="epoch %{x}: %{y:,} components<extra></extra>",
+    )
+    figure.update_xaxes(title="epoch of stage 2", showgrid=False)
+    figure.update_layout(
+        yaxis={"title": "gate", "showgrid": False, "range": [0, 1]},
+        yaxis2={
+            "title": {"text": "components"}, "overlaying": "y", "side": "right", "type": "log",
+            "showgrid": False, "automargin": True, "tickmode": "auto",
+        },
+    )  # fmt: skip
+    return figure
+
+
+def density_sweep(trials: Sequence[Trial], chosen: float) -> go.Figure:
+    """The density that each lambda gave; `chosen` is the run's own."""
+    ordered = sorted(trials, key=lambda t: t.penalty)
+    figure = _figure(300)
+    figure.add_scatter(
+        x=[t.penalty for t in ordered],
+        y=[100 * t.density for t in ordered],
+        mode="lines+markers",
+        line={"color": BLUE},
+        marker={
+            "size": [12 if t.penalty == chosen else 7 for t in ordered],
+            "symbol": ["star" if t.penalty == chosen else "circle" for t in ordered],
+        },
+        hovertemplate="lambda %{x:.4g}: density %{y:.2f}%<extra></extra>",
+    )
+    figure.update_xaxes(title="lambda (star: the run's)", type="log" if ordered[0].penalty > 0 else "linear")
+    figure.update_yaxes(title="density, %", rangemode="tozero")
+    return figure
+
+
+def _layered(layers: int) -> go.Figure:
+    """A figure with a row for each layer, the first on top."""
+    figure = _figure(110 + min(420, max(16, 300 // layers) * layers))
+    figure.update_yaxes(title="layer", range=[layers - 0.5, -0.5], showgrid=False, dtick=1 if layers <= 12 else None)
+    return figure
+
+
+def head_map(circuit: Circuit, kind: str) -> go.Figure:
+    """The gates of one kind of head as a grid of layers and heads; those of the circuit have a dot.
+
+    Raises:
+        ValueError: the kind is none of query, key and value.
+    """
+    if kind not in KINDS[:3]:
+        raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS[:3])}")
+    rows = [parts[KINDS.index(kind)].tolist() for parts in circuit.by_layer()]
+    width = max(map(len, rows))
+    figure = _layered(len(rows))
+    figure.add_heatmap(
+        z=[row + [None] * (width - len(row)) for row in rows],
+        zmin=0,
+        zmax=1,
+        colorscale=SCALE,
+        xgap=1,
+        ygap=1,
+        colorbar={"thickness": 8, "outlinewidth": 0, "tickvals": [0, 0.5, 1]},
+        hovertemplate=f"layer %{{y}}, {kind} head %{{x}}: gate %{{z:.2f}}<extra></extra>",
+    )
+    chosen = [(x, y) for y, row in enumerate(rows) for x, gate in enumerate(row) if gate > 0.5]
+    figure.add_scatter(
+        x=[x for x, _ in chosen], y=[y for _, y in chosen], mode="markers", hoverinfo="skip",
+        marker={"color": "#111", "size": 7, "line": {"color": "#fff", "width": 1.5}},
+    )  # fmt: skip
+    figure.update_xaxes(title=f"{kind} head", showgrid=False, zeroline=False, dtick=1 if width <= 12 else None)
+    figure.update_yaxes(zeroline=False)
+    return figure
+
+
+def neurons_by_layer(circuit: Circuit) -> go.Figure:
+    """How many neurons of each layer are in the circuit."""
+    neurons = [parts[3] for parts in circuit.by_layer()]
+    counts = [int((part > 0.5).sum()) for part in neurons]
+    figure = _layered(len(counts))
+    figure.add_bar(
+        x=counts,
+        y=list(range(len(counts))),
+        orientation="h",
+        marker={"color": BLUE},
+        text=counts if len(counts) <= 40 else None,
+        customdata=[[len(part), 100 * count / max(1, len(part))] for part, count in zip(neurons, counts, strict=True)],
+        hovertemplate="layer %{y}: %{x} of %{customdata[0]:,} neurons (%{customdata[1]:.2f}%)<extra></extra>",
+    )
+    figure.update_xaxes(title="neurons in the circuit", rangemode="tozero")
+    return figure

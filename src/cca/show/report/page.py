@@ -1,0 +1,173 @@
+"""The page from a run folder: figures and texts as data, set into a Jinja2 template that escapes everything.
+
+Model output, questions and template names are untrusted. They reach the page as escaped text, or as JSON in which no
+markup survives and which the page's script only ever shows as text. A content security policy lets the page run its
+own two scripts and nothing else, and load nothing.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from cca.folder import RunFolder, write_text
+from cca.method.circuit import Circuit, Trial
+from cca.problems.prompts import Prompter
+from cca.records import Score
+from cca.run.compare import COLUMNS as ARM_COLUMNS
+from cca.run.compare import cells
+from cca.run.pipeline import MEASURED
+from cca.show import figures, words
+from cca.show.views import OUTCOMES, PivotView, circuit_of, effects, pivot_views, steps, summary_of
+
+PIVOT_BYTES = 2_000_000
+"""What the pivots may take of the page; of more, an even part is shown. The page without them takes 5 MB."""
+
+
+class Panel(NamedTuple):
+    """A figure with what it shows."""
+
+    id: str
+    title: str
+    caption: str
+    figure: go.Figure
+    wide: bool = False
+
+
+def panels(folder: RunFolder, summary: Mapping[str, Any], circuit: Circuit) -> dict[str, list[Panel]]:
+    """The figures of a run by the section of the page that they belong to."""
+    scores, trials = folder.read("scores.jsonl", Score), folder.read("sweep.jsonl", Trial)
+    found = effects(scores, summary["seed"])
+    left_out = len(found) - len(figures.shown_effects(found))
+    note = f" {left_out} templates with fewer problems are left out." if left_out else ""
+    learning = [
+        Panel(
+            "validation",
+            "Validation",
+            "Accuracy on the validation problems with its 95% band; the star is the step that was kept.",
+            figures.validation_curve(steps(folder)),
+        ),
+        Panel(
+            "gates",
+            "Gates over training",
+            "Every gate starts at 1; the penalty pulls down those that do not help. Brighter: more gates there "
+            "(logarithm). The circuit is what ends above 0.5.",
+            figures.gates_over_training(circuit),
+        ),
+    ]
+    if len(trials) > 1:
+        learning.append(
+            Panel(
+                "sweep",
+                "Density by lambda",
+                "Each lambda that was tried, and the share of the components that its circuit holds.",
+                figures.density_sweep(trials, folder.manifest["lambda"]),
+            )
+        )
+    maps = [
+        Panel(f"heads-{kind}", f"{kind.capitalize()} heads", "", figures.head_map(circuit, kind))
+        for kind in ("query", "key", "value")
+    ]
+    return {
+        "effects": [
+            Panel(
+                "forest",
+                "By template and skill",
+                "Change of accuracy with its 95% interval. Blue lies above 0, orange below, grey holds 0. A "
+                f"template's interval is of its problems; the whole target's (diamond) is over templates.{note}",
+                figures.forest(found, summary),
+                wide=True,
+            )
+        ],
+        "learning": learning,
+        "maps": [*maps, Panel("neurons", "MLP neurons", "", figures.neurons_by_layer(circuit))],
+    }
+
+
+def shown_pivots(views: Sequence[PivotView]) -> list[dict[str, Any]]:
+    """Pivots for the browser, evenly spaced where all of them would take more than `PIVOT_BYTES`."""
+    rows = [asdict(v) for v in sorted(views, key=lambda v: _natural(v.problem))]
+    size = sum(len(_json(row)) for row in rows)
+    count = min(len(rows), max(1, int(len(rows) * PIVOT_BYTES / size)))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def render(folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] | None = None) -> str:
+    """The report of a finished run. comparison: that of several arms, of which the run is one.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    summary, circuit = summary_of(folder), circuit_of(folder)
+    views = pivot_views(folder, prompter, summary["method"])
+    sections, pivots = panels(folder, summary, circuit), shown_pivots(views)
+    if comparison:
+        sections["arms"] = [Panel("arms", "Gain on the target", "", figures.arms(comparison), wide=True)]
+    charts = {panel.id: json.loads(str(panel.figure.to_json())) for found in sections.values() for panel in found}
+    scripts = [get_plotlyjs(), _file("page.js")]
+    env = Environment(
+        loader=PackageLoader("cca.show.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return env.get_template("page.html").render(
+        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src "
+        + " ".join(f"'sha256-{_hash(script)}'" for script in scripts),
+        scripts=[Markup(script) for script in scripts],
+        style=Markup(_file("page.css")),
+        charts=Markup(_json(charts)),
+        pivots=Markup(_json(pivots)),
+        outcomes=OUTCOMES,
+        counts=Counter(p["outcome"] for p in pivots),
+        found=len(views),
+        shown=len(pivots),
+        templates=sorted({p["template"] for p in pivots}, key=_natural),
+        summary=summary,
+        sections=sections,
+        words=wording,
+        rows=list(words.set_rows(summary)),
+        columns=words.COLUMNS,
+        arms=comparison and {**comparison, "columns": ARM_COLUMNS, "rows": list(cells(dict(comparison)))},
+        config=folder.file("config.toml").read_text(encoding="utf-8"),
+        manifest=folder.manifest,
+        checksums={n: d for stage in MEASURED for n, d in sorted(folder.manifest["stages"].get(stage, {}).items())},
+        name=folder.path.resolve().name,
+    )  # fmt: skip
+
+
+def _file(name: str) -> str:
+    return (files("cca.show.report") / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand in a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that puts 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def write_report(
+    path: Path, folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] | None = None
+) -> None:
+    """Write the report of `folder` to `path`, whole or not at all. Raises as `render`."""
+    write_text(path, render(folder, prompter, comparison))

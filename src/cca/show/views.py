@@ -1,0 +1,286 @@
+"""What people look at: the records of a run folder joined into rows of text and numbers, for terminal, report and
+notebook alike. Nothing here computes with a model; texts need its tokenizer.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cca.errors import InputError
+from cca.evaluation import stats
+from cca.folder import RunFolder
+from cca.method.circuit import Circuit
+from cca.method.update import best_of
+from cca.model.components import KINDS
+from cca.problems.prompts import Prompter
+from cca.records import Answered, Choice, Metric, Pivot, Problem, Score, TracePair, answered
+
+Outcome = Literal["mended", "already won", "broken", "still lost", "not evaluated"]
+OUTCOMES: dict[Outcome, str] = {
+    "mended": "the updated model prefers the desired token, the base model did not",
+    "already won": "both models prefer the desired token",
+    "broken": "the base model preferred the desired token, the updated one does not",
+    "still lost": "neither model prefers the desired token",
+    "not evaluated": "what the updated model makes of it is not known before cca evaluate",
+}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a pivot's trace goes on with one of its two tokens. token and text follow each other; answer: as graded.
+
+    base, updated: the token's probability after the prefix under each model; None where not evaluated.
+    """
+
+    token: str
+    text: str
+    answer: str
+    correct: bool
+    base: float | None
+    updated: float | None
+
+
+@dataclass(frozen=True)
+class PivotView:
+    """A pivot in words. before: the trace up to the pivot. position: the pivot's index among the trace's tokens."""
+
+    problem: str
+    split: str
+    template: str
+    question: str
+    gold: str
+    greedy_correct: bool
+    on_slip: bool | None
+    position: int
+    before: str
+    desired: Continuation
+    undesired: Continuation
+    outcome: Outcome
+
+
+def pivot_views(folder: RunFolder, prompter: Prompter, method: str) -> list[PivotView]:
+    """All pivots of `method`, in the order in which they were found.
+
+    Raises:
+        InputError: the run has none yet.
+    """
+    problems = {p.id: p for p in folder.read("problems.jsonl", Problem)}
+    known = {(c.arm, c.problem): c for c in folder.read("choices.jsonl", Choice)}
+    pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == method]
+    if not pivots:
+        raise InputError(f"{folder.path} has no pivots yet; find them with: cca pivots {folder.path}")
+    return [
+        _pivot_view(p, problems[p.problem], prompter, known.get(("base", p.problem)), known.get(("updated", p.problem)))
+        for p in pivots
+    ]
+
+
+def _pivot_view(
+    pivot: Pivot, problem: Problem, prompter: Prompter, base: Choice | None, updated: Choice | None
+) -> PivotView:
+    written = pivot.prefix[len(pivot.prefix) - pivot.position :]
+    before = prompter.decode(written)
+
+    def continuation(token: int, after: Sequence[int], before: str, of: Literal["desired", "undesired"]):
+        start, whole = prompter.decode([*written, token]), prompter.decode([*written, *after])
+        graded = prompter.trace(problem, [*written, *after])
+        text = prompter.tokenizer.decode([token])
+        return Continuation(
+            _rest(start, before, text) or text,
+            _rest(whole, start, ""),
+            graded.answer,
+            graded.correct,
+            None if base is None else math.exp(getattr(base, of)),
+            None if updated is None else math.exp(getattr(updated, of)),
+        )
+
+    return PivotView(
+        problem=problem.id,
+        split=problem.split,
+        template=problem.template,
+        question=problem.question,
+        gold=problem.answer,
+        greedy_correct=pivot.greedy_correct,
+        on_slip=pivot.on_slip,
+        position=pivot.position,
+        before=before,
+        desired=continuation(pivot.desired, pivot.after_desired, before, "desired"),
+        undesired=continuation(pivot.undesired, pivot.after_undesired, before, "undesired"),
+        outcome=_outcome(base, updated),
+    )
+
+
+def _rest(whole: str, start: str, otherwise: str) -> str:
+    """What `whole` adds to `start`: a token decoded alone may lose its space, or be part of a character."""
+    return whole[len(start) :] if whole.startswith(start) else otherwise
+
+
+def _outcome(base: Choice | None, updated: Choice | None) -> Outcome:
+    if base is None or updated is None:
+        return "not evaluated"
+    before, after = base.desired > base.undesired, updated.desired > updated.undesired
+    return ("already won" if before else "mended") if after else ("broken" if before else "still lost")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Base against updated on the problems of one template, or of one skill. low, high: 95%, of the difference."""
+
+    set: str
+    template: str
+    n: int
+    base: float
+    updated: float
+    difference: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+
+
+def effects(scores: Sequence[Score], seed: int) -> list[Effect]:
+    """Of each template of each evaluation set; the intervals are of its problems, resampled."""
+    groups: dict[tuple[str, str], list[Answered]] = {}
+    for both in answered(scores):
+        groups.setdefault((both.base.set, both.base.template), []).append(both)
+    found = []
+    for (name, template), both in groups.items():
+        base, updated = [a.base.correct for a in both], [a.updated.correct for a in both]
+        result = stats.paired(base, updated, [template] * len(both), seed)
+        low, high = result.ci95
+        accuracies = (result.base, result.updated, result.difference)
+        found.append(Effect(name, template, result.n, *accuracies, low, high, result.gained, result.lost))
+    return found
+
+
+@dataclass(frozen=True)
+class Step:
+    """A validated step of the update. step: counted through all rounds. low, high: Wilson's interval of accuracy.
+
+    kept: whether the run's update is that of this step, in its round.
+    """
+
+    round: int
+    step: int
+    loss: float | None
+    margin: float
+    won: float
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    kept: bool
+
+
+def steps(folder: RunFolder) -> list[Step]:
+    """The validated steps of all rounds, one round after the other."""
+    found: list[Step] = []
+    rounds = [folder, *(RunFolder.open(p) for p in sorted(folder.path.glob("round-*"), key=_number))]
+    start = 0
+    for number, part in enumerate(rounds, 1):
+        metrics = part.read("metrics.jsonl", Metric)
+        kept = best_of(metrics).step if metrics else None
+        for m in metrics:
+            low, high = stats.wilson(round(m.accuracy * m.n), m.n)
+            figures = (m.loss, m.margin, m.won, m.accuracy, low, high, m.n)
+            found.append(Step(number, start + m.step, *figures, m.step == kept))
+        start += kept or 0
+    return found
+
+
+def _number(path: Any) -> int:
+    return int(path.name.removeprefix("round-"))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A component with the gate it ended with. selected: it is in the circuit."""
+
+    layer: int
+    kind: str
+    number: int
+    gate: float
+    selected: bool
+
+
+def gates(circuit: Circuit) -> Iterator[Gate]:
+    """All components, in flat order."""
+    for layer, parts in enumerate(circuit.by_layer()):
+        for kind, part in zip(KINDS, parts, strict=True):
+            for number, gate in enumerate(part.tolist()):
+                yield Gate(layer, kind, number, gate, gate > 0.5)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model, or one trace, answered to a problem."""
+
+    by: str
+    text: str
+    answer: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class ProblemView:
+    """A problem with what was answered: by base and updated model where it was evaluated, else by its traces."""
+
+    id: str
+    split: str
+    template: str
+    question: str
+    gold: str
+    solution: str
+    answers: list[Answer]
+
+
+def problem_view(folder: RunFolder, id: str) -> ProblemView:
+    """The problem called `id`.
+
+    Raises:
+        InputError: the run has no such problem.
+    """
+    problems = {p.id: p for p in folder.read("problems.jsonl", Problem)}
+    if id not in problems:
+        alike = [p for p in problems if p.startswith(id)][:5] or list(problems)[:5]
+        raise InputError(f"{folder.path} has no problem {id!r}; it has, for example, {', '.join(alike)}")
+    problem = problems[id]
+    answers = [
+        Answer(f"{s.arm} model", s.text, s.answer, s.correct)
+        for s in folder.read("scores.jsonl", Score)
+        if s.problem == id
+    ]
+    for pair in folder.read("traces.jsonl", TracePair):
+        if pair.problem == id:
+            answers += [
+                Answer(f"base model, {kind} trace", t.text, t.answer, t.correct) for kind, t in pair.by_kind().items()
+            ]
+    return ProblemView(id, problem.split, problem.template, problem.question, problem.answer, problem.solution, answers)
+
+
+def summary_of(folder: RunFolder) -> dict[str, Any]:
+    """The figures of a run.
+
+    Raises:
+        InputError: it is not finished.
+    """
+    path = folder.file("summary.json")
+    if not path.exists():
+        raise InputError(
+            f"{folder.path} is not finished, so it has no summary; finish it with: cca run --out {folder.path}"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def circuit_of(folder: RunFolder) -> Circuit:
+    """The circuit of a run.
+
+    Raises:
+        InputError: it has none yet.
+    """
+    path = folder.file("circuit.safetensors")
+    if not path.exists():
+        raise InputError(f"{folder.path} has no circuit yet; learn it with: cca circuit {folder.path}")
+    return Circuit.load(path)
