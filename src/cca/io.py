@@ -40,7 +40,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A dataclass as JSON, under the names that files use. Numbers that are none (NaN) stay recognisable."""
+    """A dataclass as JSON, under the names that files use."""
     return _adapter(type(value)).dump_json(value, indent=indent, by_alias=True).decode()
 
 

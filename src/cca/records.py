@@ -3,11 +3,16 @@
 Token ids are kept as they were generated; nothing is ever decoded and encoded again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
 
 from cca.errors import InputError
+
+KINDS = ("query", "key", "value", "neuron")
+"""Kinds of components, in the order in which a layer's gates stand."""
 
 Split = Literal["train", "validation", "test", "held_out", "transfer", "retention"]
 """What a problem is for. ``held_out``: a test problem of a template that is kept out of the update entirely."""
@@ -194,6 +199,19 @@ class Metric:
     accuracy: float
     """Greedy accuracy on the validation problems."""
     n: int = 0
+
+
+def best_of(metrics: Sequence[Metric]) -> Metric:
+    """The earliest of the steps with the highest validation accuracy."""
+    return max(metrics, key=lambda m: (m.accuracy, -m.step))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A penalty (lambda) that was tried, and the density of the circuit it gave."""
+
+    penalty: Annotated[float, Field(alias="lambda")]
+    density: float
 
 
 @dataclass(frozen=True)

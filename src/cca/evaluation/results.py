@@ -99,7 +99,7 @@ class OnSlip:
 
 @dataclass(frozen=True)
 class PivotSummary:
-    """Counts of stage 1. without: problems without a pivot by reason. on_slip: by method; None without planted slips."""
+    """Counts of stage 1. without: by reason. on_slip: by method; None for a model without planted slips."""
 
     problems: int
     traces: int
