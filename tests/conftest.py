@@ -19,7 +19,7 @@ from cca.model.delta import Delta
 from cca.model.open import Model, load_tokenizer, open_model
 from cca.problems.prompts import Prompter
 from cca.problems.sources import open_source
-from cca.problems.splits import build_problems
+from cca.problems.splits import ProblemOptions, build_problems
 from cca.records import Pivot, Problem
 
 TEMPLATES = (16, 43, 6, 72, 31, 58, 20, 48)
@@ -71,10 +71,7 @@ def prompter(bundled) -> Prompter:
 def problems() -> list[Problem]:
     return build_problems(
         open_source("gsm-symbolic", TEMPLATES, 60),
-        train=12,
-        validation=1,
-        test=1,
-        held_out=0.0,
+        ProblemOptions(train=12, validation=1, test=1, held_out=0.0),
         transfer=("chain_sum",),
         per_skill=2,
         seed=7,
