@@ -20,7 +20,8 @@ from cca.method.update import full_gradient
 from cca.model.components import Component, Components, find_components
 from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
-from cca.model.generate import generate_greedy, prefill
+from cca.model.generate import generate_greedy
+from cca.model.read import prefill
 from cca.model.open import empty_model
 from cca.model.verify import verify_components
 from cca.records import Problem, Trace

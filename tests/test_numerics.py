@@ -11,7 +11,8 @@ from cca.method.objective import margins, pivot_loss
 from cca.model.components import find_components
 from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
-from cca.model.generate import generate_greedy, prefill
+from cca.model.generate import generate_greedy
+from cca.model.read import prefill
 from cca.model.numerics import check_finite
 from cca.model.verify import verify_components
 
