@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from cca.evaluation import stats
 from cca.evaluation.slip_truth import slip_position
 from cca.method.circuit import Circuit
+from cca.model.bundled import planted_slips, slip_kinds
 from cca.model.components import Component
-from cca.model.open import planted_slips, slip_kinds
 from cca.records import Pivot, Problem, Score, TracePair, Which, WithoutPivot
 from cca.run.compare import points
 from cca.run.run import Run

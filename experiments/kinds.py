@@ -13,9 +13,9 @@ from pathlib import Path
 from ground_truth import OVERLAP, Answered, Selected, compared, overlap_lines, selection
 
 from cca.method.traces import chunks
+from cca.model.bundled import slip_kinds
 from cca.model.delta import Delta
 from cca.model.generate import generate_greedy
-from cca.model.open import slip_kinds
 from cca.records import Problem
 from cca.run.compare import points
 from cca.run.config import load_config
