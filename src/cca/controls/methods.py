@@ -1,18 +1,18 @@
 """The methods of a comparison: what each trains, in words and as changes of the config. Nothing here needs torch."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Arm = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
-"""What a run trains."""
 OF_ROWS = ("circuit", "random", "all", "gradient")
-"""Those that change rows of weights, which can be merged, and trained in several rounds."""
+"""What changes rows of weights, which can be merged, and trained in several rounds."""
+OF_SOLUTIONS = ("lora", "finetune")
+"""What learns worked solutions in place of pivots."""
 
 
 class ComparedMethod(NamedTuple):
     """A method of `cca compare`.
 
     settings: how its config departs from the compared one. needs: stages of a run that it could not do without.
-    shares: stages whose outcome it has in common with the Branching method.
+    shares: stages whose outcome it has in common with the branching method.
     """
 
     title: str
@@ -23,9 +23,9 @@ class ComparedMethod(NamedTuple):
 
 WITH_CIRCUIT = ("trace", "pivots", "circuit")
 METHODS: dict[str, ComparedMethod] = {
-    "branching": ComparedMethod("circuit's rows, Branching method", (), WITH_CIRCUIT, ()),
+    "branching": ComparedMethod("circuit's rows, branching method", (), WITH_CIRCUIT, ()),
     "prefix": ComparedMethod(
-        "circuit's rows, Prefix method", ('pivots.method="prefix"',), WITH_CIRCUIT, ("trace", "pivots")
+        "circuit's rows, prefix method", ('pivots.method="prefix"',), WITH_CIRCUIT, ("trace", "pivots")
     ),
     "random": ComparedMethod(
         "random rows, as many of each kind", ('update.arm="random"', "update.learning_rate=0.4"), WITH_CIRCUIT
