@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cca.commands.options import add_common, add_config, add_model, add_overrides, default_folder, overrides
+from cca.commands.options import add_common, add_config, add_model, add_overrides, overrides
 from cca.controls.methods import METHODS
 from cca.errors import InputError
 
@@ -35,11 +35,13 @@ def run(options: argparse.Namespace) -> int:
     """Run what is not finished, and write and print the table."""
     from cca.io import to_json
     from cca.run import compare
+    from cca.run.run import default_folder
     from cca.show.progress import make_display
 
     rates = dict(map(_rate, options.rates))
     planned = compare.plan(options.config, overrides(options), options.methods, options.seeds, rates)
-    out = options.out or default_folder(options.config, ["compare"])
+    default = default_folder(options.config)
+    out = options.out or default.with_name(f"compare-{default.name}")
     compare.run_methods(
         out, planned, make_display(options.quiet, keep=False), lambda text: print(text, file=sys.stderr, flush=True)
     )

@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from cca.errors import InputError
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `cca merge`."""
@@ -18,15 +16,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Merge, and say what rounding cost."""
-    from cca.folder import RunFolder
-    from cca.run.config import load_config
     from cca.run.merge import merge
+    from cca.run.run import Run
 
-    folder = RunFolder.open(options.run)
-    if not folder.finished("update"):
-        raise InputError(f"{options.run} has no finished update yet; finish it with: cca run --out {options.run}")
-    folder.verify()
-    rounding = merge(folder, load_config(folder.file("config.toml")), options.folder, options.dtype)
+    rounding = merge(Run.load(options.run), options.folder, options.dtype)
     print(
         f"merged into {rounding.dtype}: {rounding.unchanged:.1%} of the changed parameters rounded to nothing; what is "
         f"left departs from the delta by {rounding.error:.1%} of its size",

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -39,9 +37,3 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the config file."""
     parser.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")
-
-
-def default_folder(config: Path | None, before: Sequence[str] = ()) -> Path:
-    """Where a run goes that names no folder: ``runs/``, and `before` and the config's name."""
-    name = "-".join([*before, config.stem if config else "bundled"])
-    return Path(os.environ.get("CCA_RUNS", "runs")) / name

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cca.commands.options import add_common, add_config, add_model, add_overrides, default_folder, overrides
+from cca.commands.options import add_common, add_config, add_model, add_overrides, overrides
 from cca.run.stages import STAGES
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, overrides(options))
     if options.dry_run:
         return _dry_run(config, options.json)
-    from cca.run.run import Run
+    from cca.run.run import Run, default_folder
     from cca.show.progress import make_display
 
     path = options.out or default_folder(options.config)
