@@ -60,6 +60,15 @@ def largest_number(text: str) -> float:
     return max((float(n.replace(",", "")) for n in _NUMBER.findall(text)), default=0.0)
 
 
+def _is_within(text: str, bound: float) -> bool:
+    """Whether no number in `text` is above `bound` or has more than two decimals. It stops at the first that is, since
+    most draws are refused."""
+    for number in _NUMBER.finditer(text):
+        if float(number[0].replace(",", "")) > bound:
+            return False
+    return not _LONG_DECIMAL.search(text)
+
+
 def sample(template: int, rng: random.Random, max_number: float | None = 60) -> Worked:
     """Draw one instance of `template`, redrawing until no number in it exceeds `max_number` (None: any will do).
 
@@ -73,8 +82,7 @@ def sample(template: int, rng: random.Random, max_number: float | None = 60) -> 
     for _ in range(20_000):
         entry = generators()[template](rng, 1.0)
         question, solution = entry["question"].strip(), entry["metadata"]["answer_cot"].strip()
-        text = f"{question} {solution}"
-        if max_number is None or (largest_number(text) <= max_number and not _LONG_DECIMAL.search(text)):
+        if max_number is None or all(_is_within(text, max_number) for text in (solution, question)):
             return Worked(str(template), question, str(entry["answer"]), solution)
     raise ValueError(f"template {template} gave no instance with numbers up to {max_number}; raise max_number")
 

@@ -3,11 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from cca.records import Problem
 from cca.run.config import Config
+from cca.run.problems import draw_problems
 
 if TYPE_CHECKING:
     from cca.model.components import Components, Layer
@@ -106,25 +109,20 @@ def make_plan(config: Config) -> Plan:
     Raises:
         InputError: As the run itself would before it loads weights.
     """
-    from cca.model.checks import check_model, check_prompts
-    from cca.model.open import empty_model, open_prompter
-    from cca.problems.splits import build_problems, chosen_source
+    # drawing takes as long as loading what builds the model, so a process of its own does it meanwhile
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        drawn = pool.submit(draw_problems, config)
+        from cca.model.checks import check_model, check_prompts
+        from cca.model.open import empty_model, open_prompter
 
-    path, trust, evaluation = config.model.path, config.model.trust_remote_code, config.evaluation
-    prompter = open_prompter(config.model, config.prompt, config.problems.grader)
-    model_config = check_model(path, trust_remote_code=trust, weights=False)
-    problems = build_problems(
-        chosen_source(config.problems),
-        config.problems,
-        transfer=evaluation.transfer,
-        retention=evaluation.retention,
-        per_skill=evaluation.per_skill,
-        seed=config.seed,
-    )
+        path, trust = config.model.path, config.model.trust_remote_code
+        model_config = check_model(path, trust_remote_code=trust, weights=False)
+        prompter = open_prompter(config.model, config.prompt, config.problems.grader)
+        model = empty_model(model_config, trust_remote_code=trust)
+        problems = drawn.result()
     prompts = [prompter.prompt(p) for p in problems]
     check_prompts(prompts, config.traces.max_new_tokens, model_config, path)
-    work = _work(config, problems, [len(p) for p in prompts])
-    return _planned(config, model_config, empty_model(model_config, trust_remote_code=trust), work)
+    return _planned(config, model_config, model, _work(config, problems, [len(p) for p in prompts]))
 
 
 def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:

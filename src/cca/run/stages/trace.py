@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from cca.method.traces import TRACED, chunks, trace_chunk
 from cca.model.checks import check_model, check_prompts
 from cca.problems.sources import open_source
-from cca.problems.splits import build_problems, describe_splits, how_split
+from cca.problems.splits import describe_splits, how_split
 from cca.records import Problem, TracePair
 from cca.run.chunks import in_chunks
-from cca.run.config import Config
+from cca.run.problems import draw_problems
 from cca.run.run import Run
 
 
@@ -40,24 +40,6 @@ def work(run: Run) -> None:
         lambda chunk: trace_chunk(network, run.prompter, chunk, options, config.seed),
         each=1,
         shown=_shown,
-    )
-
-
-def draw_problems(config: Config) -> list[Problem]:
-    """All problems of a run.
-
-    Raises:
-        InputError: as `open_source` and `build_problems`.
-    """
-    section, evaluation = config.problems, config.evaluation
-    source = open_source(section.source, section.templates, section.max_number or None)
-    return build_problems(
-        source,
-        section,
-        transfer=evaluation.transfer,
-        retention=evaluation.retention,
-        per_skill=evaluation.per_skill,
-        seed=config.seed,
     )
 
 
