@@ -103,7 +103,7 @@ class Frames(_Looked):
 
     @cached_property
     def pivots(self) -> "pd.DataFrame":
-        """A row a pivot, as `cca.show.views.PivotView`; its continuations' columns are desired_token, desired_base ..."""
+        """A row a pivot, as `cca.show.views.PivotView`; the columns of its continuations are desired_token ..."""
         flat = []
         for view in views.pivot_views(self.folder, self._prompter()):
             row = asdict(view)

@@ -169,7 +169,7 @@ class LiveDisplay(Display):
             state = "done"
         finally:
             self.progress.stop_task(self.current.id)
-            self._show(state=state, **({} if self.current.fields["counts"] else {"text": ""}))
+            self._show(state=state, text=self.current.fields["text"] if self.current.fields["counts"] else "")
 
     def _show(self, completed: int | None = None, **fields: Any) -> None:
         if self.current is not None:
