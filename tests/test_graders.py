@@ -167,7 +167,9 @@ assert math_verify("#### 3", "3").correct and math_verify._process.pid == mine
 
 
 def test_the_end_of_the_program_ends_the_worker_without_a_word():
-    code = "from cca.grading.mathematics import math_verify; math_verify('#### 1', '1'); print(math_verify._process.pid)"
+    code = (
+        "from cca.grading.mathematics import math_verify; math_verify('#### 1', '1'); print(math_verify._process.pid)"
+    )
     ended = subprocess.run([sys.executable, "-X", "dev", "-c", code], check=True, capture_output=True, text=True)
     assert ended.stderr == ""
     assert not Path(f"/proc/{int(ended.stdout)}").exists()

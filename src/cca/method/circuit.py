@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cca.errors import InputError
+from cca.errors import NothingToLearnError
 from cca.io import replace_file
 from cca.method.density import best_trial, next_penalty
 from cca.method.objective import pivot_loss, training_pivots
@@ -108,7 +108,8 @@ def learn_circuit(
         The circuit; where a density is wanted, of the lambdas that were tried the nearest to it.
 
     Raises:
-        InputError: there is no pivot to train on, a token is outside the vocabulary, or no component is left.
+        InputError: there is no pivot to train on, a token is outside the vocabulary, or (NothingToLearnError) no
+            component is left.
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
             such value.
     """
@@ -123,7 +124,7 @@ def learn_circuit(
         trials.append(Trial(penalty, circuits[penalty].density))
     best = best_trial(trials, options.target_density)
     if best.density == 0:
-        raise InputError(
+        raise NothingToLearnError(
             f"lambda {best.penalty:g} leaves an empty circuit; lower it, for example penalty={best.penalty / 2:g}"
         )
     return circuits[best.penalty]

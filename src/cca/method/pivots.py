@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cca.errors import InputError
+from cca.errors import NothingToLearnError
 from cca.method.options import PivotOptions
 from cca.method.traces import Traces
 from cca.model.generate import decode
@@ -42,7 +42,7 @@ def find_pivots(
         **changes: fields of `PivotOptions` that differ from `options`.
 
     Raises:
-        InputError: no training problem gave a pivot.
+        NothingToLearnError: no training problem gave a pivot.
     """
     options = (options or PivotOptions()).changed(changes)
     usable, size = traces.usable, traces.options.batch
@@ -65,12 +65,13 @@ def check_found(pivots: Sequence[Pivot], traces: Traces) -> None:
     """See that there is something to train on.
 
     Raises:
-        InputError: no training problem gave a pivot.
+        NothingToLearnError: no training problem gave a pivot.
     """
     if not any(p.split == "train" for p in pivots):
-        raise InputError(
+        raise NothingToLearnError(
             f"no problem gave a pivot ({len(traces)} problems, {len(traces.usable)} with an opposite sample): the "
-            "model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose other templates"
+            "model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose other "
+            "templates"
         )
 
 

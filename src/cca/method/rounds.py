@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cca.errors import InputError
+from cca.errors import NothingToLearnError
 from cca.model.delta import Delta
 from cca.model.open import Model
 
@@ -35,7 +35,7 @@ def further_rounds(
         try:
             with total.active(model):
                 last = again(number, total)
-        except InputError as error:
+        except NothingToLearnError as error:
             return total, f"round {number - 1} was the last: {error}"
         if last.best_step > 0:
             total = total.plus(last.delta)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cca.errors import InputError
+from cca.errors import NothingToLearnError
 from cca.method.circuit import Circuit, learn_gates
 from cca.method.density import SPARSE, best_trial, is_near, next_penalty
 from cca.records import Trial
@@ -13,7 +13,7 @@ def work(run: Run) -> None:
     """Write circuit.safetensors, and sweep.jsonl with one line a lambda that was tried.
 
     Raises:
-        InputError: the circuit is empty.
+        NothingToLearnError: the circuit is empty.
     """
     options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
@@ -26,7 +26,7 @@ def work(run: Run) -> None:
     best = best_trial(trials, wanted)
     if best.density == 0:
         run.folder.delete(("circuit-*.safetensors", "sweep.jsonl"))
-        raise InputError(
+        raise NothingToLearnError(
             f"lambda {best.penalty:g} leaves an empty circuit; lower it in a new run, for example: "
             f"--set circuit.lambda={best.penalty / 2:g}"
         )

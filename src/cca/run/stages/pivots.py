@@ -15,18 +15,11 @@ def work(run: Run) -> None:
     """Write pivots.jsonl and without_pivot.jsonl.
 
     Raises:
-        InputError: no training problem gave a pivot.
+        NothingToLearnError: no training problem gave a pivot.
     """
     by_id = {p.id: p for p in run.problems}
     traces = Traces(tuple(run.folder.read("traces.jsonl", TracePair)), by_id, run.config.traces)
-    left_out = [
-        WithoutPivot(
-            p.problem, p.split, p.template, "template_solved" if p.template in traces.solved else str(p.reason)
-        )
-        for p in traces
-        if p.template in traces.solved or not p.sampled
-    ]
-    run.folder.write("without_pivot.jsonl", left_out)
+    run.folder.write("without_pivot.jsonl", _without_pivot(traces))
     method, size, kinds = run.config.pivots.method, run.config.traces.batch, slip_kinds(run.config.model.path)
 
     def find(chunk: Sequence[TracePair]) -> list[Pivot]:
@@ -56,3 +49,12 @@ def work(run: Run) -> None:
         shown=shown,
     )
     check_found([p for p in found if p.method == method], traces)
+
+
+def _without_pivot(traces: Traces) -> list[WithoutPivot]:
+    found = []
+    for pair in traces:
+        if pair.template in traces.solved or not pair.sampled:
+            reason = "template_solved" if pair.template in traces.solved else str(pair.reason)
+            found.append(WithoutPivot(pair.problem, pair.split, pair.template, reason))
+    return found

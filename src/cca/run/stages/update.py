@@ -33,9 +33,9 @@ def work(run: Run) -> None:
         total.save(run.folder.file("total.safetensors"))
         run.display.figure("round", f"{number} of at most {run.config.rounds}")
         config = run.config.model_copy(update={"rounds": 1})
-        part = Run(
-            RunFolder.create(run.folder.file(f"round-{number}"), dump_toml(config)), config, _Within(run.display)
-        )
+        folder = RunFolder.create(run.folder.file(f"round-{number}"), dump_toml(config))
+        folder.verify()
+        part = Run(folder, config, _Within(run.display))
         part.prompter = run.prompter
         part.use(run.model)
         part.execute(OF_A_ROUND)

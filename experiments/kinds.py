@@ -1,30 +1,29 @@
 """Are circuits about their kind of slip? One circuit and update for each kind, and what it does to the others.
 
-    python benchmarks/kinds.py runs/kinds --seeds 10 11 12
+    python experiments/kinds.py runs/kinds --seeds 10 11 12
 
-Each is an ordinary run folder OUT/SEED/KIND, up to the update, on that kind's templates alone; finished ones are not
-redone. Prints how the circuits overlap, and what each kind's update does to every kind.
+Each is an ordinary run folder, OUT/SEED/KIND, run up to the update on the templates of that kind alone; finished
+ones are not redone. Prints how the circuits overlap, and what each kind's update does to every kind.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from ground_truth import OVERLAP, Answered, Selected, compared, overlap_lines, selection
 
-from cca.evaluation.scores import answer_chunk
 from cca.method.traces import chunks
+from cca.model.bundled import slip_kinds
 from cca.model.delta import Delta
-from cca.model.open import slip_kinds
-from cca.records import Problem, Score
+from cca.model.generate import generate_greedy
+from cca.records import Problem
 from cca.run.compare import points
 from cca.run.config import load_config
-from cca.run.pipeline import Pipeline
+from cca.run.run import Run
 
 
-def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
-    """One run a kind of slip on its templates alone, up to the update."""
+def kind_runs(out: Path, seed: int, model: str) -> dict[str, Run]:
+    """One run for each kind of slip, on its templates alone, up to the update."""
     templates: dict[str, list[str]] = {}
     for template, kind in slip_kinds(model).items():
         templates.setdefault(kind, []).append(template)
@@ -36,43 +35,53 @@ def kind_runs(out: Path, seed: int, model: str) -> dict[str, Pipeline]:
             "problems.held_out=0.0",
             f"model.path={model}",
         )
-        runs[kind] = Pipeline.start(out / str(seed) / kind, load_config(None, settings))
+        runs[kind] = Run.start(out / str(seed) / kind, load_config(None, settings))
         if len(runs) > 1:
-            runs[kind].use(next(iter(runs.values())).loaded)
-        runs[kind].run(("trace", "pivots", "circuit", "update"))
+            runs[kind].use(next(iter(runs.values())).model)
+        runs[kind].execute(("trace", "pivots", "circuit", "update"))
     return runs
 
 
-def answers(run: Pipeline, problems: list[Problem]) -> dict[str, Score]:
-    """The model's answers as it stands now."""
-    return {
-        score.problem: score
-        for group in chunks(problems, run.prompter, 128)
-        for score in answer_chunk(run.loaded.network, run.prompter, group, arm="", max_new_tokens=160)
-    }
+def answers(run: Run, problems: list[Problem]) -> dict[str, bool]:
+    """Whether the run's model, as it stands now, answers each problem correctly."""
+    prompter, correct = run.prompter, {}
+    for group in chunks(problems, prompter, 128):
+        written = generate_greedy(
+            run.model.network,
+            [prompter.prompt(p) for p in group],
+            max_new_tokens=160,
+            end_tokens=prompter.end_tokens,
+            stop=prompter.stop_rule(),
+        )
+        correct |= {p.id: prompter.trace(p, tokens).correct for p, tokens in zip(group, written, strict=True)}
+    return correct
+
+
+def test_problems(run: Run) -> list[Problem]:
+    return [p for p in run.folder.read("problems.jsonl", Problem) if p.split == "test"]
 
 
 def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
     """How the kinds' circuits overlap, and what each kind's update does to every kind's test problems."""
     circuits: dict[str, list[Selected]] = {}
     changes: dict[tuple[str, str], list[Answered]] = {}
-    first: Any = None
+    components = []
     for seed in seeds:
         runs = kind_runs(out, seed, model)
-        problems = {kind: [p for p in run.problems if p.split == "test"] for kind, run in runs.items()}
+        problems = {kind: test_problems(run) for kind, run in runs.items()}
         every = [p for found in problems.values() for p in found]
         first = next(iter(runs.values()))
+        components = list(first.model.components)
         base = answers(first, every)
         for kind, run in runs.items():
             circuits.setdefault(kind, []).append(selection(run))
-            with Delta.load(run.folder.final_delta()).active(first.loaded.network):
+            with Delta.load(run.folder.final_delta(), first.model).active(first.model):
                 updated = answers(first, every)
             for other, found in problems.items():
                 changes.setdefault((kind, other), []).extend(
-                    Answered(base[p.id].correct, updated[p.id].correct, p.template) for p in found
+                    Answered(base[p.id], updated[p.id], p.template) for p in found
                 )
     kinds = list(circuits)
-    components = list(first.components)
     print(OVERLAP)
     for i, kind in enumerate(kinds):
         for other in kinds[i + 1 :]:
@@ -80,7 +89,7 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
                 print("\n".join(overlap_lines(components, f"{kind}, {other}", seed, one, two)))
     print("\n| update learned from | " + " | ".join(kinds) + " |\n" + "| --- " * (len(kinds) + 1) + "|")
     for kind in kinds:
-        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])._asdict()) for other in kinds) + " |")
+        print(f"| {kind} | " + " | ".join(points(compared(changes[kind, other])) for other in kinds) + " |")
 
 
 def main() -> None:

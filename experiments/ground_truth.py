@@ -1,11 +1,12 @@
-"""What only a model with planted slips can show: are pivots where the slips are, and which slips does an arm repair?
+"""What only a model with planted slips can show: are pivots where the slips are, and which slips does a method repair?
 
     cca compare --out runs/compare --seeds 10 11 12
-    python benchmarks/ground_truth.py runs/compare --seeds 10 11 12 --arms branching bias steering
+    python experiments/ground_truth.py runs/compare --seeds 10 11 12 --methods branching bias steering
 
-Prints, over all seeds: precision and recall of both methods' pivots by kind of slip and by template, and why slips
-have no pivot; how the circuits of both methods overlap, and which heads each picks; by kind, what each arm gains over
-the base model, and the first arm over each other. A circuit of its own for each kind: kinds.py.
+Prints, over all seeds: precision and recall of the Branching and the Prefix method's pivots, by kind of slip and by
+template, and why some slips have no pivot; how the circuits of the two overlap, and which heads each picks; by kind,
+what each compared method gains over the base model, and what the first gains over each of the others. For a separate
+circuit for each kind of slip see kinds.py.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from numpy.typing import NDArray
 from cca.evaluation import stats
 from cca.evaluation.slip_truth import slip_position
 from cca.method.circuit import Circuit
+from cca.model.bundled import planted_slips, slip_kinds
 from cca.model.components import Component
-from cca.model.open import planted_slips, slip_kinds
-from cca.records import Pivot, Score, TracePair, WithoutPivot
+from cca.records import Pivot, Problem, Score, TracePair, Which, WithoutPivot
 from cca.run.compare import points
-from cca.run.pipeline import Pipeline
+from cca.run.run import Run
 
-METHODS = ("branching", "prefix")
+PIVOT_METHODS = ("branching", "prefix")
 Selected = NDArray[np.bool_]
 
 
@@ -39,7 +40,7 @@ def percent(found: stats.Accuracy | None) -> str:
 
 
 class Answered(NamedTuple):
-    """One problem's answers, right or wrong."""
+    """Whether each model's answer to one problem is correct."""
 
     base: bool
     updated: bool
@@ -59,7 +60,7 @@ class Judged:
         self.counts = [0, 0, 0]
 
     def add(self, found: bool | None, slip: bool) -> None:
-        """found: whether the pivot is on the slip, None where there is no pivot. slip: whether there is one to find."""
+        """found: whether the pivot is on the slip; None where there is no pivot. slip: whether there is one to find."""
         self.counts[0] += found is True
         self.counts[1] += found is False
         self.counts[2] += slip and found is not True
@@ -79,14 +80,14 @@ class Verdict(NamedTuple):
     on_slip: dict[str, bool | None]
 
 
-def judge(run: Pipeline) -> Iterable[Verdict]:
+def judge(run: Run) -> Iterable[Verdict]:
     """The verdict on each traced problem of a template with a planted slip.
 
-    A pivot counts as found on the slip where it is the slip's own token, and as a false one otherwise, also where the
-    wrong trace errs in some other way.
+    A pivot counts as a hit where it is the slip's own token, and as a false positive otherwise, even where the wrong
+    trace errs in some other way.
     """
     kinds = slip_kinds(run.config.model.path)
-    by_id = {p.id: p for p in run.problems}
+    by_id = {p.id: p for p in run.folder.read("problems.jsonl", Problem)}
     pivots = {(p.problem, p.method): p for p in run.folder.read("pivots.jsonl", Pivot)}
     for pair in run.folder.read("traces.jsonl", TracePair):
         kind, problem = kinds.get(pair.template), by_id[pair.problem]
@@ -94,7 +95,7 @@ def judge(run: Pipeline) -> Iterable[Verdict]:
             continue
         wrong = [t for t in (pair.greedy, pair.sampled) if t is not None and not t.correct]
         slip = any(slip_position(run.prompter, problem, t.tokens, kind) is not None for t in wrong)
-        found = {m: pivots.get((pair.problem, m)) for m in METHODS}
+        found = {m: pivots.get((pair.problem, m)) for m in PIVOT_METHODS}
         yield Verdict(pair, kind, slip, {m: None if p is None else p.on_slip is True for m, p in found.items()})
 
 
@@ -102,7 +103,7 @@ def pivots_table(verdicts: list[list[Verdict]]) -> None:
     groups: dict[tuple[str, str], dict[str, Judged]] = {}
     for pair, kind, slip, on_slip in chain.from_iterable(verdicts):
         for name in (("all", ""), (kind, ""), (kind, pair.template)):
-            judged = groups.setdefault(name, {m: Judged() for m in METHODS})
+            judged = groups.setdefault(name, {m: Judged() for m in PIVOT_METHODS})
             for method, found in on_slip.items():
                 judged[method].add(found, slip)
     print("\n| slip | template | branching: precision | recall | prefix: precision | recall |\n" + "| --- " * 6 + "|")
@@ -110,7 +111,7 @@ def pivots_table(verdicts: list[list[Verdict]]) -> None:
         print(f"| {kind} | {template} | {judged['branching'].cells()} | {judged['prefix'].cells()} |")
 
 
-def misses_table(runs: list[Pipeline], verdicts: list[list[Verdict]]) -> None:
+def misses_table(runs: list[Run], verdicts: list[list[Verdict]]) -> None:
     """What became of the problems with a trace that makes the planted slip, and where both methods agree."""
     outcomes: Counter[str] = Counter()
     same = pairs = 0
@@ -134,10 +135,10 @@ def misses_table(runs: list[Pipeline], verdicts: list[list[Verdict]]) -> None:
     print(f"| both methods name the same token | {percent(agreement)} |")
 
 
-def target_answers(runs: list[Pipeline], arm: str) -> list[dict[str, Score]]:
-    """Each run's target answers by problem. arm: base or updated."""
+def target_answers(runs: list[Run], model: Which) -> list[dict[str, Score]]:
+    """Each run's answers to the target's problems, by problem."""
     return [
-        {s.problem: s for s in run.folder.read("scores.jsonl", Score) if s.set == "target" and s.arm == arm}
+        {s.problem: s for s in run.folder.read("scores.jsonl", Score) if s.split == "test" and s.model == model}
         for run in runs
     ]
 
@@ -160,7 +161,7 @@ def kinds_table(
     for name, group in sorted(groups.items()):
         found = compared(group)
         print(
-            f"| {name} | {found.n} | {found.base:.1%} -> {found.updated:.1%} | {points(found._asdict())} | "
+            f"| {name} | {found.n} | {found.base:.1%} -> {found.updated:.1%} | {points(found)} | "
             f"{found.gained} / {found.lost} |"
         )
 
@@ -172,7 +173,7 @@ def share(slip: dict[str, Any]) -> str:
 # ---- circuits ----
 
 
-def selection(run: Pipeline) -> Selected:
+def selection(run: Run) -> Selected:
     return Circuit.load(run.folder.file("circuit.safetensors")).selected.numpy()
 
 
@@ -181,7 +182,7 @@ def are_heads(components: list[Component]) -> Selected:
 
 
 def overlap_lines(components: list[Component], label: str, seed: int, one: Selected, two: Selected) -> Iterable[str]:
-    """One line for heads and one for neurons: a head is far likelier to be chosen, so all together overlap anyway."""
+    """A line for heads and one for neurons: heads are chosen far more often, so any two circuits overlap in them."""
     heads = are_heads(components)
     for name, of in (("heads", heads), ("neurons", ~heads)):
         o = stats.overlap(one[of], two[of])
@@ -198,9 +199,9 @@ def names(components: list[Component], chosen: Selected) -> str:
     return ", ".join(found) or "-"
 
 
-def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
+def methods_table(branching: list[Run], prefix: list[Run]) -> None:
     """Which components each method's pivots lead to."""
-    components = list(branching[0].components)
+    components = list(branching[0].model.components)
     heads = are_heads(components)
     lists = []
     print(OVERLAP)
@@ -216,16 +217,19 @@ def methods_table(branching: list[Pipeline], prefix: list[Pipeline]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("compared", type=Path, help="folder of cca compare with both methods")
+    parser.add_argument("compared", type=Path, help="folder of cca compare with the methods branching and prefix")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument(
-        "--arms", nargs="+", default=["branching"], help="arms whose gains by kind are shown, and the first's over each"
+        "--methods",
+        nargs="+",
+        default=["branching"],
+        help="methods whose gains by kind are shown, and those of the first over each of the others",
     )
     options = parser.parse_args()
 
     @cache
-    def runs(arm: str) -> list[Pipeline]:
-        return [Pipeline.resume(options.compared / str(seed) / arm) for seed in options.seeds]
+    def runs(method: str) -> list[Run]:
+        return [Run.resume(options.compared / str(seed) / method) for seed in options.seeds]
 
     branching = runs("branching")
     verdicts = [list(judge(run)) for run in branching]
@@ -233,13 +237,13 @@ def main() -> None:
     misses_table(branching, verdicts)
     methods_table(branching, runs("prefix"))
     planted = planted_slips(branching[0].config.model.path)
-    base = target_answers(branching, "base")  # every arm has the same
-    answered = {arm: target_answers(runs(arm), "updated") for arm in options.arms}
-    for arm, found in answered.items():
-        kinds_table(f"base -> {arm}", planted, base, found)
-    first, *others = options.arms
-    for arm in others:
-        kinds_table(f"{arm} -> {first}", planted, answered[arm], answered[first])
+    base = target_answers(branching, "base")  # the same for every method
+    answered = {method: target_answers(runs(method), "updated") for method in options.methods}
+    for method, found in answered.items():
+        kinds_table(f"base -> {method}", planted, base, found)
+    first, *others = options.methods
+    for method in others:
+        kinds_table(f"{method} -> {first}", planted, answered[method], answered[first])
 
 
 if __name__ == "__main__":

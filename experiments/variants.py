@@ -1,21 +1,22 @@
-"""Other ways of stage 3 on the same circuits: a second round against more steps, and the paper's linear loss.
+"""Other ways to run stage 3 on the same circuits: a second round against more steps, and the paper's linear loss.
 
-    cca compare --out runs/compare --arms branching --seeds 10 11 12
-    python benchmarks/variants.py runs/compare OUT --seeds 10 11 12
+    cca compare --out runs/compare --methods branching --seeds 10 11 12
+    python experiments/variants.py runs/compare OUT --seeds 10 11 12
 
-A second round traces again, from the updated model, with pivots and a circuit of its own. Each variant is an ordinary
-run folder, OUT/SEED/VARIANT, which takes the first round's traces, pivots and circuit from the comparison. Prints every
-round's figures, and the variants against each other on the test problems of all seeds.
+A second round traces again, from the updated model, and finds its own pivots and circuit. Each variant is an ordinary
+run folder, OUT/SEED/VARIANT, which takes the first round's traces, pivots and circuit from the comparison. Prints the
+figures of every round, and compares the variants with each other on the test problems of all seeds.
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
+from cca.evaluation.results import PooledResult, RoundSummary
+from cca.folder import RunFolder
 from cca.run.compare import against_base, between, points, read_answers, share_base_answers
 from cca.run.config import load_config
-from cca.run.pipeline import MEASURED, Pipeline
+from cca.run.run import Run
+from cca.run.stages import MEASURED
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "two rounds": ("rounds=2",),
@@ -32,7 +33,7 @@ PAIRS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("compared", type=Path, help="folder of cca compare with the Branching arm")
+    parser.add_argument("compared", type=Path, help="folder of cca compare with the method branching")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     options = parser.parse_args()
@@ -40,19 +41,19 @@ def main() -> None:
     for variant, settings in VARIANTS.items():
         folders[variant] = [options.out / str(seed) / variant.replace(" ", "-") for seed in options.seeds]
         for seed, first, folder in zip(options.seeds, folders["one round"], folders[variant], strict=True):
-            run = Pipeline.start(folder, load_config(None, (f"seed={seed}", *settings)))
-            run.share(Pipeline.resume(first), ("trace", "pivots", "circuit"))
+            run = Run.start(folder, load_config(None, (f"seed={seed}", *settings)))
+            run.share(Run.resume(first), ("trace", "pivots", "circuit"))
             share_base_answers(options.compared / str(seed), run.folder)
-            run.run(MEASURED)
+            run.execute(MEASURED)
 
     print("| seed | variant | round | pivots | density | step | validation |\n" + "| --- " * 7 + "|")
     for variant, runs in folders.items():
         for seed, folder in zip(options.seeds, runs, strict=True):
-            for line in map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()):
-                seen = line["validation"]
+            for found in RunFolder.open(folder).read("rounds.jsonl", RoundSummary):
+                seen = found.validation
                 print(
-                    f"| {seed} | {variant} | {line['round']} | {line['pivots']} | {line['density']:.2%} | "
-                    f"{line['best_step']} | {seen['base']:.1%} -> {seen['updated']:.1%} of {seen['n']} |"
+                    f"| {seed} | {variant} | {found.round} | {found.pivots} | {found.density:.2%} | "
+                    f"{found.best_step} | {seen.base:.1%} -> {seen.updated:.1%} of {seen.n} |"
                 )
     answers = {variant: [read_answers(folder) for folder in runs] for variant, runs in folders.items()}
     print("\n| test problems | points (95%) | by seed | gained / lost |\n" + "| --- " * 4 + "|")
@@ -63,11 +64,11 @@ def main() -> None:
         print(row(f"{one} -> {other}, target", between(answers[one], answers[other])))
 
 
-def row(name: str, found: dict[str, Any] | None) -> str:
+def row(name: str, found: PooledResult | None) -> str:
     if found is None:
         return f"| {name} | - | - | - |"
-    seeds = ", ".join(f"{d * 100:+.1f}" for d in found["by_seed"])
-    return f"| {name} | {points(found)} | {seeds} | {found['gained']} / {found['lost']} |"
+    seeds = ", ".join(f"{d * 100:+.1f}" for d in found.by_seed)
+    return f"| {name} | {points(found)} | {seeds} | {found.gained} / {found.lost} |"
 
 
 if __name__ == "__main__":
