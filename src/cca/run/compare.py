@@ -197,7 +197,7 @@ def _outcomes(pairs: Sequence[tuple[Score, Score]], seed: int) -> stats.Outcomes
 
 def _against_base(runs: Sequence[_Finished], split: str) -> PooledResult | None:
     found = [_outcomes(run.answers[split], seed) for seed, run in enumerate(runs) if split in run.answers]
-    return _pooled(found) if found else None
+    return stats.pooled(found, seed=0) if found else None
 
 
 def _between(first: Sequence[_Finished], other: Sequence[_Finished]) -> PooledResult:
@@ -207,12 +207,7 @@ def _between(first: Sequence[_Finished], other: Sequence[_Finished]) -> PooledRe
         updated = {both.updated.problem: both.updated for both in theirs.answers["test"]}
         pairs = [(both.updated, updated[both.updated.problem]) for both in mine.answers["test"]]
         outcomes.append(_outcomes(pairs, seed))
-    return _pooled(outcomes)
-
-
-def _pooled(outcomes: Sequence[stats.Outcomes]) -> PooledResult:
-    seeds = stats.pooled(outcomes, seed=0)
-    return PooledResult(**seeds.pooled._asdict(), by_seed=list(seeds.differences), seeds_ci95=seeds.ci95)
+    return stats.pooled(outcomes, seed=0)
 
 
 def _mean_drift(summaries: Sequence[Summary], name: str) -> float | None:

@@ -11,8 +11,8 @@ COLUMNS = (
     "drift target / transfer / retention", "rows", "parameters", "seconds", "GiB",
 )  # fmt: skip
 MINIMUM_DETECTABLE = (
-    "Points are against the base model. min. detectable: where the interval holds 0, the smallest true change in "
-    "points, at least, found 80% of the time."
+    "Points are against the base model. MDE, minimum detectable effect: where the interval holds 0, the smallest true "
+    "change in points, at least, found 80% of the time."
 )
 
 
@@ -40,7 +40,7 @@ def points(found: PooledResult | None) -> str:
     if found is None:
         return "-"
     least = words.detectable(found.minimum_detectable_effect, found.ci95)
-    said = f", min. detectable {least}" if least and found.minimum_detectable_effect is not None else ""
+    said = f", MDE {least}" if least and found.minimum_detectable_effect is not None else ""
     return f"{words.points(found.difference)} ({words.interval(found.ci95)}){said}"
 
 
