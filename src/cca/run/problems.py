@@ -1,19 +1,24 @@
 """The problems of a run. Needs no torch."""
 
+from cca.problems.sources import Source
 from cca.problems.splits import build_problems, chosen_source
 from cca.records import Problem
 from cca.run.config import Config
 
 
-def draw_problems(config: Config) -> list[Problem]:
+def draw_problems(config: Config, source: Source | None = None) -> list[Problem]:
     """All problems of a run.
 
+    Args:
+        config: The run's.
+        source: That of its problems, where it is open already.
+
     Raises:
-        InputError: as `open_source` and `build_problems`.
+        InputError: As `chosen_source` and `build_problems`.
     """
     evaluation = config.evaluation
     return build_problems(
-        chosen_source(config.problems),
+        source or chosen_source(config.problems),
         config.problems,
         transfer=evaluation.transfer,
         retention=evaluation.retention,

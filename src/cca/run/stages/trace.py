@@ -1,11 +1,11 @@
 """Stage 1a of a run: problems, and a pair of traces for each."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from cca.method.traces import TRACED, chunks, trace_chunk
 from cca.model.checks import check_model, check_prompts
-from cca.problems.sources import open_source
-from cca.problems.splits import describe_splits, how_split
+from cca.problems.splits import chosen_source, describe_splits, how_split
 from cca.records import Problem, TracePair
 from cca.run.chunks import in_chunks
 from cca.run.problems import draw_problems
@@ -15,7 +15,8 @@ from cca.run.run import Run
 def work(run: Run) -> None:
     """Write problems.jsonl and traces.jsonl."""
     config, options = run.config, run.config.traces
-    problems = draw_problems(config)
+    source = chosen_source(config.problems)
+    problems = draw_problems(config, source)
     check_prompts(
         [run.prompter.prompt(p) for p in problems],
         options.max_new_tokens,
@@ -25,9 +26,8 @@ def work(run: Run) -> None:
     _check_grader(run, problems)
     network = run.model.network
     run.folder.write("problems.jsonl", problems)
-    section = config.problems
-    source = open_source(section.source, section.templates, section.max_number or None)
-    run.folder.manifest["problems"] = describe_splits(problems, source.name, how_split(source, section.split_by))
+    sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
+    run.folder.manifest["problems"] = asdict(sizes)
     traced = [p for p in problems if p.split in TRACED]
     in_chunks(
         run.folder,
