@@ -1,4 +1,4 @@
-"""Arms run on identical problems and budgets, share what they can, are not redone, and end in one table."""
+"""Methods run on identical problems and budgets, share what they can, are not redone, and end in one table."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from cca import cli
-from cca.controls.methods import ARMS
+from cca.controls.methods import METHODS
+from cca.evaluation.results import Comparison
 from cca.folder import RunFolder
-from cca.records import Score
+from cca.io import from_json, to_json
+from cca.records import Score, Split
 from cca.run import compare
 from cca.run.config import load_config
+from cca.show.tables import markdown
 
 SETTINGS = """
 [problems]
@@ -44,29 +47,38 @@ def out(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, *more: str) -> int:
-    command = ["compare", str(folder / "small.toml"), "--out", str(folder / "out"), "--arms", *CHOSEN, "--seeds", "0"]
+    command = [
+        "compare",
+        str(folder / "small.toml"),
+        "--out",
+        str(folder / "out"),
+        "--methods",
+        *CHOSEN,
+        "--seeds",
+        "0",
+    ]
     return cli.main([*command, "--quiet", *more])
 
 
-def test_all_arms_answer_the_same_problems_with_one_set_of_base_answers(out):
-    read = {arm: RunFolder.open(out / "0" / arm).read("scores.jsonl", Score) for arm in CHOSEN}
-    base = [s for s in read["branching"] if s.arm == "base"]
+def test_all_methods_answer_the_same_problems_with_one_set_of_base_answers(out):
+    read = {method: RunFolder.open(out / "0" / method).read("scores.jsonl", Score) for method in CHOSEN}
+    base = [s for s in read["branching"] if s.model == "base"]
     assert len(base) == 3 * 3 + 3 + 3
     for scores in read.values():
-        assert [s for s in scores if s.arm == "base"] == base
-        assert [s.problem for s in scores if s.arm == "updated"] == [s.problem for s in base]
+        assert [s for s in scores if s.model == "base"] == base
+        assert [s.problem for s in scores if s.model == "updated"] == [s.problem for s in base]
 
 
-def test_arms_share_traces_and_pivots_and_all_but_prefix_the_circuit(out):
-    stages = {arm: RunFolder.open(out / "0" / arm).manifest["stages"] for arm in CHOSEN}
-    for arm in CHOSEN:
-        assert stages[arm]["trace"] == stages["branching"]["trace"]
-        assert stages[arm]["pivots"] == stages["branching"]["pivots"]
-        if arm != "prefix":
-            assert stages[arm]["circuit"] == stages["branching"]["circuit"]
+def test_methods_share_traces_and_pivots_and_all_but_prefix_the_circuit(out):
+    stages = {method: RunFolder.open(out / "0" / method).manifest["stages"] for method in CHOSEN}
+    for method in CHOSEN:
+        assert stages[method]["trace"] == stages["branching"]["trace"]
+        assert stages[method]["pivots"] == stages["branching"]["pivots"]
+        if method != "prefix":
+            assert stages[method]["circuit"] == stages["branching"]["circuit"]
 
 
-def test_controls_have_no_more_numbers_than_the_circuit_has_rows(out):
+def test_controls_have_no_more_parameters_than_the_circuit_has_rows(out):
     updates = {a: json.loads((out / "0" / a / "summary.json").read_text())["update"] for a in CHOSEN}
     assert updates["gradient"]["rows"] == updates["branching"]["rows"]
     assert 0 < updates["bias"]["parameters"] <= updates["branching"]["rows"]
@@ -75,77 +87,87 @@ def test_controls_have_no_more_numbers_than_the_circuit_has_rows(out):
 
 def test_the_table_is_written_for_people_and_machines(out):
     found = json.loads((out / "comparison.json").read_text())
-    assert set(found["arms"]) == set(found["ranked"]) == set(CHOSEN)
-    gains = [found["arms"][arm]["target"]["difference"] for arm in found["ranked"]]
+    assert set(found["methods"]) == set(found["ranked"]) == set(CHOSEN)
+    gains = [found["methods"][method]["target"]["difference"] for method in found["ranked"]]
     assert gains == sorted(gains, reverse=True)
-    for arm, row in found["arms"].items():
-        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "holm_p", "detectable"} <= set(row["target"])
+    for method, row in found["methods"].items():
+        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "holm_p"} <= set(row["target"])
+        assert "minimum_detectable_effect" in row["target"]
+        assert row["rows"][0] <= row["parameters"][0]
         assert row["target"]["holm_p"] >= row["target"]["mcnemar_p"]
         assert row["seconds"][0] > 0
         assert row["peak_gib"][0] > 0.1
-        assert (row["against_first"] is None) == (arm == "branching")
+        assert (row["against_first"] is None) == (method == "branching")
     text = (out / "comparison.md").read_text()
     assert text.count("\n| ") >= 3 * len(CHOSEN)
     page = (out / "report.html").read_text()
-    assert all(f"{ARMS[arm].title}</small>" in page for arm in CHOSEN if "'" not in ARMS[arm].title)
+    assert all(f"{METHODS[method].title}</small>" in page for method in CHOSEN if "'" not in METHODS[method].title)
     assert not (out / "0" / "bias" / "report.html").exists()
-    assert all(text.count(f"\n| {arm} |") == 2 + (arm != "branching") for arm in CHOSEN)
+    assert all(text.count(f"\n| {method} |") == 2 + (method != "branching") for method in CHOSEN)
     (by_seed,) = [line for line in text.splitlines() if line.startswith("| target, points by seed")]
     assert [cell.strip() for cell in by_seed.split("|")[2:4]] == ["0", "mean of such seeds (95%)"]
 
 
-def test_finished_arms_are_not_redone(out, monkeypatch, capsys):
+def test_finished_methods_are_not_redone(out, monkeypatch, capsys):
     monkeypatch.setattr("cca.model.open.open_model", lambda *_, **__: pytest.fail("nothing is left to do"))
     before = (out / "comparison.json").read_text()
     assert run(out.parent, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(before)
 
 
-def test_an_arm_s_learning_rate_can_be_set_and_touches_no_other_arm():
+def test_a_method_s_learning_rate_can_be_set_and_touches_no_other_method():
     chosen = compare.plan(None, (), ["branching", "bias"], [4], {"bias": 0.3})
     assert chosen.config("bias", 4).update.learning_rate == 0.3
     assert chosen.config("branching", 4).update.learning_rate == load_config(None).update.learning_rate
     assert chosen.config("bias", 4).seed == 4
 
 
-@pytest.mark.parametrize(("rate", "said"), [("tilt=1", "no arm 'tilt'"), ("bias", "not of the form ARM=RATE")])
+@pytest.mark.parametrize(("rate", "said"), [("tilt=1", "no method 'tilt'"), ("bias", "not of the form METHOD=RATE")])
 def test_a_bad_learning_rate_is_refused(tmp_path, capsys, rate, said):
-    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--arms", "bias", "--rate", rate]) == 2
+    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--methods", "bias", "--rate", rate]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_every_arm_s_settings_are_a_valid_config():
-    for arm in ARMS.values():
-        load_config(None, arm.settings)
+def test_every_method_s_settings_are_a_valid_config():
+    for method in METHODS.values():
+        load_config(None, method.settings)
 
 
-def test_bad_settings_of_any_arm_are_refused_before_the_first_runs(tmp_path, capsys):
+def test_bad_settings_of_any_method_are_refused_before_the_first_runs(tmp_path, capsys):
     assert cli.main(["compare", "--out", str(tmp_path / "o"), "--set", "problems.source=nowhere"]) == 2
     assert "no problems at 'nowhere'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 
-def test_a_missing_package_of_an_arm_is_named_before_the_first_runs(tmp_path, monkeypatch, capsys):
+def test_a_missing_package_of_a_method_is_named_before_the_first_runs(tmp_path, monkeypatch, capsys):
     from importlib import util
 
     real = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name in ("trl", "peft") else real(name, *a))
-    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--arms", "branching", "lora"]) == 2
+    assert cli.main(["compare", "--out", str(tmp_path / "o"), "--methods", "branching", "lora"]) == 2
     assert "constructive-circuit-amplification[baselines]" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 
 def test_problems_of_a_skill_are_clusters_of_their_own_and_those_of_a_template_are_one():
-    def pair(name: str, of: str, template: str) -> tuple[Score, Score]:
+    def pair(name: str, skill: str | None, template: str) -> tuple[Score, Score]:
+        split: Split = "transfer" if skill else "test"
         return (
-            Score("base", of, name, template, "", False, 1, ""),
-            Score("updated", of, name, template, "", True, 1, ""),
+            Score("base", split, skill, name, template, "", False, 1, ""),
+            Score("updated", split, skill, name, template, "", True, 1, ""),
         )
 
-    skill = compare._outcomes([pair("s-0", "transfer:s", "s"), pair("s-1", "transfer:s", "s")], 3)
+    skill = compare._outcomes([pair("s-0", "s", "s"), pair("s-1", "s", "s")], 3)
     assert list(skill.templates) == ["3:s-0", "3:s-1"]
-    target = compare._outcomes([pair("4-0", "target", "4"), pair("4-1", "target", "4")], 3)
+    target = compare._outcomes([pair("4-0", None, "4"), pair("4-1", None, "4")], 3)
     assert list(target.templates) == ["4", "4"]
+
+
+def test_a_written_comparison_is_read_as_it_was(out):
+    text = (out / "comparison.json").read_text()
+    found = from_json(text, Comparison, "comparison.json")
+    assert to_json(found, indent=1) + "\n" == text
+    assert markdown(found) == (out / "comparison.md").read_text()
 
 
 def test_what_is_no_change_of_rows_is_not_merged(out, tmp_path, capsys):

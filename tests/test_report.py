@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cca.run.workspace import make_prompter
 
 from cca import cli
 from cca.folder import RunFolder
 from cca.records import Pivot, Problem, Score
 from cca.run import compare
-from cca.run.config import load_config
+from cca.run.run import Run
 from cca.show import words
 from cca.show.report.page import shown_pivots, write_report
 from cca.show.views import pivot_views
@@ -76,10 +75,10 @@ def test_the_headline_is_that_of_the_summary(report, visit):
     }
     assert page.inner_text("#selected") == str(summary["circuit"]["selected"])
     assert page.inner_text("#density") == f"{summary['circuit']['density']:.2%}"
-    assert page.inner_text("#verdict") == words.verdict(summary)
+    assert page.inner_text("#verdict") == words.verdict(Run.load(report.parent).summary)
     assert "model organism" in page.inner_text(".notice")
     rows = page.locator("#results tbody tr").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == [row.name for row in words.set_rows(summary)]
+    assert [row.split("\t")[0] for row in rows] == [row.name for row in words.set_rows(Run.load(report.parent).summary)]
     assert page.inner_text("#config").rstrip() == report.with_name("config.toml").read_text().rstrip()
 
 
@@ -161,8 +160,8 @@ def test_the_keyboard_alone_reaches_every_pivot(report, visit):
 
 def test_a_pivot_shows_both_tokens_their_probabilities_and_answers(report, visit):
     page = visit(report)
-    config = load_config(report.with_name("config.toml"))
-    view = pivot_views(RunFolder.open(report.parent), make_prompter(config), "branching")[0]
+    run = Run.load(report.parent)
+    view = pivot_views(run.folder, run.prompter)[0]
     page.fill("#search", f"{view.problem} {view.question}")
     text = page.inner_text("#pivot")
     for side in (view.desired, view.undesired):
@@ -178,8 +177,7 @@ def test_a_pivot_shows_both_tokens_their_probabilities_and_answers(report, visit
 def test_markup_from_model_and_data_is_shown_as_text(mended, visit, tmp_path):
     folder = tmp_path / "hostile"
     shutil.copytree(mended, folder)
-    run, config = RunFolder.open(folder), load_config(folder / "config.toml")
-    prompter = make_prompter(config)
+    run, prompter = RunFolder.open(folder), Run.load(folder).prompter
     ids = tuple(prompter.tokenizer.encode(MARKUP, add_special_tokens=False))
     pivots = run.read("pivots.jsonl", Pivot)
     hostile = [
@@ -231,26 +229,24 @@ def test_the_report_prints_on_paper_in_light_colours_without_its_controls(report
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_the_report_of_a_comparison_has_its_table_of_arms(mended, visit, tmp_path):
+def test_the_report_of_a_comparison_has_its_table_of_methods(mended, visit, tmp_path):
     out = tmp_path / "out"
-    for arm in ("branching", "bias"):
-        shutil.copytree(mended, out / "1" / arm)
+    for method in ("branching", "bias"):
+        shutil.copytree(mended, out / "1" / method)
     chosen = compare.plan(mended / "config.toml", (), ["branching", "bias"], [1], {})
-    found = compare.table(out, chosen)
-    config = load_config(mended / "config.toml")
-    write_report(tmp_path / "report.html", RunFolder.open(mended), make_prompter(config), found)
+    found, run = compare.compare(out, chosen), Run.load(mended)
+    write_report(tmp_path / "report.html", run.folder, run.prompter, found)
     page = visit(tmp_path / "report.html")
-    rows = page.locator("#arms tbody tr").all_inner_texts()
-    assert [row.split()[0] for row in rows] == found["ranked"]
-    assert "constant bias on the output logits" in page.inner_text("#arms")
+    rows = page.locator("#methods tbody tr").all_inner_texts()
+    assert [row.split()[0] for row in rows] == found.ranked
+    assert "constant bias on the output logits" in page.inner_text("#methods")
     assert page.locator(".chart").count() == 9
     assert page.evaluate("document.documentElement.scrollWidth") <= 1600
 
 
 def test_more_pivots_than_the_page_has_room_for_are_thinned_evenly_and_said_to_be(mended, tmp_path, monkeypatch, visit):
-    config = load_config(mended / "config.toml")
-    folder, prompter = RunFolder.open(mended), make_prompter(config)
-    views = pivot_views(folder, prompter, "branching")
+    folder, prompter = RunFolder.open(mended), Run.load(mended).prompter
+    views = pivot_views(folder, prompter)
     whole = shown_pivots(views)
     assert len(whole) == len(views)
     monkeypatch.setattr("cca.show.report.page.PIVOT_BYTES", sum(len(json.dumps(row)) for row in whole) // 2)

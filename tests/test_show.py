@@ -5,30 +5,37 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from cca.run.workspace import make_prompter
 from conftest import SMALL_BUT_WHOLE
 
 import cca
 from cca import cli
 from cca.errors import InputError
+from cca.evaluation.results import Interval, SetResult
 from cca.folder import RunFolder
+from cca.io import to_json
 from cca.method.circuit import Circuit
-from cca.records import Choice, Pivot, Problem, Score
-from cca.run.config import load_config
+from cca.records import Choice, Pivot, Problem, Score, Which
+from cca.run.config import dump_toml, load_config
+from cca.run.run import Run
+from cca.show import figures
+from cca.show.circuit import CircuitView
 from cca.show.progress import Display, Lines, LiveDisplay, clock
-from cca.show.views import effects, pivot_views, problem_view, steps
+from cca.show.views import MEASURED, effects, pivot_views, problem_view, steps
 
 ROOT = Path(__file__).parent.parent
+BOTH: tuple[Which, Which] = ("base", "updated")
 
 
 def shown(capsys, *arguments: str) -> str:
@@ -50,12 +57,12 @@ def test_a_pivot_is_shown_with_both_tokens_their_continuations_answers_and_proba
     folder = RunFolder.open(mended)
     pivot = next(p for p in folder.read("pivots.jsonl", Pivot) if p.method == "branching")
     text = one_line(shown(capsys, "pivots", str(mended), "--problem", pivot.problem))
-    prompter = make_prompter(load_config(mended / "config.toml"))
+    prompter = Run.load(mended).prompter
     problem = next(p for p in folder.read("problems.jsonl", Problem) if p.id == pivot.problem)
-    probabilities = {c.arm: c for c in folder.read("choices.jsonl", Choice) if c.problem == pivot.problem}
+    probabilities = {c.model: c for c in folder.read("choices.jsonl", Choice) if c.problem == pivot.problem}
     assert one_line(problem.question) in text
     for side in ("desired", "undesired"):
-        before, after = (math.exp(getattr(probabilities[arm], side)) for arm in ("base", "updated"))
+        before, after = (math.exp(getattr(probabilities[model], side)) for model in ("base", "updated"))
         assert f"probability {100 * before:.1f}% -> {100 * after:.1f}%" in text
         token = prompter.tokenizer.decode([getattr(pivot, side)])
         assert f"[{token.replace(' ', '␣')}]" in text
@@ -73,7 +80,7 @@ def test_as_many_pivots_are_shown_as_were_asked_for_and_those_off_their_slip_alo
 
 
 def test_the_circuit_is_shown_by_layer_and_overlaps_with_itself_completely(mended, capsys):
-    circuit = Circuit.load(mended / "circuit.safetensors")
+    circuit = CircuitView.load(mended / "circuit.safetensors")
     text = shown(capsys, "circuit", str(mended))
     assert f"{int(circuit.selected.sum())} of 3,260 components" in text
     found = json.loads(shown(capsys, "circuit", str(mended), "--json"))["components"]
@@ -110,7 +117,12 @@ def test_scores_of_one_run_are_its_table_and_of_several_stand_side_by_side(mende
     text = shown(capsys, "scores", str(mended))
     assert "held-out templates" in text
     assert f"{100 * summary['target']['updated']:.1f}%" in text
-    assert json.loads(shown(capsys, "scores", str(mended), "--json")) == summary
+    assert "min. detectable: where the interval holds 0" in one_line(text)
+    found = json.loads(shown(capsys, "scores", str(mended), "--json"))
+    seconds = found.pop("seconds")
+    assert found == {name: value for name, value in summary.items() if name != "seconds"}
+    spent = RunFolder.open(mended).manifest["seconds"]
+    assert seconds == {s: spent[s] for s in MEASURED} | {"total": round(sum(spent[s] for s in MEASURED), 2)}
     shutil.copytree(mended, tmp_path / "b")
     monkey = {**summary, "target": {**summary["target"], "difference": 0.123}}
     (tmp_path / "b" / "summary.json").write_text(json.dumps(monkey))
@@ -146,7 +158,7 @@ def test_markup_in_model_output_is_shown_as_it_is(mended, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_shown_is_named_with_the_remedy(arguments, parts, mended, tmp_path, capsys):
-    RunFolder.create(tmp_path / "empty", load_config(None))
+    RunFolder.create(tmp_path / "empty", dump_toml(load_config(None)))
     names = {"RUN": mended, "EMPTY": tmp_path / "empty", "NOWHERE": tmp_path / "nowhere"}
     assert cli.main(["show", *(str(names.get(a, a)) for a in arguments)]) == 2
     error = capsys.readouterr().err
@@ -155,15 +167,33 @@ def test_what_cannot_be_shown_is_named_with_the_remedy(arguments, parts, mended,
         assert part in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["show", "scores", "RUN"], ["torch", "transformers", "scipy", "plotly", "numpy"]),
+        (["show", "scores", "RUN", "RUN"], ["torch", "transformers", "scipy", "plotly", "numpy"]),
+        (["show", "circuit", "RUN"], ["torch", "transformers", "scipy", "plotly"]),
+        (["show", "circuit", "RUN", "RUN"], ["torch", "transformers", "plotly"]),
+        (["show", "problem", "RUN", "12-0"], ["torch", "transformers", "scipy", "plotly", "numpy"]),
+        (["grade", "RUN", "--grader", "exact"], ["torch", "transformers", "scipy", "plotly", "numpy"]),
+    ],
+)
+def test_what_only_reads_loads_nothing_that_it_does_not_need(arguments, unneeded, mended):
+    code = "import sys\nfrom cca import cli\nassert cli.main(sys.argv[1:]) == 0\n"
+    code += f"assert not {set(unneeded)} & {{*sys.modules}}"
+    command = [sys.executable, "-c", code, *(str(mended) if a == "RUN" else a for a in arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 # ---- what the views say ----
 
 
 def test_a_template_s_interval_is_of_its_own_problems():
     scores = [
-        Score(arm, "target", f"{template}-{i}", template, "", arm == "updated" and i < gained, 1, "")
+        Score(model, "test", None, f"{template}-{i}", template, "", model == "updated" and i < gained, 1, "")
         for template, gained in (("a", 10), ("b", 0))
         for i in range(10)
-        for arm in ("base", "updated")
+        for model in BOTH
     ]
     a, b = effects(scores, seed=0)
     assert (a.template, a.n, a.difference, a.gained, a.lost) == ("a", 10, 1.0, 10, 0)
@@ -185,21 +215,20 @@ def test_steps_of_several_rounds_follow_each_other_from_the_step_that_was_kept(m
 def test_a_pivot_s_outcome_compares_the_two_models():
     from cca.show.views import _outcome
 
-    def choice(arm: str, won: bool) -> Choice:
-        return Choice(arm, "p", -1.0 if won else -2.0, -1.5)
+    def choice(model: Which, preferred: bool) -> Choice:
+        return Choice(model, "p", -1.0 if preferred else -2.0, -1.5)
 
     assert _outcome(choice("base", False), choice("updated", True)) == "mended"
     assert _outcome(choice("base", True), choice("updated", False)) == "broken"
-    assert _outcome(choice("base", True), choice("updated", True)) == "already won"
-    assert _outcome(choice("base", False), choice("updated", False)) == "still lost"
+    assert _outcome(choice("base", True), choice("updated", True)) == "already preferred"
+    assert _outcome(choice("base", False), choice("updated", False)) == "still not preferred"
     assert _outcome(None, None) == "not evaluated"
 
 
 def test_a_pivot_s_text_is_its_trace_cut_at_the_pivot(mended):
-    folder, config = RunFolder.open(mended), load_config(mended / "config.toml")
-    prompter = make_prompter(config)
+    folder, prompter = RunFolder.open(mended), Run.load(mended).prompter
     pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == "branching"]
-    for pivot, view in zip(pivots, pivot_views(folder, prompter, "branching"), strict=True):
+    for pivot, view in zip(pivots, pivot_views(folder, prompter), strict=True):
         prompt = len(pivot.prefix) - pivot.position
         for side, after in ((view.desired, pivot.after_desired), (view.undesired, pivot.after_undesired)):
             whole = prompter.decode([*pivot.prefix[prompt:], *after])
@@ -213,35 +242,61 @@ def test_a_pivot_s_text_is_its_trace_cut_at_the_pivot(mended):
 
 def test_a_run_is_data_frames_and_the_figures_of_the_report(mended):
     run = cca.Run.load(mended)
-    assert len(run.components) == 3260
-    assert run.components.selected.sum() == run.summary["circuit"]["selected"]
-    assert len(run.pivots) == run.summary["pivots"]["found"]
-    assert {"desired_token", "undesired_updated", "outcome"} <= set(run.pivots.columns)
-    updated = run.scores[(run.scores.arm == "updated") & (run.scores.set == "target")]
-    assert updated.correct.mean() == pytest.approx(run.summary["target"]["updated"])
-    assert set(run.problems.index) >= set(run.traces.problem)
-    assert set(run.effects.columns) >= {"template", "difference", "low", "high"}
-    assert run.steps[run.steps.kept].step.tolist() == [run.summary["update"]["best_step"]]
-    made = [run.forest(), run.validation_curve(), run.gates_over_training(), run.density_sweep()]
-    made += [run.neurons_by_layer(), *(run.head_map(kind) for kind in ("query", "key", "value"))]
+    frames, figures, summary = run.frames, run.figures, run.summary
+    assert len(frames.components) == 3260
+    assert frames.components.selected.sum() == summary.circuit.selected
+    assert len(frames.pivots) == summary.pivots.found
+    assert {"desired_token", "undesired_updated", "outcome"} <= set(frames.pivots.columns)
+    updated = frames.scores[(frames.scores.model == "updated") & (frames.scores.split == "test")]
+    assert updated.correct.mean() == pytest.approx(summary.target.updated)
+    assert set(frames.problems.index) >= set(frames.traces.problem)
+    assert set(frames.effects.columns) >= {"split", "skill", "template", "difference", "low", "high"}
+    assert frames.steps[frames.steps.kept].step.tolist() == [summary.update.best_step]
+    made = [figures.forest(), figures.validation_curve(), figures.gates_over_training(), figures.density_sweep()]
+    made += [figures.neurons_by_layer(), *(figures.head_map(kind) for kind in ("query", "key", "value"))]
     page = (mended / "report.html").read_text()
     assert all(figure.data for figure in made)
     assert page.count('"type":"heatmap"') >= sum(
         len(list(figure.select_traces({"type": "heatmap"}))) for figure in made
     )
     with pytest.raises(ValueError, match="query, key, value"):
-        run.head_map("neuron")
+        figures.head_map("neuron")
+    assert "pivots" in repr(frames)
+    assert "forest" in repr(figures)
 
 
 def test_what_a_run_has_not_got_to_yet_is_named(tmp_path):
-    RunFolder.create(tmp_path / "r", load_config(None))
+    RunFolder.create(tmp_path / "r", dump_toml(load_config(None)))
     run = cca.Run.load(tmp_path / "r")
     assert "finished: nothing" in repr(run)
-    for name in ("problems", "traces", "pivots", "steps", "scores", "effects", "components", "summary"):
+    for name in ("problems", "traces", "pivots", "steps", "scores", "effects", "components"):
         with pytest.raises(InputError, match="cca "):
-            getattr(run, name)
+            getattr(run.frames, name)
+    for name in ("forest", "validation_curve", "gates_over_training", "density_sweep", "neurons_by_layer"):
+        with pytest.raises(InputError, match="cca "):
+            getattr(run.figures, name)()
+    with pytest.raises(InputError, match="cca "):
+        _ = run.summary
     with pytest.raises(InputError, match="holds no run"):
         cca.Run.load(tmp_path / "nowhere")
+
+
+def test_without_pandas_a_data_frame_says_what_to_install_and_figures_are_still_there(mended, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    run = cca.Run.load(mended)
+    with pytest.raises(InputError, match="notebook"):
+        _ = run.frames.problems
+    assert run.figures.neurons_by_layer().data
+
+
+def test_the_circuit_is_read_without_torch_as_stage_2_left_it(mended):
+    view, circuit = CircuitView.load(mended / "circuit.safetensors"), Circuit.load(mended / "circuit.safetensors")
+    for name in ("gates", "history", "losses", "sizes"):
+        assert getattr(view, name).tolist() == getattr(circuit, name).tolist()
+    assert (view.density, view.stopped) == (circuit.density, circuit.stopped)
+    assert view.selected.tolist() == circuit.selected.tolist()
+    for mine, theirs in zip(view.by_layer(), circuit.by_layer(), strict=True):
+        assert [part.tolist() for part in mine] == [part.tolist() for part in theirs]
 
 
 # ---- while it runs ----
@@ -315,15 +370,16 @@ def test_the_display_marks_what_is_done_at_work_and_stopped():
             bar.figure("pivot yield", "50.0%")
         with display.stage("circuit"):
             display.doing("something long")
-            console.print(display.renderable())
+            console.print(display.progress)
             raise KeyboardInterrupt
     text = console.export_text()
     assert "✓ trace" in text
     assert "done before" in text
     assert "2/4 problems" in text
-    assert "▶ circuit something long" in one_line(text)
+    assert re.search("▶ circuit ━+ something long", one_line(text))
     assert "pivot yield 50.0%" in text
-    assert display.rows["circuit"].state == "stopped"
+    assert display.current is not None
+    assert (display.current.description, display.current.fields["state"]) == ("circuit", "stopped")
     assert [clock(s) for s in (8, 185, 3760)] == ["8 s", "3:05", "1:02:40"]
 
 
@@ -340,19 +396,20 @@ def test_progress_goes_to_stderr_and_json_to_stdout(mended, tmp_path, capfd):
     shutil.copytree(mended, tmp_path / "run")
     assert cli.main(["report", str(tmp_path / "run"), "--redo", "--json"]) == 0
     out, error = capfd.readouterr()
-    assert json.loads(out) == json.loads((mended / "summary.json").read_text())
+    assert json.loads(out) == json.loads(to_json(Run.load(mended).summary))
     assert "figures and pivots" in error
 
 
 def test_a_forest_plot_has_a_row_for_each_template_skill_and_benchmark(mended):
     run = cca.Run.load(mended)
-    mmlu = {"n": 40, "metric": "acc", "base": 0.5, "updated": 0.45, "difference": -0.05, "ci95": [-0.2, 0.1]}
-    run.summary["retention"]["mmlu"] = mmlu
-    figure = run.forest().to_dict()
+    mmlu = SetResult(40, 0.5, 0.45, -0.05, Interval(-0.2, 0.1), None, None, None, None, metric="acc")
+    summary = replace(run.summary, retention=run.summary.retention | {"mmlu": mmlu})
+    scores = run.folder.read("scores.jsonl", Score)
+    figure = figures.forest(effects(scores, 0), summary).to_dict()
     names, (trace,) = figure["layout"]["yaxis"]["ticktext"], figure["data"]
     assert names[0] == "target, all"
     assert names[-1] == "retention: mmlu"
-    assert len(names) == 2 + len(run.effects) + 1
+    assert len(names) == 2 + len(run.frames.effects) + 1
     assert trace["x"][-1] == pytest.approx(-5.0)
     assert (trace["error_x"]["array"][-1], trace["error_x"]["arrayminus"][-1]) == pytest.approx((15.0, 15.0))
 

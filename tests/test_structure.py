@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from cca.cli import _parser
+from cca.run.stages import MEASURED, STAGES
+from cca.show import views
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "cca"
-STAGES = {"traces", "pivots", "circuit", "update", "evaluation"}
+OF_THE_PAPER = {"traces", "pivots", "circuit", "update", "evaluation"}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -26,9 +30,9 @@ def imported_modules(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("stage", sorted(OF_THE_PAPER))
 def test_stages_do_not_import_each_other_the_pipeline_or_the_config(stage):
-    forbidden = {f"cca.{s}" for s in STAGES - {stage}} | {"cca.run.pipeline", "cca.run.config", "cca.cli"}
+    forbidden = {f"cca.{s}" for s in OF_THE_PAPER - {stage}} | {"cca.run.pipeline", "cca.run.config", "cca.cli"}
     assert not imported_modules(SOURCE / f"{stage}.py") & forbidden
 
 
@@ -52,6 +56,18 @@ def test_help_answers_in_under_a_second_and_loads_no_torch():
     assert "cca run" in shown.stdout
 
 
+def test_every_stage_and_command_has_its_line_of_help():
+    text = " ".join(_parser().format_help().split())
+    for stage in STAGES.values():
+        assert f"{stage.name} {stage.help}" in text
+    for file in (SOURCE / "commands").glob("[a-z]*.py"):
+        assert file.stem == "options" or f" {file.stem} " in text
+
+
+def test_the_stages_that_a_run_s_figures_come_from_are_the_same_where_they_run_and_where_they_are_shown():
+    assert views.MEASURED == MEASURED
+
+
 def test_the_readme_shows_the_two_commands_and_they_are_in_the_makefile():
     first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
@@ -73,8 +89,6 @@ def test_make_builds_the_environment_with_a_cpu_torch_unless_told_otherwise(cons
 
 def test_every_cca_command_in_the_documents_is_understood():
     """Each documented `cca ...` line gets as far as finding or not finding its run, never an unknown option."""
-    from cca.cli import _parser
-
     documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     commands = [
         line.split("#")[0].strip()

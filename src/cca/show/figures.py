@@ -159,7 +159,7 @@ def validation_curve(steps: Sequence[Step]) -> go.Figure:
         figure.add_scatter(
             x=x + x[::-1],
             y=[100 * s.high for s in part] + [100 * s.low for s in part[::-1]],
-            fill="toself", fillcolor=FADED, line={"width": 0}, hoverinfo="skip", showlegend=False,
+            mode="lines", fill="toself", fillcolor=FADED, line={"width": 0}, hoverinfo="skip", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
             x=x,
