@@ -314,13 +314,18 @@ def paired_shares(
     interval = cluster_bootstrap(change, clusters, seed)
     shares = {"base": sum(base) / n, "updated": sum(updated) / n, "difference": sum(change.tolist()) / n}
     return SetResult(
-        n, **shares, ci95=interval, gained=None, lost=None, mcnemar_p=None, minimum_detectable_effect=None, metric=metric
+        n,
+        **shares,
+        ci95=interval,
+        gained=None,
+        lost=None,
+        mcnemar_p=None,
+        minimum_detectable_effect=None,
+        metric=metric,
     )
 
 
-def _compared(
-    base: Sequence[bool], updated: Sequence[bool], clusters: Sequence[str], seed: int
-) -> dict[str, Any]:
+def _compared(base: Sequence[bool], updated: Sequence[bool], clusters: Sequence[str], seed: int) -> dict[str, Any]:
     """The figures that `SetResult` and `PooledResult` share."""
     if len(base) != len(updated):
         raise ValueError(f"paired needs the same problems twice, got {len(base)} and {len(updated)} answers")

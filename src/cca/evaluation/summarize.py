@@ -92,9 +92,7 @@ def update_summary(intervention: Intervention, metrics: Sequence[Metric]) -> Upd
     )
 
 
-def comparisons(
-    scores: Sequence[Score], drifts: Mapping[ProblemSet, Drift], seed: int
-) -> dict[ProblemSet, SetResult]:
+def comparisons(scores: Sequence[Score], drifts: Mapping[ProblemSet, Drift], seed: int) -> dict[ProblemSet, SetResult]:
     """Base against updated on each evaluation set, in order of appearance.
 
     Args:
