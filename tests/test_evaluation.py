@@ -101,8 +101,8 @@ def test_evaluate_pairs_both_models_answers_to_the_problems_that_test_the_update
         assert {base, updated} == {s for s in found.scores if s.problem == problem.id}
     target, test = found.target, [p for p in tested if p.split == "test"]
     right = {s.problem + s.model: s.correct for s in found.scores}
-    answers = ([right[p.id + model] for p in test] for model in ("base", "updated"))
-    expected = paired(*answers, [p.template for p in test], 3)
+    base, updated = ([right[p.id + model] for p in test] for model in ("base", "updated"))
+    expected = paired(base, updated, [p.template for p in test], 3)
     assert target is not None and target.drift is not None
     assert replace(target, drift=None) == expected
     texts = solution_texts(bundled.prompter, test, 100)
