@@ -61,7 +61,7 @@ def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
     assert set(summary["text_drift"]) == {"tale.txt"}
     assert summary["text_drift"]["tale.txt"]["tokens"] > 100
     splits = summary["problems"]["splits"]
-    assert set(splits["train"]["templates"]).isdisjoint(splits["test"]["templates"])
+    assert set(splits["train"]["templates"]).isdisjoint(splits["target"]["templates"])
     assert summary["problems"]["split_by"] == "template"
     assert "truthfulqa_mc2" in capsys.readouterr().err
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
