@@ -12,14 +12,13 @@ from pathlib import Path
 from cca.evaluation.scores import answer_chunk
 from cca.evaluation.stats import accuracy
 from cca.method.traces import chunks, sample
-from cca.model.bundled import planted_slips
-from cca.model.open import open_model
-from cca.model.read import prefill
+from cca.model.generate import prefill
+from cca.model.open import open_model, planted_slips
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
 from cca.problems.prompts import Prompter
 from cca.problems.skills import SKILLS
 from cca.problems.sources import open_source
-from cca.problems.splits import ProblemOptions, build_problems
+from cca.problems.splits import build_problems
 
 LIMIT = 160
 
@@ -42,12 +41,15 @@ def main() -> None:
     parser.add_argument("--per-template", type=int, default=10)
     parser.add_argument("--seed", type=int, default=100)
     options = parser.parse_args()
-    loaded = open_model(options.model, device="cpu")
-    prompter = loaded.prompter
+    loaded = open_model(str(options.model), "float32", "cpu")
+    prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
     planted = planted_slips(str(options.model))
     problems = build_problems(
         open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
-        ProblemOptions(train=1, validation=1, test=options.per_template, held_out=0.0),
+        train=1,
+        validation=1,
+        test=options.per_template,
+        held_out=0.0,
         retention=tuple(SKILLS),
         per_skill=60,
         seed=options.seed,
@@ -56,12 +58,12 @@ def main() -> None:
     scores = [
         score
         for chunk in chunks(tested, prompter, 128)
-        for score in answer_chunk(loaded.network, prompter, chunk, model="base", max_new_tokens=LIMIT)
+        for score in answer_chunk(loaded.network, prompter, chunk, arm="base", max_new_tokens=LIMIT)
     ]
     groups: dict[str, list[bool]] = {}
     for score in scores:
-        names = [score.set.name]
-        if score.split == "test":
+        names = [score.set]
+        if score.set == "target":
             share = planted.get(score.template, {"share": 0})["share"]
             names.append("slip prevails" if share > 0.5 else "right way prevails")
         for name in names:
