@@ -113,4 +113,6 @@ def test_every_relative_link_of_a_document_leads_somewhere():
             target = (path.parent / name).resolve() if name else path
             assert target.exists(), f"{path.relative_to(ROOT)} links to {link}, which does not exist"
             if anchor:
-                assert anchor in anchors(target), f"{path.relative_to(ROOT)} links to {link}; no heading there is called so"
+                assert anchor in anchors(target), (
+                    f"{path.relative_to(ROOT)} links to {link}; no heading there is called so"
+                )
