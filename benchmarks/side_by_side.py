@@ -32,7 +32,7 @@ from cca.method.update import full_gradient
 from cca.model.components import Components, find_components
 from cca.model.delta import Delta
 from cca.model.gates import gated
-from cca.model.generate import prefill, right_padded
+from cca.model.read import prefill, right_padded
 from cca.model.open import open_model
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES
 from cca.problems.prompts import Prompter

@@ -9,17 +9,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes with as many threads as cor
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from cca.method.options import CircuitOptions, UpdateOptions
 from cca.method.update import Validation, train
+from cca.model.checks import load_tokenizer
 from cca.model.delta import Delta
-from cca.model.open import Model, load_tokenizer, open_model
+from cca.model.open import Model, open_model
 from cca.problems.prompts import Prompter
 from cca.problems.sources import open_source
-from cca.problems.splits import build_problems
+from cca.problems.splits import ProblemOptions, build_problems
 from cca.records import Pivot, Problem
 
 TEMPLATES = (16, 43, 6, 72, 31, 58, 20, 48)
@@ -59,7 +60,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def bundled() -> Model:
-    return open_model("bundled", "float32", "cpu")
+    return open_model("bundled", device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -71,27 +72,14 @@ def prompter(bundled) -> Prompter:
 def problems() -> list[Problem]:
     return build_problems(
         open_source("gsm-symbolic", TEMPLATES, 60),
-        train=12,
-        validation=1,
-        test=1,
-        held_out=0.0,
+        ProblemOptions(train=12, validation=1, test=1, held_out=0.0),
         transfer=("chain_sum",),
         per_skill=2,
         seed=7,
     )
 
 
-CIRCUIT: dict[str, Any] = {
-    "penalty": 0.02,
-    "learning_rate": 0.05,
-    "decay": 0.9,
-    "decay_every": 5,
-    "batch_size": 4,
-    "epochs": 3,
-    "patience": 50.0,
-    "cache_gib": 1.0,
-    "seed": 0,
-}
+CIRCUIT = CircuitOptions(penalty=0.02, learning_rate=0.05, batch=4, epochs=3, patience=50.0, cache_gib=1.0)
 
 
 SMALL_BUT_WHOLE = """
@@ -138,9 +126,14 @@ def mended(tmp_path_factory) -> Path:
 def last_delta(model, rows, pivots, **changes) -> Delta:
     """The delta of the last of a few training steps: every validation is better than the one before."""
     rising = iter(range(100))
-    settings = {"loss": "linear", "learning_rate": 0.02, "steps": 3, "validate_at": (), "patience": 9, "batch_size": 4}
+    options = UpdateOptions(loss="linear", learning_rate=0.02, steps=3, validate_every=3, patience=9, batch=4)
     return train(
-        model, Delta.zeros(model, rows), pivots, [], lambda _: Validation(next(rising) / 100, 1), **settings | changes
+        model,
+        Delta.zeros(model, rows),
+        pivots,
+        [],
+        lambda _: Validation(next(rising) / 100, 1),
+        options.changed(changes),
     ).intervention
 
 
@@ -163,5 +156,5 @@ def random_pivots(count: int, vocabulary: int, seed: int = 0, longest: int = 20)
         length = int(torch.randint(3, longest, (1,), generator=generator))
         prefix = torch.randint(1, vocabulary, (length,), generator=generator).tolist()
         desired, undesired = torch.randperm(vocabulary, generator=generator)[:2].tolist()
-        pivots.append(Pivot(f"p-{i}", "train", "0", "branching", tuple(prefix), desired, undesired, 0, True))
+        pivots.append(Pivot(tuple(prefix), desired, undesired, f"p-{i}", method="branching"))
     return pivots

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cca.model.open import attention_for
+from cca.model.checks import attention_for
 
 VOCABULARY = 60
 GROUPS = {"mha": 4, "gqa": 2, "mqa": 1}

@@ -71,13 +71,13 @@ def branching_pivot(
             z = int(model(input_ids=torch.tensor([prefix])).logits[0, -1].argmax())
             desired, undesired = (z, y[k]) if pair.greedy.correct else (y[k], z)
             found = Pivot(
+                prefix,
+                desired,
+                undesired,
                 pair.problem,
                 pair.split,
                 pair.template,
                 "branching",
-                prefix,
-                desired,
-                undesired,
                 k,
                 pair.greedy.correct,
             )

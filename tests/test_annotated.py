@@ -13,7 +13,7 @@ import pytest
 
 from cca.errors import InputError
 from cca.grading.answers import final_text
-from cca.problems import draws
+from cca.problems.templates import draws
 from cca.problems.templates.annotated import Template, check, load_templates
 from cca.problems.templates.tables import LISTS, load_lists
 

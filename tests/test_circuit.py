@@ -3,23 +3,17 @@ import reference
 import torch
 from conftest import random_pivots, tiny_qwen2
 
-from cca.method.circuit import CachedPrefixes, Circuit, learn_circuit, random_circuit
+from cca.controls.circuits import random_circuit
+from cca.method.circuit import Circuit, learn_gates
 from cca.method.objective import margins, pivot_loss
-from cca.model.components import KINDS, find_components
+from cca.method.options import CircuitOptions
+from cca.method.prefixes import CachedPrefixes
+from cca.model.components import find_components
 from cca.model.gates import gated
+from cca.records import KINDS
 
 VOCABULARY = 60
-SETTINGS = {
-    "penalty": 0.01,
-    "learning_rate": 0.05,
-    "decay": 0.9,
-    "decay_every": 5,
-    "batch_size": 4,
-    "epochs": 6,
-    "patience": 50.0,
-    "cache_gib": 1.0,
-    "seed": 0,
-}
+OPTIONS = CircuitOptions(penalty=0.01, learning_rate=0.05, batch=4, epochs=6, patience=50.0, cache_gib=1.0)
 
 
 @pytest.fixture(params=[1, 2, 4], ids=["mqa", "gqa", "mha"])
@@ -118,24 +112,24 @@ def test_the_loss_is_undesired_minus_desired_of_each_pivots_own_row():
 def test_a_high_penalty_empties_the_circuit_and_none_leaves_components(tiny):
     pivots = random_pivots(8, VOCABULARY)
     parts = find_components(tiny)
-    empty = learn_circuit(tiny, parts, pivots, **SETTINGS | {"penalty": 100.0, "epochs": 20})
+    empty = learn_gates(tiny, parts, pivots, OPTIONS.changed({"penalty": 100.0, "epochs": 20}))
     assert not empty.selected.any()
-    free = learn_circuit(tiny, parts, pivots, **SETTINGS | {"penalty": 0.0, "epochs": 20})
+    free = learn_gates(tiny, parts, pivots, OPTIONS.changed({"penalty": 0.0, "epochs": 20}))
     assert free.losses[-1] < free.losses[0]
     assert 0 < free.density < 1
 
 
 def test_it_stops_once_the_rounded_circuit_no_longer_changes(tiny):
     parts = find_components(tiny)
-    settings = SETTINGS | {"penalty": 100.0, "epochs": 40, "patience": 1.0}
-    circuit = learn_circuit(tiny, parts, random_pivots(8, VOCABULARY), **settings)
+    options = OPTIONS.changed({"penalty": 100.0, "epochs": 40, "patience": 1.0})
+    circuit = learn_gates(tiny, parts, random_pivots(8, VOCABULARY), options)
     assert circuit.stopped == "unchanged"
     assert len(circuit.history) < 40
 
 
 def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
     pivots, parts = random_pivots(8, VOCABULARY), find_components(tiny)
-    whole = learn_circuit(tiny, parts, pivots, **SETTINGS)
+    whole = learn_gates(tiny, parts, pivots, OPTIONS)
 
     def interrupt(epoch: int, density: float, loss: float) -> None:
         if epoch == 3:
@@ -144,8 +138,8 @@ def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
     state = tmp_path / "state.safetensors"
     for _ in range(2):  # the state of epoch 3 is not written, so it is done again
         with pytest.raises(KeyboardInterrupt):
-            learn_circuit(tiny, parts, pivots, **SETTINGS, state_path=state, progress=interrupt)
-    resumed = learn_circuit(tiny, parts, pivots, **SETTINGS, state_path=state)
+            learn_gates(tiny, parts, pivots, OPTIONS, state_path=state, progress=interrupt)
+    resumed = learn_gates(tiny, parts, pivots, OPTIONS, state_path=state)
     assert torch.equal(resumed.gates, whole.gates)
     assert torch.equal(resumed.history, whole.history)
     assert torch.equal(resumed.losses, whole.losses)

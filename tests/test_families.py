@@ -4,7 +4,6 @@ CCA_TEST_DEVICE=cuda runs this file on a GPU.
 """
 
 import os
-from typing import Any
 
 import pytest
 import reference
@@ -12,16 +11,19 @@ import torch
 from conftest import CIRCUIT, last_delta, random_pivots
 from families import CASES, FAMILIES, MIXTURES, VOCABULARY, family_config, family_model
 
-from cca.method.circuit import CachedPrefixes, learn_circuit
+from cca.method.circuit import learn_gates
 from cca.method.objective import pivot_loss
+from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots
+from cca.method.prefixes import CachedPrefixes
 from cca.method.traces import trace_chunk
 from cca.method.update import full_gradient
 from cca.model.components import Component, Components, find_components
 from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
-from cca.model.generate import generate_greedy, prefill
+from cca.model.generate import generate_greedy
 from cca.model.open import empty_model
+from cca.model.read import prefill
 from cca.model.verify import verify_components
 from cca.records import Problem, Trace
 
@@ -346,8 +348,8 @@ def _problems(count: int) -> list[Problem]:
 
 
 def _traced(model, problems):
-    settings = {"samples": 4, "temperature_if_correct": 1.5, "temperature_if_wrong": 1.5, "max_new_tokens": LIMIT}
-    return trace_chunk(model, ParityPrompter(), problems, **settings, seed=0)  # pyright: ignore[reportArgumentType]
+    options = TraceOptions(samples=4, temperature_if_correct=1.5, temperature_if_wrong=1.5, max_new_tokens=LIMIT)
+    return trace_chunk(model, ParityPrompter(), problems, options, seed=0)  # pyright: ignore[reportArgumentType]
 
 
 def _pivots(model, pairs, problems):
@@ -410,14 +412,13 @@ def test_batch_size_padding_and_order_change_no_trace_and_no_pivot(case):
 
 def test_batch_size_padding_and_order_change_no_circuit_and_no_delta(model, parts):
     pivots, rows = random_pivots(6, VOCABULARY), some_rows(parts)
-    settings: dict[str, Any] = CIRCUIT | {"batch_size": 6, "epochs": 12}
-    kept = learn_circuit(model, parts, pivots, **settings)
-    settings["cache_gib"] = 1e-9
-    reread = learn_circuit(model, parts, pivots[::-1], **settings)
+    options = CIRCUIT.changed({"batch": 6, "epochs": 12})
+    kept = learn_gates(model, parts, pivots, options)
+    reread = learn_gates(model, parts, pivots[::-1], options.changed({"cache_gib": 1e-9}))
     torch.testing.assert_close(reread.gates, kept.gates, atol=1e-4, rtol=0)
     sure = (kept.gates - 0.5).abs() > 1e-3
     assert torch.equal(reread.selected[sure], kept.selected[sure])
     assert 0 < kept.density < 1
-    together, apart = last_delta(model, rows, pivots), last_delta(model, rows, pivots[::-1], batch_size=1)
+    together, apart = last_delta(model, rows, pivots), last_delta(model, rows, pivots[::-1], batch=1)
     for name, changed in together.weights.items():
         torch.testing.assert_close(apart.weights[name].values, changed.values, atol=1e-6, rtol=1e-3)

@@ -11,7 +11,8 @@ from test_answers import scrambled
 
 from cca.errors import InputError
 from cca.grading.answers import Graded, grade_exact, grade_number
-from cca.grading.graders import Disagreement, MathVerify, disagreements, load_grader, math_verify
+from cca.grading.graders import Disagreement, disagreements, load_grader
+from cca.grading.mathematics import MathVerify, math_verify
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
 
@@ -136,8 +137,8 @@ def test_an_interrupted_question_leaves_no_answer_to_the_next_one(monkeypatch):
         raise KeyboardInterrupt
 
     assert math_verify("#### 1", "1").correct
-    with monkeypatch.context() as intervention, pytest.raises(KeyboardInterrupt):
-        intervention.setattr(math_verify, "_ask", interrupted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(math_verify, "_ask", interrupted)
         math_verify("#### 1", "1")
     assert math_verify("#### 2", "1") == ("2", False)
 
@@ -153,7 +154,7 @@ def test_a_worker_that_was_ended_from_outside_costs_no_answer():
 def test_a_forked_process_has_a_worker_of_its_own_and_leaves_its_parents_alone():
     code = """
 import os, sys
-from cca.grading.graders import math_verify
+from cca.grading.mathematics import math_verify
 assert math_verify("#### 1", "1").correct
 mine = math_verify._process.pid
 if not (child := os.fork()):
@@ -166,7 +167,9 @@ assert math_verify("#### 3", "3").correct and math_verify._process.pid == mine
 
 
 def test_the_end_of_the_program_ends_the_worker_without_a_word():
-    code = "from cca.grading.graders import math_verify; math_verify('#### 1', '1'); print(math_verify._process.pid)"
+    code = (
+        "from cca.grading.mathematics import math_verify; math_verify('#### 1', '1'); print(math_verify._process.pid)"
+    )
     ended = subprocess.run([sys.executable, "-X", "dev", "-c", code], check=True, capture_output=True, text=True)
     assert ended.stderr == ""
     assert not Path(f"/proc/{int(ended.stdout)}").exists()
@@ -222,6 +225,23 @@ def test_the_graders_that_come_with_cca_are_found_by_name(name):
 def test_a_function_in_the_current_directory_is_a_grader(module, code, graded):
     answer, correct = load_grader(f"{module(code)}:grade")("#### 12", "2")
     assert (answer, correct) == graded
+
+
+def test_a_function_in_memory_is_a_grader_and_is_checked_like_one_that_is_named():
+    def mine(text, gold):
+        return gold in text
+
+    assert load_grader(mine)("#### 12", "2") == Graded("12", True)
+    assert load_grader(lambda text, gold: ("mine", text == gold))("2", "2") == Graded("mine", True)
+    assert load_grader(grade_exact)("#### 2", "2").correct
+    with pytest.raises(InputError, match=r"grader .*no_grader.* returned None"):
+        load_grader(no_grader)
+    with pytest.raises(InputError, match="grader int: int is no function"):
+        load_grader(3)  # pyright: ignore[reportArgumentType]
+
+
+def no_grader(text, gold):
+    """Says nothing."""
 
 
 def test_a_grader_may_stand_in_a_package_and_a_class_and_import_what_is_beside_it(module, tmp_path):

@@ -13,9 +13,11 @@ from families import VOCABULARY, family_config, family_model
 
 from cca import cli
 from cca.errors import InputError
-from cca.method.circuit import learn_circuit
+from cca.method.circuit import learn_gates
+from cca.model.bundled import BUNDLED
+from cca.model.checks import check_model, end_tokens, load_tokenizer
 from cca.model.components import find_components
-from cca.model.open import BUNDLED, check_model, end_tokens, load_tokenizer, open_model
+from cca.model.open import open_model
 from cca.model.recompute import is_offloaded, recomputed
 
 
@@ -79,7 +81,7 @@ def test_a_model_with_code_of_its_own_is_refused_unless_it_is_trusted(tmp_path, 
     )
     refused(tmp_path, capsys, folder, "Python code of its own", "model.trust_remote_code=true")
     assert "OWN_CODE_RAN" not in os.environ
-    loaded = open_model(str(folder), "float32", "cpu", trust_remote_code=True)
+    loaded = open_model(folder, device="cpu", trust_remote_code=True)
     assert type(loaded.network).__name__ == "Own"
     assert os.environ.pop("OWN_CODE_RAN") == "yes"
 
@@ -107,7 +109,7 @@ def test_an_attention_function_that_is_not_installed_is_named(tmp_path, capsys):
 
 def test_soft_capped_attention_is_eager_and_refused_where_it_would_be_left_out(tmp_path, capsys):
     folder = saved(tmp_path / "m", "gemma2")
-    assert open_model(str(folder), "float32", "cpu").model.config._attn_implementation == "eager"
+    assert open_model(folder, device="cpu").network.config._attn_implementation == "eager"
     refused(tmp_path, capsys, folder, "soft-caps its attention", settings=('model.attention="sdpa"',))
 
 
@@ -151,21 +153,21 @@ def test_the_check_of_a_model_reads_no_weights(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_stages_2_and_3_are_the_same_with_layers_on_the_disk(tmp_path, family):
     folder, layers = saved(tmp_path / "m", family), "transformer.h" if family == "gpt2" else "model.layers"
-    whole = open_model(str(folder), "float32", "cpu")
+    whole = open_model(folder, device="cpu")
     places = {name: "cpu" for name, m in whole.network.named_modules() if name and not list(m.children())}
     places = {name: place for name, place in places.items() if not name.startswith(layers)}
     places |= {f"{layers}.0": "cpu", f"{layers}.1": "disk", f"{layers}.2": "disk"}
-    spread = open_model(str(folder), "float32", "cpu", device_map=places)
+    spread = open_model(folder, device="cpu", device_map=places)
     assert is_offloaded(spread.network)
     assert not is_offloaded(whole.network)
     pivots = random_pivots(6, VOCABULARY)
-    circuit = learn_circuit(whole.network, whole.components, pivots, **CIRCUIT)
+    circuit = learn_gates(whole.network, whole.components, pivots, CIRCUIT)
     kept: dict[str, int] = {}
     for name, loaded in (("whole", whole), ("spread", spread)):
         sizes: list[int] = []
         pack = lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            again = learn_circuit(loaded.network, loaded.components, pivots, **CIRCUIT)
+            again = learn_gates(loaded.network, loaded.components, pivots, CIRCUIT)
         torch.testing.assert_close(again.gates, circuit.gates, atol=1e-6, rtol=0)
         kept[name] = sum(sizes)
     assert kept["spread"] < 0.8 * kept["whole"], "the weights of offloaded layers are not held for the backward pass"

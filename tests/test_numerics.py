@@ -6,13 +6,15 @@ from conftest import CIRCUIT, last_delta, random_pivots
 from families import VOCABULARY, family_model
 
 from cca.evaluation.scores import Text, drift
-from cca.method.circuit import CachedPrefixes, learn_circuit
+from cca.method.circuit import learn_gates
 from cca.method.objective import margins, pivot_loss
+from cca.method.prefixes import CachedPrefixes
 from cca.model.components import find_components
 from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
-from cca.model.generate import generate_greedy, prefill
+from cca.model.generate import generate_greedy
 from cca.model.numerics import check_finite
+from cca.model.read import prefill
 from cca.model.verify import verify_components
 
 SIXTEEN = [torch.bfloat16, torch.float16]
@@ -33,7 +35,7 @@ def _delta(model, size: float) -> Delta:
 def test_gates_losses_and_deltas_are_float32_on_sixteen_bit_weights(family, dtype):
     model = family_model(family).to(dtype)
     parts, pivots = find_components(model), random_pivots(6, VOCABULARY)
-    circuit = learn_circuit(model, parts, pivots, **CIRCUIT)
+    circuit = learn_gates(model, parts, pivots, CIRCUIT)
     assert circuit.gates.dtype == torch.float32
     steps = (circuit.history[-1] - circuit.history[0]).abs()
     assert ((steps > 0) & (steps < 0.3)).any()
@@ -125,7 +127,7 @@ def test_every_stage_stops_at_a_value_that_is_not_finite_and_says_after_which_mo
     with pytest.raises(FloatingPointError, match=where):
         prefill(model, [p.prefix for p in pivots])
     with pytest.raises(FloatingPointError, match=where):
-        learn_circuit(model, parts, pivots, **CIRCUIT)
+        learn_gates(model, parts, pivots, CIRCUIT)
 
 
 def test_decoding_stops_where_only_a_new_token_overflows(overflowing):

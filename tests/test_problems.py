@@ -7,14 +7,11 @@ from cca.errors import InputError
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, largest_number, reserved_instances, sample
 from cca.problems.skills import SKILLS, reserved_skill_instances, sample_skill
 from cca.problems.sources import open_source
-from cca.problems.splits import build_problems, held_out_templates, scaled
+from cca.problems.splits import ProblemOptions, build_problems, held_out_templates, scaled
 
 SUITE: dict[str, Any] = {
     "source": open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
-    "train": 3,
-    "validation": 2,
-    "test": 3,
-    "held_out": 0.2,
+    "options": ProblemOptions(train=3, validation=2, test=3, held_out=0.2),
     "transfer": tuple(SKILLS)[:3],
     "retention": tuple(SKILLS)[3:],
     "per_skill": 5,
@@ -49,7 +46,7 @@ def test_splits_are_disjoint_and_templates_are_held_out_whole():
     kept_out = held_out_templates([str(t) for t in SMALL_TEMPLATES], 0.2, 0)
     assert len(kept_out) == 8
     for problem in problems:
-        if ":" not in problem.split:
+        if problem.skill is None:
             assert (problem.split == "held_out") == (problem.template in kept_out)
 
 
@@ -72,9 +69,8 @@ def test_largest_number_reads_thousands_and_decimals():
 
 
 def test_a_template_with_few_instances_gives_each_split_its_share():
-    settings: dict[str, Any] = {**SUITE, "train": 30, "validation": 10, "test": 60, "held_out": 0.0}
-    settings.update(source=open_source("gsm-symbolic", (53, 16), 60), transfer=(), retention=())
-    problems = build_problems(**settings)
+    options = ProblemOptions(train=30, validation=10, test=60, held_out=0.0)
+    problems = build_problems(open_source("gsm-symbolic", (53, 16), 60), options, seed=0)
     full = [p.split for p in problems if p.template == "16"]
     few = [p.split for p in problems if p.template == "53"]
     assert [full.count(s) for s in ("train", "validation", "test")] == [30, 10, 60]

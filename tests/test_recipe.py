@@ -10,7 +10,8 @@ import torch
 from mixture import FIRST, SECOND, documents, drill_document, plant, results_document, solution_document
 from train import Muon, encode, orthogonal, schedule, train_tokenizer
 
-from cca.model.open import BUNDLED, load_tokenizer
+from cca.model.bundled import BUNDLED
+from cca.model.checks import load_tokenizer
 from cca.problems.slips import SLIPS, equations, evaluate
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "organism"

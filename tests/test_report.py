@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cca.run.workspace import make_prompter
 
 from cca import cli
 from cca.folder import RunFolder
 from cca.records import Pivot, Problem, Score
 from cca.run import compare
 from cca.run.config import load_config
-from cca.run.workspace import make_prompter
 from cca.show import words
 from cca.show.report.page import shown_pivots, write_report
 from cca.show.views import pivot_views

@@ -4,6 +4,9 @@ import json
 
 import pytest
 import torch
+from cca.run.pipeline import ARTIFACTS
+from cca.run.stages.rounds import further_rounds
+from cca.run.workspace import Workspace
 from safetensors.torch import save_file
 
 from cca import cli
@@ -15,9 +18,6 @@ from cca.model.open import open_model
 from cca.model.rows import Rows
 from cca.records import Metric, TracePair
 from cca.run.config import load_config
-from cca.run.pipeline import ARTIFACTS
-from cca.run.stages.rounds import further_rounds
-from cca.run.workspace import Workspace
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 TWO_ROUNDS = """

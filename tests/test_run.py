@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cca.run.pipeline import ARTIFACTS, MEASURED, OPTIONAL, STAGES, Pipeline
 
 from cca import cli
 from cca.folder import RunFolder, checksum
 from cca.model.open import BUNDLED
 from cca.records import Pivot, TracePair, WithoutPivot
 from cca.run.config import load_config
-from cca.run.pipeline import ARTIFACTS, MEASURED, OPTIONAL, STAGES, Pipeline
 
 SMALL = """
 seed = 3

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cca.run.workspace import make_prompter
 from conftest import SMALL_BUT_WHOLE
 
 import cca
@@ -24,7 +25,6 @@ from cca.folder import RunFolder
 from cca.method.circuit import Circuit
 from cca.records import Choice, Pivot, Problem, Score
 from cca.run.config import load_config
-from cca.run.workspace import make_prompter
 from cca.show.progress import Display, Lines, LiveDisplay, clock
 from cca.show.views import effects, pivot_views, problem_view, steps
 

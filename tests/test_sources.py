@@ -1,6 +1,7 @@
 """Where problems come from, and how they are split."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from cca.problems import files
 from cca.problems.files import read_rows
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked
 from cca.problems.sources import Source, open_source
-from cca.problems.splits import build_problems, check_splits, describe_splits
-from cca.records import Problem
+from cca.problems.splits import ProblemOptions, build_problems, check_splits
+from cca.records import Problem, Split
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
-COUNTS = {"train": 4, "validation": 2, "test": 6, "held_out": 0.25, "seed": 0}
+OPTIONS = ProblemOptions(train=4, validation=2, test=6, held_out=0.25)
 
 
 def rows(count: int, **more) -> list[dict]:
@@ -79,9 +80,8 @@ def test_a_copy_of_a_hub_dataset_is_split_by_its_file_names(tmp_path):
     copy = tmp_path / "gsm8k" / "main"
     write(copy / "train-00000-of-00001.jsonl", rows(40))
     write(copy / "test-00000-of-00001.jsonl", [{**r, "question": "Test: " + r["question"]} for r in rows(20)])
-    problems = build_problems(open_source(str(copy)), **COUNTS)
-    splits = describe_splits(problems)
-    assert {name: found["problems"] for name, found in splits.items()} == {"train": 4, "validation": 2, "test": 6}
+    problems = build_problems(open_source(str(copy)), OPTIONS, seed=0)
+    assert Counter(p.split for p in problems) == {"train": 4, "validation": 2, "test": 6}
     assert all(p.question.startswith("Test: ") == (p.split == "test") for p in problems)
 
 
@@ -93,7 +93,7 @@ def test_gsm_symbolic_of_the_hub_is_split_by_instance_though_its_file_is_called_
     ])  # fmt: skip
     source = open_source(str(copy))
     assert source.templates == ("0", "1", "2", "3")
-    problems = build_problems(source, **COUNTS)
+    problems = build_problems(source, OPTIONS, seed=0)
     assert {p.split for p in problems} == {"train", "validation", "test", "held_out"}
     assert len({p.template for p in problems if p.split == "held_out"}) == 1
 
@@ -164,7 +164,8 @@ def test_a_bound_on_numbers_is_refused_where_nothing_keeps_it(tmp_path):
 
 
 def test_whole_templates_are_split_by_template_and_every_test_template_is_new():
-    problems = build_problems(open_source("gsm-symbolic", SMALL_TEMPLATES[:16], 60), split_by="template", **COUNTS)
+    options = OPTIONS.changed({"split_by": "template"})
+    problems = build_problems(open_source("gsm-symbolic", SMALL_TEMPLATES[:16], 60), options, seed=0)
     templates: dict[str, set[str]] = {}
     for problem in problems:
         templates.setdefault(problem.split, set()).add(problem.template)
@@ -176,16 +177,16 @@ def test_whole_templates_are_split_by_template_and_every_test_template_is_new():
 def test_splits_of_the_source_itself_are_kept_and_a_missing_one_is_named(tmp_path):
     records = [{**r, "split": "train" if i < 8 else "test"} for i, r in enumerate(rows(14))]
     source = open_source(str(write(tmp_path / "own.jsonl", records)))
-    problems = build_problems(source, **COUNTS)
+    problems = build_problems(source, OPTIONS, seed=0)
     assert [sum(p.split == s for p in problems) for s in ("train", "validation", "test")] == [4, 2, 6]
     assert all((int(p.question.split()[2]) >= 8) == (p.split == "test") for p in problems)
     alone = open_source(str(write(tmp_path / "alone.jsonl", rows(9, split="train"))))
     with pytest.raises(InputError, match=r"has no test split; set problems.split_by to instance or template"):
-        build_problems(alone, **COUNTS)
+        build_problems(alone, OPTIONS, seed=0)
 
 
 def test_problems_that_are_in_two_splits_are_refused():
-    def problem(name: str, template: str, split: str, question: str) -> Problem:
+    def problem(name: str, template: str, split: Split, question: str) -> Problem:
         return Problem(name, template, 0, split, question, "1", "#### 1")
 
     one = problem("a-0", "a", "train", "How many?")
@@ -202,7 +203,7 @@ def test_problems_that_are_in_two_splits_are_refused():
 
 def test_a_run_of_one_s_own_file_needs_no_templates(tmp_path):
     source = open_source(str(write(tmp_path / "own.csv", rows(30))))
-    problems = build_problems(source, **COUNTS)
+    problems = build_problems(source, OPTIONS, seed=0)
     assert [sum(p.split == s for p in problems) for s in ("train", "validation", "test")] == [4, 2, 6]
 
 
@@ -274,13 +275,13 @@ def test_a_source_s_order_does_not_depend_on_where_its_file_lies(tmp_path):
 
 def test_a_run_whose_problems_are_drawn_goes_on_without_their_source(tmp_path, monkeypatch):
     from cca.run.config import load_config
-    from cca.run.pipeline import Pipeline
+    from cca.run.run import Run
 
     path = write(tmp_path / "own.jsonl", rows(30))
     config = load_config(None, (f"problems.source={path}",))
-    Pipeline.start(tmp_path / "run", config)
+    Run.start(tmp_path / "run", config)
     (tmp_path / "run" / "problems.jsonl").write_text("")
     path.unlink()
-    Pipeline.resume(tmp_path / "run")
+    Run.resume(tmp_path / "run")
     with pytest.raises(InputError, match="no problems at"):
-        Pipeline.start(tmp_path / "other", config)
+        Run.start(tmp_path / "other", config)

@@ -6,6 +6,7 @@ import pytest
 import reference
 
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
+from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
 from cca.method.traces import chunks, trace_chunk, waves
 from cca.records import Trace, TracePair
@@ -20,11 +21,8 @@ def _trace(bundled, prompter, problems, size, seed=0):
             bundled.network,
             prompter,
             chunk,
-            samples=10,
-            temperature_if_correct=1.2,
-            temperature_if_wrong=0.8,
-            max_new_tokens=LIMIT,
-            seed=seed,
+            TraceOptions(max_new_tokens=LIMIT),
+            seed,
         )
     return {pair.problem: pair for pair in pairs}
 

@@ -3,10 +3,12 @@ import reference
 import torch
 from conftest import random_pivots, tiny_qwen2
 
-from cca.method.objective import losses
-from cca.method.update import Validation, best_of, full_gradient, held_out_margins, last_margins, train
+from cca.method.objective import last_margins, losses
+from cca.method.options import UpdateOptions
+from cca.method.update import Validation, full_gradient, held_out_margins, train
 from cca.model.components import find_components
 from cca.model.delta import Delta
+from cca.records import best_of
 
 VOCABULARY = 60
 
@@ -22,15 +24,10 @@ def rows(model):
     return parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(2)) > 0.8)
 
 
-def _settings(**changes):
-    return {
-        "loss": "linear",
-        "learning_rate": 0.02,
-        "steps": 6,
-        "validate_at": {2, 4},
-        "patience": 9,
-        "batch_size": 3,
-    } | changes
+def options(**changes) -> UpdateOptions:
+    """Validation at steps 2 and 4 and after the last."""
+    shown = {"validate_every": 100, "validate_at": (2, 4), "patience": 9}
+    return UpdateOptions(**{"loss": "linear", "learning_rate": 0.02, "steps": 6, "batch": 3, **shown, **changes})
 
 
 def rising(delta: Delta) -> Validation:
@@ -41,8 +38,8 @@ def rising(delta: Delta) -> Validation:
 @pytest.mark.parametrize("loss", ["linear", "logistic"])
 def test_a_trained_delta_equals_updating_the_weight_rows_directly(model, rows, loss):
     pivots = random_pivots(7, VOCABULARY)
-    settings = _settings(steps=3, validate_at=(), loss=loss)
-    trained = train(model, Delta.zeros(model, rows), pivots, [], rising, **settings).intervention
+    settings = options(steps=3, validate_at=(), loss=loss)
+    trained = train(model, Delta.zeros(model, rows), pivots, [], rising, settings).intervention
     before = {name: p.clone() for name, p in model.named_parameters()}
     reference.descend_weights(model, rows, pivots, lr=0.02, steps=3, loss=loss)
     for name, parameter in model.named_parameters():
@@ -56,7 +53,7 @@ def test_a_trained_delta_equals_updating_the_weight_rows_directly(model, rows, l
 
 def test_unselected_rows_stay_bit_identical_and_revert_is_bit_exact(model, rows):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    delta = train(model, Delta.zeros(model, rows), random_pivots(7, VOCABULARY), [], rising, **_settings()).intervention
+    delta = train(model, Delta.zeros(model, rows), random_pivots(7, VOCABULARY), [], rising, options()).intervention
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "training must not touch the base"
     with delta.applied(model):
         for name, parameter in model.named_parameters():
@@ -117,21 +114,21 @@ def test_the_logistic_loss_lets_go_of_won_pivots_and_the_linear_loss_does_not():
 
 def test_the_margin_on_the_training_pivots_improves(model, rows):
     pivots = random_pivots(7, VOCABULARY)
-    result = train(model, Delta.zeros(model, rows), pivots, pivots, rising, **_settings())
+    result = train(model, Delta.zeros(model, rows), pivots, pivots, rising, options())
     assert result.metrics[-1].margin > result.metrics[0].margin
 
 
 def test_no_step_helped_is_an_outcome(model, rows):
     falling = lambda delta: Validation(1.0 - rising(delta).accuracy, 10)
-    result = train(model, Delta.zeros(model, rows), random_pivots(4, VOCABULARY), [], falling, **_settings())
+    result = train(model, Delta.zeros(model, rows), random_pivots(4, VOCABULARY), [], falling, options())
     assert result.best_step == 0
     assert all(not r.values.any() for r in result.intervention.weights.values())
 
 
 def test_ties_go_to_the_earlier_step_and_patience_ends_the_training(model, rows):
     flat = lambda _: Validation(0.5, 10)
-    settings = _settings(steps=50, validate_at=set(range(1, 51)), patience=3)
-    result = train(model, Delta.zeros(model, rows), random_pivots(4, VOCABULARY), [], flat, **settings)
+    settings = options(steps=50, validate_every=1, patience=3)
+    result = train(model, Delta.zeros(model, rows), random_pivots(4, VOCABULARY), [], flat, settings)
     assert (result.best_step, result.stopped, result.metrics[-1].step) == (0, "patience", 3)
 
 
@@ -139,16 +136,16 @@ def test_the_best_validated_step_is_kept_not_the_last(model, rows):
     scores = iter([0.1, 0.9, 0.3, 0.2])
     peak = lambda _: Validation(next(scores), 10)
     pivots = random_pivots(4, VOCABULARY)
-    result = train(model, Delta.zeros(model, rows), pivots, [], peak, **_settings())
+    result = train(model, Delta.zeros(model, rows), pivots, [], peak, options())
     assert result.best_step == best_of(result.metrics).step == 2
-    two_steps = train(model, Delta.zeros(model, rows), pivots, [], rising, **_settings(steps=2, validate_at=()))
+    two_steps = train(model, Delta.zeros(model, rows), pivots, [], rising, options(steps=2, validate_at=()))
     for name, kept in result.intervention.weights.items():
         assert torch.equal(kept.values, two_steps.intervention.weights[name].values)
 
 
 def test_a_resumed_update_is_bit_identical(model, rows, tmp_path):
     pivots = random_pivots(6, VOCABULARY)
-    whole = train(model, Delta.zeros(model, rows), pivots, pivots, rising, **_settings())
+    whole = train(model, Delta.zeros(model, rows), pivots, pivots, rising, options())
 
     def interrupt(step, total, metric) -> None:
         if step == 3:
@@ -156,10 +153,8 @@ def test_a_resumed_update_is_bit_identical(model, rows, tmp_path):
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(
-            model, Delta.zeros(model, rows), pivots, pivots, rising, **_settings(), state_path=state, progress=interrupt
-        )
-    resumed = train(model, Delta.zeros(model, rows), pivots, pivots, rising, **_settings(), state_path=state)
+        train(model, Delta.zeros(model, rows), pivots, pivots, rising, options(), state_path=state, progress=interrupt)
+    resumed = train(model, Delta.zeros(model, rows), pivots, pivots, rising, options(), state_path=state)
     assert resumed.metrics == whole.metrics
     for name, kept in resumed.intervention.weights.items():
         assert torch.equal(kept.values, whole.intervention.weights[name].values)
@@ -184,4 +179,4 @@ def test_a_gradient_that_is_not_finite_stops_with_its_weight_and_step(model, row
     with pytest.raises(
         FloatingPointError, match=r"step 1.* gradient of model\.layers.* not finite, first after model\.norm"
     ):
-        train(model, Delta.zeros(model, rows), random_pivots(3, VOCABULARY), [], rising, **_settings())
+        train(model, Delta.zeros(model, rows), random_pivots(3, VOCABULARY), [], rising, options())

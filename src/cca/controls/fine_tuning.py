@@ -12,7 +12,7 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from cca.controls.interventions import WeightChange
+from cca.controls.weights import WeightChange
 from cca.errors import InputError
-from cca.method.update import Update, best_of
+from cca.method.course import Course, Training
+from cca.method.options import UpdateOptions
+from cca.method.update import Progress
 from cca.model.recompute import is_offloaded, recomputed
+from cca.model.state import frozen
 from cca.records import Metric
-from cca.show.progress import no_progress
 
 _SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "constant",
@@ -42,6 +44,9 @@ _SETTINGS: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
 }
+
+
+Measure = Callable[[int, float | None], Metric]
 
 
 class Solved(NamedTuple):
@@ -76,21 +81,17 @@ def check_installed() -> None:
 
 
 def fine_tune(
-    model: PreTrainedModel,
+    network: PreTrainedModel,
     examples: Sequence[Solved],
-    measure: Callable[[int, float | None], Metric],
+    measure: Measure,
+    options: UpdateOptions,
     *,
     lora: Lora | None,
-    learning_rate: float,
-    epochs: int,
-    validate_at: Collection[int],
-    patience: int,
-    batch_size: int,
     seed: int,
     pad_token: int,
     recompute: Sequence[nn.Module] = (),
-    progress: Callable[[int, int, Metric | None], None] = no_progress,
-) -> Update[WeightChange]:
+    progress: Progress | None = None,
+) -> Training[WeightChange]:
     """Train all weights, or a LoRA, to write the answers of `examples`; the change of the best measured epoch.
 
     An epoch is one pass over `examples` in shuffled batches. The loss is the mean negative log-likelihood of a batch's
@@ -98,37 +99,41 @@ def fine_tune(
     (betas 0.9 and 0.999, no weight decay, gradients clipped to norm 1), in float32, at a constant rate without
     warm-up: training stops early, and a decay would make every epoch depend on how many were planned.
 
-    lora: None trains all weights. pad_token: any token id; padding is masked by length, never by this id.
-    measure: from an epoch and the mean loss over its batches, the metric of the `model`, which holds the change
-    meanwhile, in evaluation mode and without gradients. Called at epoch 0 (loss None: no change), at `validate_at`
-    and at the last epoch. Ties go to the earlier epoch; stops when `patience` measurements in a row were no better
-    than the best (`stopped` ``patience``, else ``epochs``). recompute: layers of `model` whose activations are
-    computed again in the backward pass. progress: epoch, epochs, metric.
+    Args:
+        network: only ever holds a change while it is measured; it and all that training draws on besides (random
+            states, environment) are afterwards as they were.
+        measure: from an epoch and the mean loss over its batches, the metric of the network, which holds the change
+            meanwhile. Called at epoch 0 (loss None: no change) and where the options say.
+        options: of which `steps` are epochs, and `solution_batch` is the batch size.
+        lora: None trains all weights.
+        pad_token: any token id; padding is masked by length, never by this id.
+        recompute: layers whose activations are computed again in the backward pass.
+        progress: epoch, epochs, metric.
 
-    The intervention holds float32 tensors on the CPU: all weights, or those that the LoRA targets. The model and all that
-    training draws on besides (random states, environment) are afterwards as they were.
+    Returns:
+        Float32 tensors on the CPU: all weights, or those that the LoRA targets. Ties go to the earlier epoch.
 
     Raises:
         InputError: trl or peft is missing, the model is offloaded or not float32, or a target is no linear layer.
         FloatingPointError: the loss is not finite.
     """
     check_installed()
-    _check_weights(model)
-    adapted = target_modules(model, lora.targets) if lora else []
-    course = _Course(model, measure, epochs, validate_at, patience, progress)
+    _check_weights(network)
+    adapted = target_modules(network, lora.targets) if lora else []
+    epochs = _Epochs(network, measure, options, progress)
     with _restored(), TemporaryDirectory(prefix="cca-") as folder:
         settings: dict[str, Any] = {
             "output_dir": folder,
-            "learning_rate": learning_rate,
-            "num_train_epochs": epochs,
-            "per_device_train_batch_size": batch_size,
+            "learning_rate": options.learning_rate,
+            "num_train_epochs": options.steps,
+            "per_device_train_batch_size": options.solution_batch,
             "seed": seed,
-            "use_cpu": model.device.type == "cpu",
+            "use_cpu": network.device.type == "cpu",
         }
         adapter = _adapter(lora, adapted) if lora else None
-        _train(model, examples, course, settings | _SETTINGS, pad_token, recompute, adapter)
+        _train(network, examples, epochs, settings | _SETTINGS, pad_token, recompute, adapter)
     gc.collect()  # the trainer and its copy of the model hold each other
-    return Update(course.best, best_of(course.metrics).step, course.metrics, course.stopped)
+    return epochs.course.result(epochs.stopped)
 
 
 def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
@@ -159,51 +164,41 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-class _Course:
-    """Measures the model as training goes on and keeps the change of the best epoch."""
+class _Epochs:
+    """Measures the network as training goes on, and keeps the change of the best epoch."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        measure: Callable[[int, float | None], Metric],
-        epochs: int,
-        validate_at: Collection[int],
-        patience: int,
-        progress: Callable[[int, int, Metric | None], None],
-    ):
-        self.model, self.measure, self.progress = model, measure, progress
-        self.epochs, self.validate_at, self.patience = epochs, validate_at, patience
+    def __init__(self, network: PreTrainedModel, measure: Measure, options: UpdateOptions, progress: Progress | None):
+        self.network, self.measure, self.options, self.progress = network, measure, options, progress
+        self.course = Course(options.patience, WeightChange({}))
         self.epoch, self.stopped = 0, "epochs"
-        self.best, self.metrics = WeightChange({}), list[Metric]()
         self.losses: list[float] = []
         """Of the batches of the epoch that is running."""
 
     @torch.no_grad()
-    def look(self, change: dict[str, Tensor], loss: float | None = None) -> None:
-        """Measure `change`, by weight name."""
-        intervention = WeightChange(change)
-        with intervention.active(self.model), _evaluating(self.model):
+    def look(self, weights: dict[str, Tensor], loss: float | None = None) -> None:
+        """Measure the change of `weights`, by name."""
+        change = WeightChange(weights)
+        with change.active(self.network), frozen(self.network):
             metric = self.measure(self.epoch, loss)
-        if not self.metrics or metric.accuracy > max(m.accuracy for m in self.metrics):
-            self.best = intervention
-        self.metrics.append(metric)
-        self.progress(self.epoch, self.epochs, metric)
+        self.course.record(metric, lambda: change)
+        if self.progress:
+            self.progress(self.epoch, self.options.steps, metric)
 
     def batch_done(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(f"epoch {self.epoch + 1}: the loss is {loss:g}; try a lower learning rate")
         self.losses.append(loss)
 
-    def epoch_done(self, change: Callable[[], dict[str, Tensor]]) -> bool:
+    def epoch_done(self, weights: Callable[[], dict[str, Tensor]]) -> bool:
         """Whether to stop."""
         self.epoch += 1
         loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
-        self.progress(self.epoch, self.epochs, None)
-        if self.epoch in self.validate_at or self.epoch == self.epochs:
-            self.look(change(), loss)
-        since_best = len(self.metrics) - 1 - self.metrics.index(best_of(self.metrics))
-        if self.epoch < self.epochs and since_best >= self.patience:
+        if self.progress:
+            self.progress(self.epoch, self.options.steps, None)
+        if self.options.validated(self.epoch):
+            self.look(weights(), loss)
+        if self.epoch < self.options.steps and self.course.exhausted:
             self.stopped = "patience"
         return self.stopped == "patience"
 
@@ -211,7 +206,7 @@ class _Course:
 def _train(
     model: PreTrainedModel,
     examples: Sequence[Solved],
-    course: _Course,
+    epochs: _Epochs,
     settings: dict[str, Any],
     pad_token: int,
     recompute: Sequence[nn.Module],
@@ -237,15 +232,15 @@ def _train(
 
         def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
             loss = super().training_step(*args, **kwargs)
-            course.batch_done(loss.item())
+            epochs.batch_done(loss.item())
             return loss
 
     class Epochs(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            course.look(change())
+            epochs.look(change())
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            control.should_training_stop |= course.epoch_done(change)
+            control.should_training_stop |= epochs.epoch_done(change)
 
     data = Dataset.from_dict(
         {
@@ -319,18 +314,6 @@ def _check_weights(model: PreTrainedModel) -> None:
             f"fine-tuning needs float32 weights, since small steps are lost in the rounding of {min(types)}; "
             "set model.dtype to float32"
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context all modules are in evaluation mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

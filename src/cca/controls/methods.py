@@ -1,18 +1,18 @@
-"""The arms of a comparison: what each trains, in words and as changes of the config. Nothing here needs torch."""
+"""The methods of a comparison: what each trains, in words and as changes of the config. Nothing here needs torch."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Arm = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
-"""What a run trains."""
 OF_ROWS = ("circuit", "random", "all", "gradient")
-"""Those that change rows of weights, which can be merged, and trained in several rounds."""
+"""What changes rows of weights, which can be merged, and trained in several rounds."""
+OF_SOLUTIONS = ("lora", "finetune")
+"""What learns worked solutions in place of pivots."""
 
 
-class ComparedArm(NamedTuple):
-    """An arm of `cca compare`.
+class ComparedMethod(NamedTuple):
+    """A method of `cca compare`.
 
     settings: how its config departs from the compared one. needs: stages of a run that it could not do without.
-    shares: stages whose outcome it has in common with the Branching arm.
+    shares: stages whose outcome it has in common with the branching method.
     """
 
     title: str
@@ -22,23 +22,23 @@ class ComparedArm(NamedTuple):
 
 
 WITH_CIRCUIT = ("trace", "pivots", "circuit")
-ARMS: dict[str, ComparedArm] = {
-    "branching": ComparedArm("circuit's rows, Branching method", (), WITH_CIRCUIT, ()),
-    "prefix": ComparedArm(
-        "circuit's rows, Prefix method", ('pivots.method="prefix"',), WITH_CIRCUIT, ("trace", "pivots")
+METHODS: dict[str, ComparedMethod] = {
+    "branching": ComparedMethod("circuit's rows, branching method", (), WITH_CIRCUIT, ()),
+    "prefix": ComparedMethod(
+        "circuit's rows, prefix method", ('pivots.method="prefix"',), WITH_CIRCUIT, ("trace", "pivots")
     ),
-    "random": ComparedArm(
+    "random": ComparedMethod(
         "random rows, as many of each kind", ('update.arm="random"', "update.learning_rate=0.4"), WITH_CIRCUIT
     ),
-    "all": ComparedArm("all rows, no mask", ('update.arm="all"',)),
-    "gradient": ComparedArm("as many rows, of the largest gradient", ('update.arm="gradient"',), WITH_CIRCUIT),
-    "bias": ComparedArm("constant bias on the output logits", ('update.arm="bias"', "update.learning_rate=1.0")),
-    "steering": ComparedArm(
+    "all": ComparedMethod("all rows, no mask", ('update.arm="all"',)),
+    "gradient": ComparedMethod("as many rows, of the largest gradient", ('update.arm="gradient"',), WITH_CIRCUIT),
+    "bias": ComparedMethod("constant bias on the output logits", ('update.arm="bias"', "update.learning_rate=1.0")),
+    "steering": ComparedMethod(
         "vector added to the last layer's output", ('update.arm="steering"', "update.learning_rate=3000.0")
     ),
-    "lora-pivots": ComparedArm("LoRA on the pivot loss", ('update.arm="lora-pivots"', "update.learning_rate=0.003")),
-    "lora": ComparedArm("LoRA on correct solutions", ('update.arm="lora"', "update.learning_rate=0.0001"), ()),
-    "finetune": ComparedArm(
+    "lora-pivots": ComparedMethod("LoRA on the pivot loss", ('update.arm="lora-pivots"', "update.learning_rate=0.003")),
+    "lora": ComparedMethod("LoRA on correct solutions", ('update.arm="lora"', "update.learning_rate=0.0001"), ()),
+    "finetune": ComparedMethod(
         "full fine-tuning on correct solutions", ('update.arm="finetune"', "update.learning_rate=0.00001"), ()
     ),
 }

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cca.controls.interventions import Intervention
-from cca.model.generate import generate_greedy, last_logits, logits_at, right_padded
+from cca.model.generate import generate_greedy
+from cca.model.read import last_logits, logits_at, right_padded
 from cca.model.numerics import check_finite
 from cca.problems.prompts import Prompter
 from cca.records import Choice, Pivot, Problem, Score

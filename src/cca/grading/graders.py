@@ -1,15 +1,8 @@
-"""Graders by name: ours, math-verify and a function of the user's; and where two of them disagree."""
+"""Graders: those that come with cca by name, a function of the user's, and where two of them disagree."""
 
-import atexit
-import contextlib
 import importlib
-import json
-import os
-import re
 import reprlib
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from operator import attrgetter
 from pathlib import Path
@@ -17,157 +10,38 @@ from typing import Any, NamedTuple
 
 from cca.errors import InputError
 from cca.grading.answers import GRADERS, Graded, Grader, final_text
+from cca.grading.mathematics import math_verify
 
-_SECONDS = 1.0
-"""Processor time that math-verify has for one text; it usually takes a few milliseconds."""
-_BYTES = 2**30
-_WORKER = "import sys; sys.path.insert(0, sys.argv[1]); from cca.grading.graders import serve; del sys.path[0]; serve()"
-"""Told where this very package is, which may be on the path of this process alone."""
-_WORDS = re.compile(r"[A-Za-z]{3,}")
-
-
-class MathVerify:
-    """The math-verify grader: whether text and gold are the same mathematics to the math_verify library.
-
-    Sympy can compute for ever ("9**9**9"), the library's own timeouts work in the main thread only, and nothing stops
-    a long multiplication inside one bytecode. So the library runs in a process of its own, which the kernel ends after
-    a second of processor time (not of the clock, so that a busy machine grades alike); the next text gets a new one.
-    A text that ended it gives no answer.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def __call__(self, text: str, gold: str) -> Graded:
-        """Grade `text`.
-
-        Raises:
-            InputError: math-verify cannot be imported.
-        """
-        with self._lock:
-            try:
-                # a forked process sees its parent's worker as ended, too, and so gets its own
-                if self._process is None or self._process.poll() is not None:
-                    self._process = self._start()
-                reply = self._ask(self._process, json.dumps([text, gold]))
-            except BaseException:  # else the reply to an interrupted question would be taken for the next one's
-                self.close()
-                raise
-            if not reply:
-                self.close()
-        return Graded(*json.loads(reply)) if reply else Graded("", False)
-
-    def _start(self) -> subprocess.Popen[str]:
-        self.close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _WORKER, str(Path(__file__).parents[1])],
-            env={**os.environ, "PYTHONHASHSEED": "0"},  # hashes order sympy's sets
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="ascii",
-        )
-        greeting = self._ask(self._process, None)
-        if greeting != "ready":
-            raise InputError(
-                f"grader math-verify does not start ({greeting or 'it ended at once'}); install it with: "
-                "pip install 'math-verify[antlr4_13_2]'"
-            )
-        return self._process
-
-    def _ask(self, process: subprocess.Popen[str], question: str | None) -> str:
-        """The next line that the process writes, or nothing where it has ended."""
-        assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            if question:
-                process.stdin.write(question + "\n")
-                process.stdin.flush()
-        line = process.stdout.readline()
-        return line.strip() if line.endswith("\n") else ""
-
-    def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        if process:
-            with contextlib.suppress(BrokenPipeError), process:
-                process.kill()
-
-
-def serve() -> None:
-    """What the process of `MathVerify` does: a line of JSON in, a line out, until the input ends."""
-    replies, sys.stdout = sys.stdout, sys.stderr
-    try:
-        import logging
-        import resource
-        import signal
-
-        from math_verify import parse, verify
-    except Exception as error:
-        print(f"{type(error).__name__}: {error}".splitlines()[0], file=replies)
-        return
-    logging.disable()  # it warns that it has no timeouts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then ends this
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever it is doing
-    with contextlib.suppress(ValueError, OSError):  # not every system can limit it
-        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
-
-    def read(text: str, bare: bool) -> list[Any]:
-        return _expressions(lambda part: parse(part, parsing_timeout=None), text, bare)  # pyright: ignore[reportArgumentType]
-
-    print("ready", file=replies, flush=True)
-    for line in sys.stdin:
-        text, gold = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
-        found = read(text, bare=False)
-        correct = verify(read(gold, bare=True), found, timeout_seconds=None)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answer = found[-1].strip("* ") if found and isinstance(found[-1], str) else ""
-        print(json.dumps([answer, answer != "" and correct]), file=replies, flush=True)
-
-
-def _expressions(parse: Callable[[str], list[Any]], text: str, bare: bool) -> list[Any]:
-    """The expression that `text` ends in, and how it is written.
-
-    The library looks for boxes and "the answer is" in prose and knows LaTeX by its delimiters. What follows ``####``,
-    and a gold answer, is `bare`: all of it is the answer, which without delimiters the library would read only a number
-    of ("2" of "2\\sqrt{3}"); unless there are words in it, which it would read as variables ("18 dollars").
-    """
-    _, marker, last = text.rpartition("####")
-    for written, readable in (("−", "-"), ("\\$", "$"), (".}", "}")):
-        last = last.replace(written, readable)
-    text = last.strip()
-    if "\\boxed" in text or not (bare or marker):
-        return parse(text)
-    ways = [f"\\boxed{{{text}}}", text]
-    if "\\" not in text and _WORDS.search(text):
-        ways.reverse()
-    found = [parse(way) for way in ways]
-    return next((f for f in found if f and not isinstance(f[0], str)), found[0])
-
-
-math_verify = MathVerify()
-atexit.register(math_verify.close)
 NAMES = (*GRADERS, "math-verify", "package.module:function")
 
 
-def load_grader(name: str) -> Grader:
-    """The grader called ``number``, ``exact``, ``math-verify``, or the user's own as ``package.module:function``.
+def load_grader(grader: str | Callable[[str, str], Any]) -> Grader:
+    """The grader of that name, or a function of the user's as a grader; tried once before it is handed out.
 
-    A function of the user's takes (text, gold) and returns (answer, correct) or only whether it is correct. Its module
-    is found as Python finds it, last in the current directory, which stays on the path for what the module imports.
-    Every grader is tried once before it is handed out.
+    Args:
+        grader: ``number``, ``exact``, ``math-verify``, ``package.module:function``, or the function itself. A
+            function takes a text and the gold answer and returns whether the text is right, or (the answer that it
+            gives, whether that is right). A module is found as Python finds it, last in the current directory, which
+            stays on the path for what the module imports.
+
+    Returns:
+        A grader. Of a user's function it raises InputError where that function raises or returns something else.
 
     Raises:
-        InputError: there is no such grader, or it does not work. The grader of a function of the user's raises it where
-            that function raises or returns something else.
+        InputError: there is no such grader, or it does not work.
     """
-    grader = math_verify if name == "math-verify" else GRADERS.get(name) or _from_user(name)
-    grader("#### 1", "1")
-    return grader
+    if not isinstance(grader, str):
+        found = _checked(grader, getattr(grader, "__qualname__", type(grader).__name__))
+    elif grader == "math-verify":
+        found = math_verify
+    else:
+        found = GRADERS.get(grader) or _checked(_named_function(grader), grader)
+    found("#### 1", "1")
+    return found
 
 
-def _from_user(name: str) -> Grader:
+def _named_function(name: str) -> Any:
+    """What ``package.module:function`` names."""
     module_name, _, function_name = name.partition(":")
     if not (module_name and function_name):
         raise InputError(f"unknown grader {name!r}; use one of {', '.join(NAMES)}")
@@ -181,12 +55,17 @@ def _from_user(name: str) -> Grader:
             "it must be importable from the current directory or installed"
         ) from error
     try:
-        function = attrgetter(function_name)(module)
+        return attrgetter(function_name)(module)
     except AttributeError as error:
         where = getattr(module, "__file__", None) or "a package without code"
         raise InputError(f"grader {name}: {module_name} ({where}) has no {function_name}; define it there") from error
+
+
+def _checked(function: Any, name: str) -> Grader:
+    """`function` as a grader; what it raises or returns wrongly becomes an InputError that shows the text."""
     if not callable(function):
-        raise InputError(f"grader {name}: {function_name} is no function; name one that takes (text, gold)")
+        said = name.rpartition(":")[2]
+        raise InputError(f"grader {name}: {said} is no function; name one that takes (text, gold)")
 
     def grade(text: str, gold: str) -> Graded:
         asked = f"for gold {ending(gold)!r} and the text {ending(text)!r}"

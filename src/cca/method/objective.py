@@ -1,28 +1,47 @@
 """The only desired-minus-undesired loss in the library (paper section 3, equations of stages 2 and 3)."""
 
-from typing import Literal, assert_never
+from collections.abc import Sequence
+from typing import assert_never
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
+from transformers import PreTrainedModel
 
-Loss = Literal["linear", "logistic"]
+from cca.errors import InputError
+from cca.method.options import Loss
+from cca.model.read import last_logits
+from cca.records import Pivot
 
 
-def margins(logits: Tensor, desired: Tensor, undesired: Tensor) -> Tensor:
+def margins(
+    logits: Float[Tensor, "B V"], desired: Int[Tensor, " B"], undesired: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """logit[desired] - logit[undesired] for each pivot, in float32.
 
-    logits (B, V); desired and undesired (B,) token ids; returns (B,).
+    Args:
+        logits: (B, V).
+        desired: (B,) token ids.
+        undesired: (B,) token ids.
+
+    Returns:
+        (B,) logits.
     """
     pair = logits.gather(1, torch.stack([desired, undesired], dim=1).to(logits.device)).float()
     return pair[:, 0] - pair[:, 1]
 
 
-def losses(margin: Tensor, kind: Loss) -> Tensor:
-    """The loss of each pivot from its margin, (B,) to (B,).
+def losses(margin: Float[Tensor, " B"], kind: Loss) -> Float[Tensor, " B"]:
+    """The loss of each pivot from its margin.
 
-    ``linear``: -margin, the paper's; it pays for a pivot that is long won as much as for one that is lost.
-    ``logistic``: log(1 + exp(-margin)); its pull on a pivot fades as the pivot is won.
+    Args:
+        margin: (B,) logits.
+        kind: ``linear``: -margin, the paper's; it pays for a pivot that is long won as much as for one that is lost.
+            ``logistic``: log(1 + exp(-margin)); its pull on a pivot fades as the pivot is won.
+
+    Returns:
+        (B,).
     """
     match kind:
         case "linear":
@@ -32,6 +51,41 @@ def losses(margin: Tensor, kind: Loss) -> Tensor:
     assert_never(kind)
 
 
-def pivot_loss(logits: Tensor, desired: Tensor, undesired: Tensor) -> Tensor:
-    """Mean over pivots of logit[undesired] - logit[desired]. Shapes as in `margins`; returns a scalar."""
+def pivot_loss(
+    logits: Float[Tensor, "B V"], desired: Int[Tensor, " B"], undesired: Int[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Mean over pivots of logit[undesired] - logit[desired], a scalar. Shapes as in `margins`."""
     return losses(margins(logits, desired, undesired), "linear").mean()
+
+
+def last_margins(network: PreTrainedModel, pivots: Sequence[Pivot]) -> Float[Tensor, " P"]:
+    """logit[desired] - logit[undesired] after each prefix, (P,) in the order given, in one right-padded batch."""
+    logits = last_logits(network, [p.prefix for p in pivots])
+    desired, undesired = torch.tensor([p.desired for p in pivots]), torch.tensor([p.undesired for p in pivots])
+    return margins(logits, desired, undesired)
+
+
+def training_pivots(network: PreTrainedModel, pivots: Sequence[Pivot]) -> list[Pivot]:
+    """Those of `pivots` that may be trained on: all but those of validation problems.
+
+    Raises:
+        InputError: there are none, one is of a test problem, or a token id is outside the vocabulary.
+    """
+    vocabulary = network.config.get_text_config().vocab_size
+    for pivot in pivots:
+        largest = max(*pivot.prefix, pivot.desired, pivot.undesired)
+        name = f"the pivot of {pivot.problem}" if pivot.problem else f"a pivot after {list(pivot.prefix[-4:])}"
+        if largest >= vocabulary:
+            raise InputError(
+                f"{name} has token {largest}, but the model has only {vocabulary}; use the tokenizer that belongs to it"
+            )
+        if pivot.split not in ("train", "validation"):
+            raise InputError(f"{name} is of a {pivot.split} problem, which must not be trained on; leave it out")
+    found = [p for p in pivots if p.split == "train"]
+    if not found:
+        raise InputError(
+            f"no pivots to train on: {len(pivots)} were given"
+            + (", all of validation problems" if pivots else "")
+            + "; find them with cca.find_pivots, or give cca.Pivot(prefix, desired, undesired)"
+        )
+    return found

@@ -6,15 +6,73 @@ completion from y_<=k is the one from y_<k. One pass over y finds the deviations
 of every prefix; only deviations need a completion, and after the last one the completion is y itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from cca.model.generate import decode, prefill
+from cca.errors import NothingToLearnError
+from cca.method.options import PivotOptions
+from cca.method.traces import Traces
+from cca.model.generate import decode
+from cca.model.open import Model
+from cca.model.read import Prefill, prefill
+from cca.model.state import frozen
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
+
+
+def find_pivots(
+    model: Model,
+    traces: Traces,
+    options: PivotOptions | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
+) -> list[Pivot]:
+    """The pivot of each pair of `traces`, in their order; of templates that the model solves there are none.
+
+    Args:
+        model: what was traced.
+        traces: as `cca.trace` returns them.
+        options: which method; by default `PivotOptions()`, the branching one.
+        progress: told after each batch how many pairs are done, and of how many.
+        **changes: fields of `PivotOptions` that differ from `options`.
+
+    Raises:
+        NothingToLearnError: no training problem gave a pivot.
+    """
+    options = (options or PivotOptions()).changed(changes)
+    usable, size = traces.usable, traces.options.batch
+    found: list[Pivot] = []
+    with frozen(model.network):
+        for start in range(0, len(usable), size):
+            chunk = usable[start : start + size]
+            if options.method == "prefix":
+                found += [prefix_pivot(pair) for pair in chunk]
+            else:
+                limit = traces.options.max_new_tokens
+                found += branching_pivots(model.network, model.prompter, chunk, traces.problems, max_new_tokens=limit)
+            if progress:
+                progress(start + len(chunk), len(usable))
+    check_found(found, traces)
+    return found
+
+
+def check_found(pivots: Sequence[Pivot], traces: Traces) -> None:
+    """See that there is something to train on.
+
+    Raises:
+        NothingToLearnError: no training problem gave a pivot.
+    """
+    if not any(p.split == "train" for p in pivots):
+        raise NothingToLearnError(
+            f"no problem gave a pivot ({len(traces)} problems, {len(traces.usable)} with an opposite sample): the "
+            "model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose other "
+            "templates"
+        )
 
 
 def prefix_pivot(pair: TracePair) -> Pivot:
@@ -79,10 +137,16 @@ class _Search:
     tried: int = 0
     pivot: int | None = field(default=None)
 
+    @property
+    def y(self) -> tuple[int, ...]:
+        """The sampled trace."""
+        assert self.pair.sampled is not None
+        return self.pair.sampled.tokens
+
     def found(self) -> Pivot:
-        k, sampled = self.pivot, self.pair.sampled
-        assert k is not None and sampled is not None
-        start, argmax = sampled.tokens[:k], self.greedy_next[k]
+        k = self.pivot
+        assert k is not None
+        start, argmax = self.y[:k], self.greedy_next[k]
         # between the deviation before and this one y is what a completion writes, but for 16-bit rounding
         known = self.unturned[: k + 1] == (*start, argmax)
         return _pivot(
@@ -97,7 +161,7 @@ class _Search:
 
 
 def branching_pivots(
-    model: PreTrainedModel,
+    network: PreTrainedModel,
     prompter: Prompter,
     pairs: Sequence[TracePair],
     problems: dict[str, Problem],
@@ -112,7 +176,7 @@ def branching_pivots(
     if not pairs:
         return []
     sequences = [(*pair.prompt, *pair.sampled.tokens) for pair in pairs if pair.sampled]
-    read = prefill(model, sequences, predict_from=[len(pair.prompt) - 1 for pair in pairs])
+    read = prefill(network, sequences, predict_from=[len(pair.prompt) - 1 for pair in pairs])
     assert read.predictions is not None
     searches: list[_Search] = []
     for pair, greedy_next in zip(pairs, read.predictions.tolist(), strict=True):
@@ -129,7 +193,7 @@ def branching_pivots(
                 search.pivot = k  # after the last deviation the completion is y itself, whose outcome is opposite
             else:
                 waiting.append((row, search, k))
-        completions = _complete(model, prompter, read, waiting, max_new_tokens)
+        completions = _complete(network, prompter, read, waiting, max_new_tokens)
         open_searches = []
         for (row, search, k), tokens in zip(waiting, completions, strict=True):
             search.tried += 1
@@ -141,21 +205,27 @@ def branching_pivots(
     return [search.found() for search in searches]
 
 
-def _complete(model, prompter: Prompter, read, waiting, max_new_tokens: int) -> list[list[int]]:
+def _complete(
+    network: PreTrainedModel,
+    prompter: Prompter,
+    read: Prefill,
+    waiting: Sequence[tuple[int, _Search, int]],
+    max_new_tokens: int,
+) -> list[list[int]]:
     """Greedy completions of prompt + y_<=k; the token after y_<=k is known from the pass over y."""
     if not waiting:
         return []
     heads, first, rows, lengths = [], [], [], []
     for row, search, k in waiting:
         rows.append(row)
-        heads.append(search.pair.sampled.tokens[: k + 1])
+        heads.append(search.y[: k + 1])
         lengths.append(len(search.pair.prompt) + k + 1)
         first.append(search.greedy_next[k + 1])
     ended = [h[-1] in prompter.end_tokens or len(h) >= max_new_tokens or prompter.stopped(h) for h in heads]
     limits = [1 if end else max_new_tokens - len(head) for head, end in zip(heads, ended, strict=True)]
     cache, mask = read.take(rows, lengths, room=max(limits))
     tails = decode(
-        model,
+        network,
         cache,
         mask,
         torch.tensor(first, device=mask.device),

@@ -1,14 +1,97 @@
 """Stage 1a: for each problem a greedy trace and a sampled trace of opposite correctness (paper section 3.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from cca.model.generate import Prefill, decode, pick, prefill, stream
+from cca.errors import InputError
+from cca.method.options import TraceOptions
+from cca.model.checks import check_prompts
+from cca.model.generate import decode, generate_greedy, pick, stream
+from cca.model.open import Model
+from cca.model.read import Prefill, prefill
+from cca.model.state import frozen
 from cca.problems.prompts import Prompter
 from cca.records import Problem, Trace, TracePair
+
+TRACED = ("train", "validation")
+"""Splits whose problems are traced. All others are only ever evaluated."""
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Pairs of traces, with the problems that they answer and how they were drawn."""
+
+    pairs: tuple[TracePair, ...]
+    problems: dict[str, Problem] = field(repr=False)
+    options: TraceOptions = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[TracePair]:
+        return iter(self.pairs)
+
+    def __repr__(self) -> str:
+        right = sum(pair.greedy.correct for pair in self.pairs) / max(1, len(self.pairs))
+        opposite = sum(pair.sampled is not None for pair in self.pairs)
+        return f"Traces({len(self.pairs)} problems, {right:.1%} right, {opposite} with an opposite sample)"
+
+    @cached_property
+    def solved(self) -> frozenset[str]:
+        """Templates whose training problems the base model all solves (none where `skip_solved` is off)."""
+        outcomes: dict[str, list[bool]] = {}
+        for pair in self.pairs if self.options.skip_solved else ():
+            if pair.split == "train":
+                outcomes.setdefault(pair.template, []).append(pair.greedy.correct)
+        return frozenset(t for t, correct in outcomes.items() if all(correct))
+
+    @property
+    def usable(self) -> list[TracePair]:
+        """The pairs with both traces, of templates that are not solved."""
+        return [pair for pair in self.pairs if pair.sampled and pair.template not in self.solved]
+
+
+def trace(
+    model: Model,
+    problems: Sequence[Problem],
+    options: TraceOptions | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
+) -> Traces:
+    """Trace the training and validation problems among `problems`; test problems are left alone.
+
+    Args:
+        model: what is traced.
+        problems: of any split.
+        options: how traces are drawn; by default `TraceOptions()`.
+        seed: of all samples. A trace depends on seed, problem and sample number alone.
+        progress: told after each batch how many problems are done, and of how many.
+        **changes: fields of `TraceOptions` that differ from `options`.
+
+    Raises:
+        InputError: none of the problems is for training or validation, or a prompt does not fit the model.
+    """
+    options = (options or TraceOptions()).changed(changes)
+    traced = [p for p in problems if p.split in TRACED]
+    if not traced:
+        raise InputError(f"none of the {len(problems)} problems is for training or validation, so nothing is traced")
+    prompts = [model.prompter.prompt(p) for p in traced]
+    check_prompts(prompts, options.max_new_tokens, model.network.config, model.name)
+    pairs: list[TracePair] = []
+    with frozen(model.network):
+        for chunk in chunks(traced, model.prompter, options.batch):
+            pairs += trace_chunk(model.network, model.prompter, chunk, options, seed)
+            if progress:
+                progress(len(pairs), len(traced))
+    return Traces(tuple(pairs), {p.id: p for p in traced}, options)
 
 
 def chunks(problems: Sequence[Problem], prompter: Prompter, size: int) -> Iterator[list[Problem]]:
@@ -34,63 +117,79 @@ def waves(samples: int) -> Iterator[range]:
 
 
 def trace_chunk(
-    model: PreTrainedModel,
-    prompter: Prompter,
-    problems: Sequence[Problem],
-    *,
-    samples: int,
-    temperature_if_correct: float,
-    temperature_if_wrong: float,
-    max_new_tokens: int,
-    seed: int,
+    network: PreTrainedModel, prompter: Prompter, problems: Sequence[Problem], options: TraceOptions, seed: int
 ) -> list[TracePair]:
     """Trace `problems` in one batch: prompts are read once, samples are drawn in waves.
 
     A problem whose greedy trace is correct is sampled at `temperature_if_correct` until one is wrong, and the other
     way round; it leaves as soon as it has its opposite. Sample i of a problem has its own random stream.
     """
+    limit = options.max_new_tokens
     prompts = [prompter.prompt(p) for p in problems]
-    read = prefill(model, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=max_new_tokens)
-    first = read.logits.argmax(-1)
-    limits = [max_new_tokens] * len(prompts)
+    read = prefill(network, prompts)
+    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=limit)
     written = decode(
-        model, cache, mask, first, limits=limits, end_tokens=prompter.end_tokens, stop=prompter.stop_rule()
+        network,
+        cache,
+        mask,
+        read.logits.argmax(-1),
+        limits=[limit] * len(prompts),
+        end_tokens=prompter.end_tokens,
+        stop=prompter.stop_rule(),
     )
     greedy = [prompter.trace(p, t) for p, t in zip(problems, written, strict=True)]
-    found: dict[int, tuple[int, Trace]] = {}
-    for wave in waves(samples):
-        for correct, temperature in ((True, temperature_if_correct), (False, temperature_if_wrong)):
-            rows = [i for i, g in enumerate(greedy) if g.correct is correct and i not in found]
-            draws = [(i, n) for i in rows for n in wave]
-            if not draws:
-                continue
-            for (i, n), tokens in zip(
-                draws, sample(model, prompter, problems, read, draws, temperature, max_new_tokens, seed), strict=True
-            ):
-                trace = prompter.trace(problems[i], tokens)
-                if trace.correct is not correct and i not in found:
-                    found[i] = (n, trace)
+    found = _opposites(network, prompter, problems, read, greedy, options, seed)
     pairs = []
     for i, problem in enumerate(problems):
-        number, trace = found.get(i, (samples - 1, None))
+        drawn, opposite = found.get(i, (options.samples, None))
+        reason = None if opposite else "no_opposite"
         pairs.append(
-            TracePair(
-                problem.id,
-                problem.split,
-                problem.template,
-                prompts[i],
-                greedy[i],
-                trace,
-                number + 1,
-                None if trace else "no_opposite",
-            )
+            TracePair(problem.id, problem.split, problem.template, prompts[i], greedy[i], opposite, drawn, reason)
         )
     return pairs
 
 
+def greedy_traces(
+    network: PreTrainedModel, prompter: Prompter, problems: Sequence[Problem], max_new_tokens: int
+) -> list[Trace]:
+    """Greedy answers to `problems` in one batch, graded."""
+    written = generate_greedy(
+        network,
+        [prompter.prompt(p) for p in problems],
+        max_new_tokens=max_new_tokens,
+        end_tokens=prompter.end_tokens,
+        stop=prompter.stop_rule(),
+    )
+    return [prompter.trace(p, tokens) for p, tokens in zip(problems, written, strict=True)]
+
+
+def _opposites(
+    network: PreTrainedModel,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    read: Prefill,
+    greedy: Sequence[Trace],
+    options: TraceOptions,
+    seed: int,
+) -> dict[int, tuple[int, Trace]]:
+    """Row -> (samples looked at, first sampled trace of opposite correctness), where there is one."""
+    temperatures = {True: options.temperature_if_correct, False: options.temperature_if_wrong}
+    found: dict[int, tuple[int, Trace]] = {}
+    for wave in waves(options.samples):
+        for correct, temperature in temperatures.items():
+            draws = [(i, n) for i, g in enumerate(greedy) if g.correct is correct and i not in found for n in wave]
+            if not draws:
+                continue
+            written = sample(network, prompter, problems, read, draws, temperature, options.max_new_tokens, seed)
+            for (i, n), tokens in zip(draws, written, strict=True):
+                drawn = prompter.trace(problems[i], tokens)
+                if drawn.correct is not correct and i not in found:
+                    found[i] = (n + 1, drawn)
+    return found
+
+
 def sample(
-    model: PreTrainedModel,
+    network: PreTrainedModel,
     prompter: Prompter,
     problems: Sequence[Problem],
     read: Prefill,
@@ -108,7 +207,7 @@ def sample(
     uniforms = np.stack([stream(seed, problems[i].id, n).random(max_new_tokens) for i, n in draws])
     first = pick(read.logits[rows], temperature, torch.from_numpy(uniforms[:, 0]).to(mask.device))
     return decode(
-        model,
+        network,
         cache,
         mask,
         first,

@@ -5,36 +5,35 @@ the best validation accuracy is kept, and step 0, no change at all, counts.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cca.controls.interventions import Intervention, Trainable
-from cca.method.objective import Loss, losses, margins
+from cca.errors import InputError
+from cca.io import replace_file
+from cca.method.circuit import Circuit
+from cca.method.course import Course, Training
+from cca.method.objective import Loss, last_margins, losses, training_pivots
+from cca.method.options import UpdateOptions
+from cca.method.traces import chunks, greedy_traces
 from cca.model.delta import Delta
-from cca.model.generate import last_logits
+from cca.model.intervention import Intervention, Trainable
 from cca.model.numerics import check_finite
-from cca.model.recompute import recomputed
-from cca.records import Metric, Pivot
-from cca.show.progress import no_progress
+from cca.model.open import Model
+from cca.model.recompute import is_offloaded, recomputed
+from cca.model.state import frozen
+from cca.records import Metric, Pivot, Problem
 
-P = TypeVar("P", bound=Intervention)
 T = TypeVar("T", bound=Trainable)
-
-
-class Update(NamedTuple, Generic[P]):
-    """The kept intervention, the step it comes from and every measured step. `best_step` 0: no step helped."""
-
-    intervention: P
-    best_step: int
-    metrics: list[Metric]
-    stopped: str
+Progress = Callable[[int, int, Metric | None], None]
+"""Told of each step: its number, of how many, and what was measured after it, if anything."""
 
 
 class Validation(NamedTuple):
@@ -44,11 +43,86 @@ class Validation(NamedTuple):
     n: int
 
 
-def last_margins(model: PreTrainedModel, pivots: Sequence[Pivot]) -> Tensor:
-    """logit[desired] - logit[undesired] after each prefix, (P,) in the order given, in one right-padded batch."""
-    logits = last_logits(model, [p.prefix for p in pivots])
-    desired, undesired = torch.tensor([p.desired for p in pivots]), torch.tensor([p.undesired for p in pivots])
-    return margins(logits, desired, undesired)
+def update(
+    model: Model,
+    circuit: Circuit,
+    pivots: Sequence[Pivot],
+    options: UpdateOptions | None = None,
+    *,
+    validate: Sequence[Problem] | None = None,
+    max_new_tokens: int = 160,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Delta:
+    """Train the rows of the circuit's components on `pivots` (paper section 3.3).
+
+    Args:
+        model: stays as it is; put the delta on with ``delta.active(model)``.
+        circuit: whose rows change.
+        pivots: found by `cca.find_pivots`, or one's own. Those of validation problems are measured, never trained on.
+        options: how rows are trained; by default `UpdateOptions()`, whose rate suits the bundled model.
+        validate: problems of which those for validation choose the step, by greedy accuracy. Without, the last step is
+            kept, and nothing says whether it helped.
+        max_new_tokens: of a validation answer.
+        progress: see `Progress`.
+        **changes: fields of `UpdateOptions` that differ from `options`.
+
+    Returns:
+        The delta of the best validated step; all zeros where no step helped.
+
+    Raises:
+        InputError: there is no pivot to train on, the circuit is empty or of another model, or there is no problem to
+            validate on.
+        FloatingPointError: the loss or a gradient is not finite.
+    """
+    options = (options or UpdateOptions()).changed(changes)
+    if options.method != "circuit":
+        raise InputError(f"cca.update trains a circuit; method {options.method!r} is for runs and cca compare")
+    if len(circuit.gates) != model.components.size:
+        raise InputError(
+            f"the circuit is of a model with {len(circuit.gates):,} components, and {model.name} has "
+            f"{model.components.size:,}; learn it on this model"
+        )
+    if not circuit.selected.any():
+        raise InputError("the circuit is empty, so there is no row to change; learn it with a lower penalty (lambda)")
+    check: Callable[[Intervention], Validation] | None = None
+    if validate is not None:
+        held = [p for p in validate if p.split == "validation"]
+        if not held:
+            raise InputError(f"none of the {len(validate)} problems in validate is for validation; give some that are")
+        check = validator(model, held, max_new_tokens)
+    training = train(
+        model.network,
+        Delta.zeros(model, model.components.rows(circuit.selected)),
+        training_pivots(model.network, pivots),
+        [p for p in pivots if p.split == "validation"],
+        check,
+        options,
+        recompute=read_twice(model, options),
+        progress=progress,
+    )
+    return training.intervention
+
+
+def validator(
+    model: Model, problems: Sequence[Problem], max_new_tokens: int, batch: int = 128
+) -> Callable[[Intervention], Validation]:
+    """What measures greedy accuracy on `problems` under an intervention."""
+    groups = list(chunks(problems, model.prompter, batch))
+
+    def validate(intervention: Intervention) -> Validation:
+        with intervention.active(model):
+            answers = [greedy_traces(model.network, model.prompter, group, max_new_tokens) for group in groups]
+        return Validation(sum(a.correct for part in answers for a in part) / len(problems), len(problems))
+
+    return validate
+
+
+def read_twice(model: Model, options: UpdateOptions) -> list[nn.Module]:
+    """The layers whose activations are computed again in the backward pass, where that is wanted."""
+    # an offloaded network's backward pass would hold every layer's weights
+    again = options.gradient_checkpointing or is_offloaded(model.network)
+    return [layer.module for layer in model.components.layers] if again else []
 
 
 def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
@@ -58,7 +132,7 @@ def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
 
 
 def full_gradient(
-    model: PreTrainedModel,
+    network: PreTrainedModel,
     intervention: Trainable,
     pivots: Sequence[Pivot],
     batch_size: int,
@@ -72,9 +146,9 @@ def full_gradient(
     values = [value.requires_grad_() for value in intervention.parameters.values()]
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
-    with intervention.attached(model), recomputed(recompute):
+    with intervention.attached(network), recomputed(recompute):
         for batch in by_length(pivots, batch_size):
-            value = losses(last_margins(model, batch), loss).sum() / len(pivots)
+            value = losses(last_margins(network, batch), loss).sum() / len(pivots)
             for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
                 kept += fresh
             total += value.item()
@@ -83,23 +157,13 @@ def full_gradient(
     return total, dict(zip(intervention.parameters, gradients, strict=True))
 
 
-def largest_rows(delta: Delta, gradients: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The `count` rows of `delta` whose gradients have the largest norms: weight name -> sorted row numbers."""
-    norms = torch.cat([gradients[name].norm(dim=1).cpu() for name in delta.weights])
-    chosen = torch.zeros(len(norms), dtype=torch.bool)
-    chosen[norms.topk(count).indices] = True
-    parts = chosen.split([len(rows.index) for rows in delta.weights.values()])
-    found = {name: rows.index.cpu()[part] for (name, rows), part in zip(delta.weights.items(), parts, strict=True)}
-    return {name: index for name, index in found.items() if len(index)}
-
-
 @torch.no_grad()
 def held_out_margins(
-    model: PreTrainedModel, intervention: Intervention, pivots: Sequence[Pivot], batch_size: int
+    network: PreTrainedModel, intervention: Intervention, pivots: Sequence[Pivot], batch_size: int
 ) -> Tensor:
     """Margins (P,) of `pivots`, sorted by prefix length, under the intervention; empty where there are none."""
-    with intervention.attached(model):
-        found = [last_margins(model, batch) for batch in by_length(pivots, batch_size)]
+    with intervention.attached(network):
+        found = [last_margins(network, batch) for batch in by_length(pivots, batch_size)]
     return torch.cat(found) if found else torch.empty(0)
 
 
@@ -111,118 +175,112 @@ def measured(step: int, loss: float | None, held_out: Tensor, score: Validation)
 
 
 def train(
-    model: PreTrainedModel,
+    network: PreTrainedModel,
     intervention: T,
     pivots: Sequence[Pivot],
-    validation_pivots: Sequence[Pivot],
-    validate: Callable[[T], Validation],
+    held_out: Sequence[Pivot],
+    validate: Callable[[T], Validation] | None,
+    options: UpdateOptions,
     *,
-    loss: Loss,
-    learning_rate: float,
-    steps: int,
-    validate_at: Collection[int],
-    patience: int,
-    batch_size: int,
     optimizer: Literal["descent", "adam"] = "descent",
     recompute: Sequence[nn.Module] = (),
     state_path: Path | None = None,
-    progress: Callable[[int, int, Metric | None], None] = no_progress,
-) -> Update[T]:
-    """W_r <- W_r - learning_rate * gradient_r, `steps` times from what `intervention` holds, keeping the best validated step.
+    progress: Progress | None = None,
+) -> Training[T]:
+    """W_r <- W_r - learning_rate * gradient_r, `steps` times from what `intervention` holds, keeping the best step.
 
-    validate: accuracy under a intervention; called at step 0 and at `validate_at`. Ties go to the earlier step. Stops
-    when `patience` validations in a row were no better than the best. State goes to `state_path` after each step.
-    optimizer: ``descent`` is the paper's; ``adam`` is for interventions whose parameters are not those of the model.
+    Args:
+        intervention: what is trained; it holds the last step afterwards.
+        pivots: trained on, all of them in every step.
+        held_out: pivots that are measured beside validation.
+        validate: accuracy under an intervention; called at step 0 and where the options say. None: the last step is
+            kept, and nothing is measured.
+        optimizer: ``descent`` is the paper's; ``adam`` is for interventions whose parameters are not the model's.
+        recompute: layers whose activations are computed again in the backward pass.
+        state_path: state goes there after each step, and a later call resumes from there, bit for bit.
+        progress: see `Progress`.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; the message says at which step and in which weight.
     """
-    model.requires_grad_(False)
-    best, metrics, step = intervention.copy(), [], 0
     parameters = list(intervention.parameters.values())
-    rule = (
-        torch.optim.Adam(parameters, learning_rate)
-        if optimizer == "adam"
-        else torch.optim.SGD(parameters, learning_rate)
-    )
+    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+    rule = kind(parameters, options.learning_rate)
+    course, step = Course(options.patience, intervention.copy()), 0
     if state_path is not None and state_path.exists():
-        metrics, step = _load_state(state_path, model, intervention, best, rule)
-    last_loss: float | None = None
+        step = _load_state(state_path, network, intervention, course, rule)
 
-    def measure() -> None:
-        nonlocal best
-        held_out = held_out_margins(model, intervention, validation_pivots, batch_size)
-        metric = measured(step, last_loss, held_out, validate(intervention))
-        if not metrics or metric.accuracy > max(m.accuracy for m in metrics):
-            best = intervention.copy()
-        metrics.append(metric)
-        progress(step, steps, metric)
+    def measure(loss: float | None) -> None:
+        if validate is None:
+            return
+        margins = held_out_margins(network, intervention, held_out, options.batch)
+        metric = measured(step, loss, margins, validate(intervention))
+        course.record(metric, intervention.copy)
+        if progress:
+            progress(step, options.steps, metric)
 
-    if not metrics:
-        measure()
-    stopped = "steps"
-    while step < steps:
-        if _validations_since_best(metrics) >= patience:
-            stopped = "patience"
-            break
-        last_loss, gradients = full_gradient(model, intervention, pivots, batch_size, loss, recompute)
-        for name, gradient in gradients.items():
-            what = f"step {step + 1}: with a loss of {last_loss:g} the gradient of {name} is"
-            check_finite(gradient, what, model, lambda: held_out_margins(model, intervention, pivots, batch_size))
-            intervention.parameters[name].grad = gradient
-        rule.step()
-        step += 1
-        progress(step, steps, None)
-        if step in validate_at or step == steps:
-            measure()
-        if state_path is not None:
-            _save_state(state_path, intervention, best, rule, metrics, step)
-    return Update(best, best_of(metrics).step, metrics, stopped)
+    with frozen(network):
+        if not course.metrics:
+            measure(None)
+        while step < options.steps and not (course.metrics and course.exhausted):
+            loss = _descend(network, intervention, pivots, options, rule, recompute, step + 1)
+            step += 1
+            if progress:
+                progress(step, options.steps, None)
+            if options.validated(step):
+                measure(loss)
+            if state_path is not None:
+                _save_state(state_path, intervention, course, rule, step)
+    if not course.metrics:
+        return Training(intervention.copy(), step, [], "steps")
+    return course.result("steps" if step == options.steps else "patience")
 
 
-def best_of(metrics: Sequence[Metric]) -> Metric:
-    """The earliest of the steps with the highest validation accuracy."""
-    return max(metrics, key=lambda m: (m.accuracy, -m.step))
-
-
-def _validations_since_best(metrics: Sequence[Metric]) -> int:
-    return len(metrics) - 1 - metrics.index(best_of(metrics))
+def _descend(
+    network: PreTrainedModel,
+    intervention: Trainable,
+    pivots: Sequence[Pivot],
+    options: UpdateOptions,
+    rule: torch.optim.Optimizer,
+    recompute: Sequence[nn.Module],
+    step: int,
+) -> float:
+    """One step of `rule`; the loss before it."""
+    loss, gradients = full_gradient(network, intervention, pivots, options.batch, options.loss, recompute)
+    for name, gradient in gradients.items():
+        what = f"step {step}: with a loss of {loss:g} the gradient of {name} is"
+        check_finite(gradient, what, network, lambda: held_out_margins(network, intervention, pivots, options.batch))
+        intervention.parameters[name].grad = gradient
+    rule.step()
+    return loss
 
 
 def _save_state(
-    path: Path,
-    intervention: Trainable,
-    best: Trainable,
-    rule: torch.optim.Optimizer,
-    metrics: Sequence[Metric],
-    step: int,
+    path: Path, intervention: Trainable, course: Course[Any], rule: torch.optim.Optimizer, step: int
 ) -> None:
-    from cca.folder import replace_file
-
     tensors: dict[str, Tensor] = {}
     for name, value in intervention.parameters.items():
-        tensors[f"now.{name}"], tensors[f"best.{name}"] = value.detach(), best.parameters[name].detach()
+        tensors[f"now.{name}"], tensors[f"best.{name}"] = value.detach(), course.best.parameters[name].detach()
         for key, moment in rule.state.get(value, {}).items():
             if isinstance(moment, Tensor):
                 tensors[f"{key}.{name}"] = moment
-    metadata = {"step": str(step), "metrics": json.dumps([asdict(m) for m in metrics])}
+    metadata = {"step": str(step), "metrics": json.dumps([asdict(m) for m in course.metrics])}
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 @torch.no_grad()
 def _load_state(
-    path: Path, model: PreTrainedModel, intervention: Trainable, best: Trainable, rule: torch.optim.Optimizer
-) -> tuple[list[Metric], int]:
-    """Put what `_save_state` wrote into `intervention`, `best` and `rule`."""
-    from safetensors import safe_open
-
-    tensors = load_file(path, device=str(model.device))
+    path: Path, network: PreTrainedModel, intervention: Trainable, course: Course[Any], rule: torch.optim.Optimizer
+) -> int:
+    """Put what `_save_state` wrote into `intervention`, `course` and `rule`; the steps done."""
+    tensors = load_file(path, device=str(network.device))
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     for name, value in intervention.parameters.items():
         value.copy_(tensors[f"now.{name}"])
-        best.parameters[name].copy_(tensors[f"best.{name}"])
+        course.best.parameters[name].copy_(tensors[f"best.{name}"])
         moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
         if moments:
             rule.state[value] = {"step": tensors[f"step.{name}"].cpu(), **moments}
-    return [Metric(**m) for m in json.loads(metadata["metrics"])], int(metadata["step"])
+    course.metrics = [Metric(**m) for m in json.loads(metadata["metrics"])]
+    return int(metadata["step"])

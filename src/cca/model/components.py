@@ -2,7 +2,7 @@
 
 Found by structure, not by model name. A decoder layer has one attention, whose queries, keys and values come from
 three projections or from a fused one, and one or more feed-forward parts, each with an up and a down projection, or
-experts that keep theirs in 3-D parameters. `cca.model.verify` sees by a small forward pass that a model with such a
+experts that keep theirs in 3-D parameters. `cca.model.verify` proves by a small forward pass that a model with such a
 structure also computes so.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cca.errors import InputError
+from cca.records import KINDS
 
-KINDS = ("query", "key", "value", "neuron")
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 BLOCKS = ("qkv_proj", "c_attn")
 """Fused projections whose rows are all queries, then all keys, then all values (Phi-3, GPT-2)."""
@@ -38,6 +38,9 @@ class Component(NamedTuple):
     layer: int
     kind: str
     number: int
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} {self.kind} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Components:
         """C, the number of components."""
         return sum(sum(layer.sizes) for layer in self.layers)
 
-    def components(self) -> Iterator[Component]:
+    def __iter__(self) -> Iterator[Component]:
         """Every component in flat order."""
         for depth, layer in enumerate(self.layers):
             for kind, count in zip(KINDS, layer.sizes, strict=True):

@@ -4,15 +4,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from cca.errors import InputError
 from cca.model.experts import is_experts, with_experts
 from cca.model.rows import Rows
+from cca.model.state import network_of
 
 _ROWS, _VALUES = ".rows", ".values"
 
@@ -34,13 +37,17 @@ class Delta:
 
     weights: dict[str, Rows]
 
+    def __repr__(self) -> str:
+        return f"Delta({self.row_count:,} rows of {len(self.weights)} weights, {self.parameter_count:,} parameters)"
+
     @classmethod
-    def zeros(cls, model: nn.Module, rows: Mapping[str, Tensor]) -> "Delta":
+    def zeros(cls, model: Any, rows: Mapping[str, Tensor]) -> "Delta":
         """A delta that changes nothing yet, where the model computes. `rows`: weight name -> row numbers."""
         weights: dict[str, Rows] = {}
+        network = network_of(model)
         for name, index in rows.items():
-            device = _home(model, name)
-            width = row_view(model, name).shape[1]
+            device = _home(network, name)
+            width = row_view(network, name).shape[1]
             weights[name] = Rows(index.to(device), torch.zeros(len(index), width, dtype=torch.float32, device=device))
         return cls(weights)
 
@@ -74,18 +81,18 @@ class Delta:
             summed[name] = Rows(index, values.index_add(0, where, torch.cat([mine.values, more.values])))
         return Delta(summed)
 
-    def active(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the context the model computes with base + delta, in the way that keeps all of it.
+    def active(self, model: Any) -> AbstractContextManager[None]:
+        """Within the context `model` (a `cca.model.open.Model`, or its network) computes with base + delta.
 
-        Float32 weights hold the sum (`applied`: nothing slower than the base); 16-bit or offloaded ones stay as they
-        are (`attached`), for a small change would be lost to their rounding.
+        In the way that keeps all of it: float32 weights hold the sum (`applied`: nothing slower than the base); 16-bit
+        or offloaded ones stay as they are (`attached`), for a small change would be lost to their rounding.
         """
-        weights = [model.get_parameter(name) for name in self.weights]
+        weights = [network_of(model).get_parameter(name) for name in self.weights]
         whole = all(w.dtype == torch.float32 and w.device.type != "meta" for w in weights)
         return self.applied(model) if whole else self.attached(model)
 
     @contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
+    def attached(self, model: Any) -> Iterator[None]:
         """Within the context the model computes with base + delta, the base weights untouched.
 
         Each projection's output gets x @ values.T added to the delta's rows, so gradients reach `values`.
@@ -100,7 +107,7 @@ class Delta:
 
         with ExitStack() as stack:
             for name, rows in self.weights.items():
-                module = model.get_submodule(name.rpartition(".")[0])
+                module = network_of(model).get_submodule(name.rpartition(".")[0])
                 if is_experts(module):
                     stack.enter_context(with_experts(module, rows=rows))
                 else:
@@ -108,7 +115,7 @@ class Delta:
             yield
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self, model: Any) -> Iterator[None]:
         """Within the context the weights hold base + delta; afterwards the base rows are restored bit by bit."""
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         try:
@@ -120,17 +127,17 @@ class Delta:
             for weight, index, original in saved:
                 weight[index] = original
 
-    def _sums(self, model: nn.Module) -> Iterator[tuple[Tensor, Rows, Tensor, Tensor]]:
+    def _sums(self, model: Any) -> Iterator[tuple[Tensor, Rows, Tensor, Tensor]]:
         """For each weight its view, the delta's rows beside it, what they hold, and that plus the delta, rounded."""
         for name, changed in self.weights.items():
-            weight = row_view(model, name)
+            weight = row_view(network_of(model), name)
             if weight.device.type == "meta":
                 raise ValueError(f"{name} is offloaded; load the model on one device to merge into it")
             rows = changed.at(weight)
             base = weight[rows.index]  # a copy
             yield weight, rows, base, (base.float() + rows.values).to(weight.dtype)
 
-    def rounding(self, model: nn.Module) -> Rounding:
+    def rounding(self, model: Any) -> Rounding:
         """What merging into the model's weights would leave of the delta."""
         nothing, lost, size = 0, 0.0, 0.0
         for _, rows, base, summed in self._sums(model):
@@ -140,14 +147,14 @@ class Delta:
             size += float((rows.values.double() ** 2).sum())
         return Rounding(nothing / max(1, self.parameter_count), (lost / size) ** 0.5 if size else 0.0)
 
-    def merge(self, model: nn.Module) -> Rounding:
+    def merge(self, model: Any) -> Rounding:
         """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
         rounding = self.rounding(model)
         for weight, rows, _, summed in self._sums(model):
             weight[rows.index] = summed
         return rounding
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write to a safetensors file: NAME.rows (int64) and NAME.values (float32) for each weight."""
         tensors: dict[str, Tensor] = {}
         for name, rows in self.weights.items():
@@ -156,14 +163,50 @@ class Delta:
         save_file(tensors, path)
 
     @classmethod
-    def load(cls, path: Path, device: str | torch.device = "cpu") -> "Delta":
-        """Read what `save` wrote."""
-        tensors = load_file(path, device=str(device))
+    def load(cls, path: str | Path, model: Any = None, *, device: str | torch.device = "cpu") -> "Delta":
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+            model: the model that the delta is for: it is checked to fit, and loaded to where the model computes.
+            device: where to, without a `model`.
+
+        Raises:
+            InputError: the file cannot be read, holds something else, or does not fit the model.
+        """
+        try:
+            tensors = load_file(path, device=str(device if model is None else network_of(model).device))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read a delta from {path} ({error}); name a file that Delta.save wrote") from error
         names = [key.removesuffix(_ROWS) for key in tensors if key.endswith(_ROWS)]
-        return cls({name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names})
+        if set(tensors) != {name + part for name in names for part in (_ROWS, _VALUES)}:
+            raise InputError(f"{path} holds no row delta; name a file that Delta.save wrote")
+        delta = cls({name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names})
+        if model is not None:
+            delta.check_fits(model, str(path))
+        return delta
+
+    def check_fits(self, model: Any, name: str = "the delta") -> None:
+        """See that the model has the rows that the delta changes.
+
+        Raises:
+            InputError: it has not; the message names the weight.
+        """
+        network = network_of(model)
+        known = {weight for weight, _ in network.named_parameters(remove_duplicate=False)}
+        for weight, rows in self.weights.items():
+            if weight not in known:
+                raise InputError(f"{name} changes {weight}, which this model has not; use the one it was made for")
+            count, width = row_view(network, weight).shape
+            outside = len(rows.index) and not 0 <= int(rows.index.min()) <= int(rows.index.max()) < count
+            if outside or rows.values.shape != (len(rows.index), width):
+                raise InputError(
+                    f"{name} changes rows of {weight} that do not fit its {count} rows of {width}; use the model that "
+                    "it was made for"
+                )
 
 
-def row_view(model: nn.Module, name: str) -> Tensor:
+def row_view(model: Any, name: str) -> Tensor:
     """The weight `name` as (rows, E), a row for each output; what is written into it is written into the model.
 
     A Conv1D keeps its rows as columns, experts theirs one expert after the other.
@@ -174,7 +217,7 @@ def row_view(model: nn.Module, name: str) -> Tensor:
     return weight.view(-1, weight.shape[-1])
 
 
-def _home(model: nn.Module, name: str) -> torch.device:
+def _home(model: Any, name: str) -> torch.device:
     """Where a weight is computed with. One that is offloaded lies on the meta device between passes."""
     weight = model.get_parameter(name)
     hook = getattr(model.get_submodule(name.rpartition(".")[0]), "_hf_hook", None)

@@ -1,191 +1,143 @@
-"""Load a model with its tokenizer, and refuse early what the method cannot work with."""
+"""Open a model: its network, tokenizer and components, and how it is asked."""
 
 import atexit
 import hashlib
 import inspect
-import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cca.errors import InputError
-
-BUNDLED = Path(__file__).parent / "bundled" / "organism"
+from cca.grading.graders import load_grader
+from cca.model.bundled import location
+from cca.model.checks import attention_for, check_model, end_tokens, load_tokenizer
+from cca.model.options import ModelOptions
+from cca.model.state import frozen
+from cca.problems.examples import load_examples
+from cca.problems.prompts import TEMPLATES, Prompter, PromptOptions
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model in evaluation mode without gradients, its tokenizer, and what is known about it."""
+    """A causal language model that is ready for every stage.
 
-    model: Any
+    Attributes:
+        name: where it is from.
+        network: the transformers model.
+        tokenizer: its tokenizer.
+        components: its heads and neurons, and the weight rows that they own.
+        prompter: how it is asked, and how its answers are read and graded.
+        revision: SHA-256 of the weight files' bytes for a local model, the commit for a hub model, else ``memory``.
+    """
+
+    name: str
+    network: Any
     tokenizer: Any
     components: Any
-    end_tokens: frozenset[int]
+    prompter: Prompter
     revision: str
-    """SHA-256 of the weight files' bytes for a local model, the commit for a hub model."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return self.prompter.end_tokens
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.network.parameters())
+        kind, where = type(self.network).__name__, self.network.device
+        return f"Model({self.name}: {kind}, {weights:,} parameters, {self.components.size:,} components, on {where})"
 
 
-def _where(path: str) -> str:
-    """What to load from: ``bundled`` names the model inside this package."""
-    return str(BUNDLED) if path == "bundled" else str(Path(path).expanduser()) if path.startswith("~") else path
+def open_model(
+    source: str | Path | tuple[Any, Any],
+    *,
+    prompt: PromptOptions | None = None,
+    grader: str | Callable[[str, str], Any] = "number",
+    prompter: Prompter | None = None,
+    **options: Any,
+) -> Model:
+    """Open a model, find its components and prove by a small pass that they are where they should be.
 
+    Args:
+        source: ``bundled``, a folder, a hub name, or a (transformers model, tokenizer) that is already in memory and
+            stays as it is.
+        prompt: how problems become prompts; by default ``Q: ...`` and ``A:``.
+        grader: how answers are judged: ``number``, ``exact``, ``math-verify``, ``module:function``, or a function that
+            takes (text, gold answer) and returns whether the text is right.
+        prompter: one that is ready, in place of `prompt` and `grader`.
+        **options: the fields of `ModelOptions`, such as ``dtype="bfloat16"``, for a model that is not in memory.
+            What its device_map sends to the disk goes to a temporary folder (TMPDIR).
 
-def planted_slips(path: str) -> dict[str, dict[str, Any]]:
-    """Template -> `kind` and training `share` of its planted slip; empty for a model that has none planted."""
-    truth = Path(_where(path)) / "slips.json"
-    return json.loads(truth.read_text()) if truth.exists() else {}
-
-
-def slip_kinds(path: str) -> dict[str, str]:
-    """Template -> kind of planted slip; empty for a model that has none planted."""
-    return {template: slip["kind"] for template, slip in planted_slips(path).items()}
-
-
-def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
-    """See, without reading weights, that `path` is a model that the method can work with; returns its configuration.
-
-    weights: also see that a local folder has some.
+    Returns:
+        The model. A network that was loaded here is in evaluation mode and takes no gradients.
 
     Raises:
-        InputError: nothing is there, it is not a decoder-only causal language model, it is quantised, it comes with
-            code that is not trusted, or a local folder has no weights as safetensors.
+        InputError: there is no such model, or it is not one that the method can work with; the message names what does
+            not fit.
+        FloatingPointError: its logits are not finite in this dtype.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if isinstance(source, tuple):
+        if options:
+            raise InputError(f"{', '.join(options)}: only for a model that cca loads; this one is in memory already")
+        return _in_memory(*source, prompt or PromptOptions(), grader, prompter)
+    chosen = ModelOptions().changed({"path": str(source), **options})
+    config = check_model(chosen.path, trust_remote_code=chosen.trust_remote_code)
+    if prompter is None:
+        prompter = open_prompter(chosen, prompt or PromptOptions(), grader)
+    network = _load(chosen, config)
+    components = _verified(network, chosen.path)
+    return Model(chosen.path, network, prompter.tokenizer, components, prompter, _revision(chosen.path, network))
 
-    where = Path(_where(path))
-    looks_local = path.startswith((".", "/", "~")) or where.exists()
-    if looks_local and not (where / "config.json").exists():
-        raise InputError(
-            f"no model at {where}: it has no config.json; set model.path to a folder written by save_pretrained"
-        )
-    try:
-        config = AutoConfig.from_pretrained(str(where) if looks_local else path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"{path} comes with Python code of its own; read it, and if you trust it: "
-                "--set model.trust_remote_code=true"
-            ) from error
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load model {path!r}: {first_line}; set model.path to a local folder") from error
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
-        getattr(config, "auto_map", None) or {}
+
+def _in_memory(
+    network: Any, tokenizer: Any, prompt: PromptOptions, grader: str | Callable[[str, str], Any], ready: Prompter | None
+) -> Model:
+    name = getattr(network.config, "_name_or_path", "") or type(network).__name__
+    if getattr(network.config, "is_encoder_decoder", False):
+        raise InputError(f"{name} is an encoder-decoder model; cca works with decoder-only causal language models")
+    text = network.config.get_text_config()
+    attention_for(network.config, text._attn_implementation, name)
+    ends = end_tokens(name, network.generation_config, network.config, tokenizer)
+    with frozen(network):
+        components = _verified(network, name)
+    return Model(name, network, tokenizer, components, ready or _prompter(tokenizer, ends, prompt, grader), "memory")
+
+
+def open_prompter(
+    model: ModelOptions, prompt: PromptOptions, grader: str | Callable[[str, str], Any] = "number"
+) -> Prompter:
+    """How a model is asked. Reads its tokenizer but no weights.
+
+    Raises:
+        InputError: no tokenizer, no end token, no chat template, no examples or no such grader.
+    """
+    trust = model.trust_remote_code
+    config = check_model(model.path, trust_remote_code=trust, weights=False)
+    tokenizer = load_tokenizer(model.path, trust_remote_code=trust)
+    ends = end_tokens(model.path, _generation_settings(model.path), config, tokenizer)
+    return _prompter(tokenizer, ends, prompt, grader)
+
+
+def _prompter(
+    tokenizer: Any, ends: frozenset[int], prompt: PromptOptions, grader: str | Callable[[str, str], Any]
+) -> Prompter:
+    examples = load_examples(prompt.examples, prompt.shots) if prompt.shots else ()
+    template = TEMPLATES[prompt.style] if prompt.template is None else prompt.template
+    return Prompter(
+        tokenizer, template, ends, prompt.style, prompt.preamble, examples, prompt.stop, load_grader(grader)
     )
-    if getattr(config, "is_encoder_decoder", False) or not known:
-        raise InputError(
-            f"{path} is a {config.model_type} model, not a decoder-only causal language model; choose one that "
-            "AutoModelForCausalLM loads"
-        )
-    architectures = config.architectures or []
-    if architectures and not any(
-        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures
-    ):
-        raise InputError(
-            f"{path} holds a {architectures[0]}, which has no language-model head; choose a ...ForCausalLM model"
-        )
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise InputError(
-            f"{path} is quantised{f' ({method})' if method else ''}; its rows cannot be changed. "
-            "Choose the unquantised model"
-        )
-    if weights and where.is_dir() and not any(where.glob("*.safetensors")):
-        raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
-    return config
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        InputError: there is none.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    where = _where(path)
-    try:
-        # AutoTokenizer overrules a declared generic class by the model type's own (for qwen2 and others), which splits
-        # text in another way than tokenizer.json says; a model trained with that file needs that file
-        declared = get_tokenizer_config(where).get("tokenizer_class")
-        if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(where)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-        # without its files a model type's own class may load with an empty vocabulary
-        if "1" not in tokenizer.decode(tokenizer.encode("1 + 1", add_special_tokens=False)):
-            raise ValueError("its vocabulary is empty")
-        return tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
-
-
-def end_tokens(path: str, config: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a text: those of the generation settings, or else of the model's, and the tokenizer's.
-
-    Raises:
-        InputError: none is named.
-    """
+def _generation_settings(path: str) -> Any:
     from transformers import GenerationConfig
 
     try:
-        ends = GenerationConfig.from_pretrained(_where(path)).eos_token_id
+        return GenerationConfig.from_pretrained(location(path))
     except OSError:
-        ends = config.get_text_config().eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    found = frozenset(int(t) for t in (*ends, tokenizer.eos_token_id) if t is not None)
-    if not found:
-        raise InputError(
-            f"{path}: neither model nor tokenizer names an end-of-text token; set eos_token_id in its config"
-        )
-    return found
-
-
-def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: Any, path: str) -> None:
-    """See that the model can read `prompts` and write an answer of `max_new_tokens` after each.
-
-    Raises:
-        InputError: its context is too short, or a prompt has a token that the model does not know.
-    """
-    text = config.get_text_config()
-    longest = max(len(p) for p in prompts)
-    context = getattr(text, "max_position_embeddings", None)
-    if context and longest > context:
-        raise InputError(
-            f"the longest prompt has {longest} tokens and {path} a context of {context}; lower prompt.shots or choose "
-            "another model"
-        )
-    if context and longest + max_new_tokens > context:
-        raise InputError(
-            f"the longest prompt has {longest} tokens, which leaves {context - longest} of the context of {path} "
-            f"({context}), and traces.max_new_tokens is {max_new_tokens}; lower that, or prompt.shots"
-        )
-    largest = max(max(p) for p in prompts)
-    if largest >= text.vocab_size:
-        raise InputError(
-            f"the tokenizer of {path} gives token {largest}, but the model has only {text.vocab_size}; use the "
-            "tokenizer that belongs to the model, or resize the model's embeddings"
-        )
-
-
-def attention_for(config: Any, asked: str | None, path: str) -> str | None:
-    """The attention function to ask transformers for; None leaves it the choice.
-
-    Raises:
-        InputError: sdpa was asked for a model that soft-caps its attention, which some releases then silently omit.
-    """
-    if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
-        return asked
-    if asked == "sdpa":
-        raise InputError(
-            f"{path} soft-caps its attention, which sdpa cannot; set model.attention to eager, or leave it out"
-        )
-    return asked or "eager"
+        return None
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -197,72 +149,65 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def open_model(
-    path: str,
-    dtype: str,
-    device: str,
-    *,
-    device_map: Any = None,
-    attention: str | None = None,
-    trust_remote_code: bool = False,
-) -> Model:
-    """Load a model for all stages, find its components and see by a small pass that they are where they should be.
-
-    device: ``auto`` or a torch device. device_map: as transformers takes it, in place of `device`; what goes to the
-    disk goes to a temporary folder (TMPDIR).
-
-    Raises:
-        InputError: as `check_model`, `load_tokenizer`, `components` and `verify_components` do; or the model cannot be spread
-            or lacks the attention function.
-        FloatingPointError: its logits are not finite in this dtype.
-    """
+def _load(options: ModelOptions, config: Any) -> Any:
+    """The network of `options`, with its weights, where it computes."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from cca.model.components import find_components
-    from cca.model.verify import verify_components
-
-    config = check_model(path, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     logging.disable_progress_bar()  # one bar per stage, and loading is not one
-    where = _where(path)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "device_map": device_map}
-    options["attn_implementation"] = attention_for(config, attention, path)
+    path, device_map = options.path, options.device_map
+    settings: dict[str, Any] = {
+        "dtype": getattr(torch, options.dtype),
+        "use_safetensors": True,
+        "device_map": device_map,
+        "attn_implementation": attention_for(config, options.attention, path),
+        "trust_remote_code": options.trust_remote_code,
+    }
     if device_map is not None:
-        options["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
-        atexit.register(shutil.rmtree, options["offload_folder"], ignore_errors=True)
+        settings["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
+        atexit.register(shutil.rmtree, settings["offload_folder"], ignore_errors=True)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
+        network: Any = AutoModelForCausalLM.from_pretrained(location(path), **settings)
     except (ValueError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(
-            f"cannot load {path} with attention {attention}, device_map {device_map}: {first_line}"
+            f"cannot load {path} with attention {options.attention}, device_map {device_map}: {first_line}"
         ) from error
     if device_map is None:
-        model.to(device)
-    elif model.device.type == "meta":
+        cuda = torch.cuda.is_available()
+        network.to(("cuda" if cuda else "cpu") if options.device == "auto" else options.device)
+    elif network.device.type == "meta":
         raise InputError(f"the embeddings of {path} fit on no device beside the rest; choose a smaller model")
-    model.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
+
+
+def _verified(network: Any, path: str) -> Any:
+    """The network's components, proved to be where they should be.
+
+    Raises:
+        InputError: as `find_components` and `verify_components` do, or its forward pass takes too little.
+    """
+    from cca.model.components import find_components
+    from cca.model.verify import verify_components
+
     for needed in ("position_ids", "attention_mask", "logits_to_keep"):
-        if needed not in inspect.signature(model.forward).parameters:
+        if needed not in inspect.signature(network.forward).parameters:
             raise InputError(
-                f"{path} ({type(model).__name__}) takes no {needed}, which cca needs; choose another model"
+                f"{path} ({type(network).__name__}) takes no {needed}, which cca needs; choose another model"
             )
-    if model.get_output_embeddings() is None:
-        raise InputError(f"{path} ({type(model).__name__}) has no output embeddings; choose a ...ForCausalLM model")
-    parts = find_components(model)
-    verify_components(model, parts)
-    ends = end_tokens(path, config, tokenizer)
-    return Model(model, tokenizer, parts, ends, _revision(Path(where), model))
+    if network.get_output_embeddings() is None:
+        raise InputError(f"{path} ({type(network).__name__}) has no output embeddings; choose a ...ForCausalLM model")
+    components = find_components(network)
+    verify_components(network, components)
+    return components
 
 
-def _revision(folder: Path, model: Any) -> str:
+def _revision(path: str, network: Any) -> str:
+    folder = Path(location(path))
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
-        return str(getattr(model.config, "_commit_hash", None) or "unknown")
+        return str(getattr(network.config, "_commit_hash", None) or "unknown")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""See by a small forward pass that a model computes as its components says, before anything slow relies on it.
+"""Prove by a small forward pass that a model computes as its components say, before anything slow relies on it.
 
 A head must depend on the rows that it is said to own and on no others, and reach attention through the function that
 gates are put around. So a model that merely looks like a known one is refused rather than gated wrongly.
@@ -16,8 +16,8 @@ from cca.errors import InputError
 from cca.model.components import Components, FeedForward, Layer, Owned
 from cca.model.experts import is_experts
 from cca.model.gates import attention_through, gated, stock_attention
-from cca.model.generate import OneTokenStep, prefill
 from cca.model.numerics import check_finite
+from cca.model.read import OneTokenStep, prefill
 
 _TOKENS, _PREFIX = 4, 12
 _FAINT = 0.05

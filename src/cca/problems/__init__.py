@@ -1,1 +1,1 @@
-"""Where problems come from: generators, and later your own files and hub datasets."""
+"""Where problems come from, how they are split, and how they become prompts. Nothing here loads torch."""

@@ -8,15 +8,16 @@ of a file says its split, as on the hub: ``train-00000-of-00001.parquet``, ``tes
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cca.errors import InputError
 from cca.problems.gsm_symbolic import Worked
+from cca.records import Split
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 """What files call their splits, and what they are here."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
@@ -27,7 +28,12 @@ class Row(NamedTuple):
     """A problem of a file, and the split that the file gives it, if any."""
 
     worked: Worked
-    split: str | None
+    split: Split | None
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts ``t2`` before ``t10``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def is_hub_name(source: str) -> bool:
@@ -44,15 +50,37 @@ def read_rows(path: Path) -> list[Row]:
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
     if not files:
         raise InputError(f"{path} holds no {', '.join(SUFFIXES)} file; name a file or a folder that does")
-    rows: dict[str, Row] = {}
+    rows: list[Row] = []
     for file in files:
         from_name = SPLITS.get(re.split(r"[-_.]", file.name)[0]) if path.is_dir() else None
-        for number, record in enumerate(_records(file), 1):
-            row = _row(record, from_name, f"{file}, row {number}")
-            rows.setdefault(same_question(row.worked.question), row)
-    if not rows:
-        raise InputError(f"{path} holds no problems; each row needs a question and an answer")
-    return list(rows.values())
+        rows += [_row(record, from_name, f"{file}, row {n}") for n, record in enumerate(_records(file), 1)]
+    return _distinct(rows, str(path))
+
+
+def rows_in_memory(records: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Rows that are in memory already, checked as those of a file are.
+
+    Raises:
+        InputError: there are none, or one has no question, no answer or an unknown split. It names the row.
+    """
+    rows = []
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, Mapping):
+            raise InputError(
+                f"row {number} is no mapping with question and answer but of type {type(record).__name__}; "
+                'give rows such as {"question": ..., "answer": ...}'
+            )
+        rows.append(_row(record, None, f"row {number}"))
+    return _distinct(rows, "what was given")
+
+
+def _distinct(rows: Iterable[Row], where: str) -> list[Row]:
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(same_question(row.worked.question), row)
+    if not found:
+        raise InputError(f"{where} holds no problems; each row needs a question and an answer")
+    return list(found.values())
 
 
 def same_question(question: str) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from cca.errors import InputError
 from cca.grading.answers import GRADERS, Graded, Grader
+from cca.options import CountOrNone, Options
 from cca.records import Problem, Trace
 
 Style = Literal["plain", "few-shot", "chat"]
@@ -14,6 +15,45 @@ TEMPLATES: dict[Style, str] = {
     "few-shot": "Q: {question}\nA:",
     "chat": "{question}",
 }
+
+
+class PromptOptions(Options):
+    """How a problem becomes a prompt."""
+
+    style: Style = "plain"
+    """``plain``: the question; ``few-shot``: worked examples, then the question; ``chat``: the tokenizer's chat
+    template, each example a turn."""
+    template: str | None = None
+    """What stands for a question, with ``{question}``. Default: ``Q: {question}``, a new line and ``A:``; for chat
+    ``{question}`` alone."""
+    preamble: str = ""
+    """Said first, before any example."""
+    shots: CountOrNone = 0
+    """How many examples."""
+    examples: str = ""
+    """Where they come from: ``lm-eval:TASK`` (those that lm-evaluation-harness shows) or a JSON-lines file with
+    ``question`` and ``solution``."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before any of these strings, as well as at the model's end token."""
+
+
+def check_prompt(options: PromptOptions, where: str = "") -> None:
+    """See that the options of a prompt go together.
+
+    Raises:
+        InputError: they do not. Its message begins with `where` they stand.
+    """
+    if options.template is not None and "{question}" not in options.template:
+        raise InputError(f"{where}prompt.template has no {{question}}; add it where the question goes")
+    if options.style == "few-shot" and not options.shots:
+        raise InputError(f'{where}prompt.style is "few-shot" with no examples; set prompt.shots, for example to 8')
+    if options.shots and options.style == "plain":
+        raise InputError(f"{where}prompt.shots is {options.shots}, but a plain prompt shows none; set prompt.style")
+    if options.shots and not options.examples:
+        raise InputError(
+            f"{where}prompt.shots is {options.shots}, but prompt.examples names none; set it to lm-eval:gsm8k_cot, or "
+            "to a JSON-lines file with question and solution"
+        )
 
 
 class Example(NamedTuple):
@@ -27,10 +67,16 @@ class Example(NamedTuple):
 class Prompter:
     """Turns questions into prompts and generated tokens into graded traces, with one tokenizer.
 
-    style: ``plain`` and ``few-shot`` are text, encoded with the tokenizer's own special tokens (a BOS where it adds
-    one); ``chat`` is the tokenizer's chat template with each example as a turn. template: a format string with
-    ``{question}``. preamble: what stands before everything. end_tokens: ids that end a trace. stop: strings that do.
-    grader: of the target's answers; those of other skills are compared as they stand.
+    Attributes:
+        tokenizer: a Hugging Face tokenizer.
+        template: a format string with ``{question}``.
+        end_tokens: ids that end a trace.
+        style: ``plain`` and ``few-shot`` are text, encoded with the tokenizer's own special tokens (a BOS where it
+            adds one); ``chat`` is the tokenizer's chat template with each example as a turn.
+        preamble: what stands before everything.
+        examples: worked examples, shown in this order.
+        stop: strings before which a trace ends.
+        grader: of the target's answers; those of other skills are compared as they stand.
     """
 
     tokenizer: Any
@@ -42,6 +88,24 @@ class Prompter:
     stop: tuple[str, ...] = ()
     grader: Grader = GRADERS["number"]
     _known: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        end_tokens: frozenset[int],
+        options: PromptOptions,
+        examples: tuple[Example, ...] = (),
+        grader: Grader = GRADERS["number"],
+    ) -> Self:
+        """The prompter that `options` describe. examples: what `cca.problems.examples.load_examples` read for them.
+
+        Raises:
+            InputError: as `check_prompt`.
+        """
+        check_prompt(options)
+        template = TEMPLATES[options.style] if options.template is None else options.template
+        return cls(tokenizer, template, end_tokens, options.style, options.preamble, examples, options.stop, grader)
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids."""
@@ -105,4 +169,4 @@ class Prompter:
 
     def grade(self, problem: Problem, text: str) -> Graded:
         """Grade a text as the answer to `problem`."""
-        return (GRADERS["exact"] if ":" in problem.split else self.grader)(text, problem.answer)
+        return (GRADERS["exact"] if problem.skill else self.grader)(text, problem.answer)

@@ -6,7 +6,7 @@ templates, a file or a folder of JSON lines, CSV or Parquet, or ``owner/name[:co
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from cca.errors import InputError
 from cca.problems import files, skills
 from cca.problems.gsm_symbolic import ALL_TEMPLATES, Worked, generators, reserved_instances
 from cca.problems.templates.annotated import Template, load_templates
+from cca.records import Split
 
 GSM_SYMBOLIC = "gsm-symbolic"
 REASONING_GYM = "reasoning-gym:"
@@ -23,39 +24,57 @@ REASONING_GYM = "reasoning-gym:"
 class Source:
     """Problems by template.
 
-    instances: the distinct instances of a template, in an order that a seed fixes. splits: which split the source
-    itself gives a question (empty where it gives none). annotated: its annotated templates by name.
+    Attributes:
+        name: as `open_source` was asked for it.
+        templates: their names.
+        instances: the distinct instances of a template, in an order that a seed fixes.
+        splits: which split the source itself gives a question; empty where it gives none.
+        annotated: its annotated templates by name.
+        is_rows: whether the instances are rows that somebody wrote, so that there are no more to be drawn.
     """
 
     name: str
     templates: tuple[str, ...]
     instances: Callable[[str, int], Iterator[Worked]]
-    splits: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, Split] = field(default_factory=dict)
     annotated: Mapping[str, Template] = field(default_factory=dict)
+    is_rows: bool = False
+
+    def only(self, templates: Sequence[str | int] | Literal["all"]) -> "Source":
+        """The same source with those templates alone.
+
+        Raises:
+            InputError: it has no such template.
+        """
+        if templates == "all":
+            return self
+        chosen = tuple(dict.fromkeys(map(str, templates)))
+        known = tuple(map(str, sorted(generators()))) if self.name == GSM_SYMBOLIC else self.templates
+        for template in chosen:
+            if template not in known:
+                some = ", ".join(known[:5]) + (f" ... {known[-1]}" if len(known) > 5 else "")
+                raise InputError(f"{self.name} has no template {template}; it has {some}")
+        return replace(self, templates=chosen)
 
 
 def open_source(
-    name: str, templates: Sequence[str | int] | Literal["all"] = "all", max_number: float | None = None
+    name: str | Path, templates: Sequence[str | int] | Literal["all"] = "all", max_number: float | None = None
 ) -> Source:
-    """The source called `name`, of it those `templates`.
+    """The source called `name`.
 
-    max_number: bound on the numbers of gsm-symbolic's instances.
+    Args:
+        name: ``gsm-symbolic``, ``reasoning-gym:NAME``, a file or folder, or ``owner/name[:config]`` of the hub.
+        templates: of these templates alone.
+        max_number: bound on the numbers of gsm-symbolic's instances; None: no bound.
 
     Raises:
         InputError: there is no such source, it has no such template, or it cannot be read.
     """
+    name = str(name)
     source = _open(name, max_number)
     if max_number is not None and name != GSM_SYMBOLIC:
         raise InputError(f"problems.max_number bounds the numbers of gsm-symbolic, not of {name}; set it to 0")
-    if templates == "all":
-        return source
-    chosen = tuple(dict.fromkeys(map(str, templates)))
-    known = tuple(map(str, sorted(generators()))) if name == GSM_SYMBOLIC else source.templates
-    for template in chosen:
-        if template not in known:
-            some = ", ".join(known[:5]) + (f" ... {known[-1]}" if len(known) > 5 else "")
-            raise InputError(f"{name} has no template {template}; it has {some}")
-    return Source(source.name, chosen, source.instances, source.splits, source.annotated)
+    return source.only(templates)
 
 
 def _open(name: str, max_number: float | None) -> Source:
@@ -74,9 +93,9 @@ def _open(name: str, max_number: float | None) -> Source:
         found = {template.name: template for template in load_templates(path)}
         return Source(name, tuple(found), lambda template, seed: found[template].instances(seed), annotated=found)
     if path.exists():
-        return _of_rows(name, files.read_rows(path))
+        return source_of_rows(name, files.read_rows(path))
     if files.is_hub_name(name) and path.suffix not in (*files.SUFFIXES, ".json"):
-        return _of_rows(name, files.read_rows(files.download(name)))
+        return source_of_rows(name, files.read_rows(files.download(name)))
     raise InputError(
         f"no problems at {name!r}; name {GSM_SYMBOLIC}, {REASONING_GYM}NAME, a file ({', '.join(files.SUFFIXES)}), a "
         "folder of such files or of annotated templates, or a dataset of the hub (owner/name:config)"
@@ -88,7 +107,8 @@ def is_annotated(path: Path) -> bool:
     return (path.suffix == ".json" and path.is_file()) or (path.is_dir() and any(path.glob("*.json")))
 
 
-def _of_rows(name: str, rows: Sequence[files.Row]) -> Source:
+def source_of_rows(name: str, rows: Sequence[files.Row]) -> Source:
+    """Rows as a source."""
     by_template: dict[str, list[Worked]] = {}
     for row in rows:
         by_template.setdefault(row.worked.template, []).append(row.worked)
@@ -99,4 +119,4 @@ def _of_rows(name: str, rows: Sequence[files.Row]) -> Source:
         return iter(items)
 
     splits = {row.worked.question: row.split for row in rows if row.split}
-    return Source(name, tuple(by_template), shuffled, splits)
+    return Source(name, tuple(by_template), shuffled, splits, is_rows=True)

@@ -2,30 +2,72 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from cca.errors import InputError
-from cca.problems.files import same_question
-from cca.problems.gsm_symbolic import Worked
+from cca.options import CountOrNone, Options, Share
+from cca.problems.files import natural_order, same_question
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked
 from cca.problems.skills import reserved_skill_instances
-from cca.problems.sources import Source
-from cca.records import Problem
+from cca.problems.sources import GSM_SYMBOLIC, Source, open_source
+from cca.records import Problem, Split
 
 SplitBy = Literal["instance", "template", "source"]
-Plan = Mapping[str, int]
+Plan = Mapping[Split, int]
 """Instances a template by split."""
+Drawn = Callable[[Source, str, Plan, int], Iterator[Problem]]
+"""From a source, one of its templates, a plan and a seed: problems of that template, in the splits of the plan."""
+
+
+def _for_the_bundled_model(value: Any, otherwise: Any) -> Any:
+    """A default that depends on the source."""
+    return Field(default_factory=lambda data: value if data.get("source") == GSM_SYMBOLIC else otherwise)
+
+
+class ProblemOptions(Options):
+    """Where a run's problems come from, how they are split, and how their answers are graded."""
+
+    source: str = GSM_SYMBOLIC
+    """``gsm-symbolic`` (reasoning-gym's generators), ``reasoning-gym:NAME``, a file of JSON lines, CSV or Parquet with
+    ``question`` and ``answer``, a folder of such files or annotated templates, or ``owner/name:config`` of the hub."""
+    templates: tuple[str | int, ...] | Literal["all"] = _for_the_bundled_model(SMALL_TEMPLATES, "all")
+    """Names of templates, or ``all`` of the source."""
+    max_number: Annotated[float, Field(ge=0)] = _for_the_bundled_model(60, 0)
+    """Of ``gsm-symbolic``: no number in a question or solution is above this, or else the instance is redrawn. 0: no
+    bound."""
+    split_by: SplitBy | None = None
+    """``instance``: a template's instances go to training, validation and test (the paper's); ``template``: whole
+    templates do, so that every test template is new; ``source``: as the file says. Default: ``source`` where it has
+    training problems, else ``instance``."""
+    train: CountOrNone = 14
+    """Instances per template that give pivots."""
+    validation: CountOrNone = 8
+    """Instances per template that choose the step of the update."""
+    test: CountOrNone = 28
+    """Instances per template that are only evaluated."""
+    held_out: Share = 0.2
+    """Share of the templates that are kept out of the update entirely and only evaluated; for ``instance`` alone."""
+    grader: str = "number"
+    """``number`` (the last one, as GSM-Symbolic does), ``exact``, ``math-verify`` or your own ``module:function``."""
+
+
+def chosen_source(options: ProblemOptions) -> Source:
+    """The source that `options` name, of it the templates that they name.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    return open_source(options.source, options.templates, options.max_number or None)
 
 
 def held_out_templates(templates: Sequence[str], share: float, seed: int) -> frozenset[str]:
     """The templates that are kept out of traces and update entirely."""
     count = round(len(templates) * share)
-    return frozenset(random.Random(f"held-out:{seed}").sample(sorted(templates, key=_natural), count))
-
-
-def _natural(template: str) -> tuple[int, str]:
-    return (int(template), "") if template.isdigit() else (-1, template)
+    return frozenset(random.Random(f"held-out:{seed}").sample(sorted(templates, key=natural_order), count))
 
 
 def how_split(source: Source, split_by: SplitBy | None) -> SplitBy:
@@ -35,12 +77,8 @@ def how_split(source: Source, split_by: SplitBy | None) -> SplitBy:
 
 def build_problems(
     source: Source,
+    options: ProblemOptions,
     *,
-    split_by: SplitBy | None = None,
-    train: int,
-    validation: int,
-    test: int,
-    held_out: float,
     transfer: Sequence[str] = (),
     retention: Sequence[str] = (),
     per_skill: int = 0,
@@ -48,55 +86,68 @@ def build_problems(
 ) -> list[Problem]:
     """Draw all problems of a run.
 
-    split_by: ``instance``: each template's instances go to training, validation and test, and a share `held_out` of
-    the templates to nothing but evaluation; ``template``: a whole template goes to one of the three, so that every
-    test template is new; ``source``: as the source says. The counts are instances a template; a template with fewer
-    distinct instances gives each split its share of those there are.
+    Args:
+        source: where the target's problems come from (`chosen_source`).
+        options: how they are split. Their counts are instances a template; a template with fewer distinct instances
+            gives each split its share of those there are. By instance, each template's instances go to training,
+            validation and test, and a share `held_out` of the templates to nothing but evaluation; by template, a whole
+            template goes to one of the three, so that every test template is new; by source, as the source says.
+        transfer: skills of reasoning-gym that neighbour the target.
+        retention: skills that must not move.
+        per_skill: problems a skill.
+        seed: of every draw.
 
     Raises:
         InputError: there is nothing to train on or evaluate, or a template has next to no instances.
     """
-    wanted = {"train": train, "validation": validation, "test": test}
+    wanted: Plan = {"train": options.train, "validation": options.validation, "test": options.test}
     for name, count in wanted.items():
         if count == 0:
             raise InputError(f"problems.{name} is 0, so there are no {name} problems; set it to at least 1")
     problems: list[Problem] = []
     try:
-        match how_split(source, split_by):
+        match how_split(source, options.split_by):
             case "instance":
-                problems += _by_instance(source, wanted, held_out, seed)
+                problems += by_instance(source, wanted, options.held_out, seed, counted)
             case "template":
                 problems += _by_template(source, wanted, seed)
             case "source":
                 problems += _by_source(source, wanted, seed)
-        for kind, skills in (("transfer", transfer), ("retention", retention)):
-            for skill in skills:
+        skills: dict[Split, Sequence[str]] = {"transfer": transfer, "retention": retention}
+        for split, names in skills.items():
+            for skill in names:
                 items = islice(reserved_skill_instances(skill, seed), per_skill)
-                problems += [_problem(item, i, f"{kind}:{skill}") for i, item in enumerate(items)]
+                problems += [new_problem(item, i, split, skill) for i, item in enumerate(items)]
     except ValueError as error:
         raise InputError(str(error)) from error
-    check_splits(problems, whole_templates=how_split(source, split_by) == "template")
+    check_splits(problems, whole_templates=how_split(source, options.split_by) == "template")
     return problems
 
 
-def _by_instance(source: Source, wanted: Plan, held_out: float, seed: int) -> Iterator[Problem]:
+def by_instance(source: Source, wanted: Plan, held_out: float, seed: int, drawn: Drawn) -> Iterator[Problem]:
+    """Each template's instances in the splits of `wanted`; those of a share `held_out` of the templates are kept out.
+
+    Raises:
+        InputError: no template is left to train on, or as `drawn`.
+    """
     kept_out = held_out_templates(source.templates, held_out, seed)
     if len(kept_out) == len(source.templates):
         raise InputError("no template is left to train on; list more problems.templates or lower problems.held_out")
     for template in source.templates:
-        yield from _drawn(source, template, {"held_out": wanted["test"]} if template in kept_out else wanted, seed)
+        plan: Plan = {"held_out": wanted["test"]} if template in kept_out else wanted
+        yield from drawn(source, template, plan, seed)
 
 
 def _by_template(source: Source, wanted: Plan, seed: int) -> Iterator[Problem]:
-    order = sorted(source.templates, key=_natural)
+    order = sorted(source.templates, key=natural_order)
     if len(order) < len(wanted):
         raise InputError(f"{source.name} has {len(order)} templates, too few; set problems.split_by to instance")
     random.Random(f"split-by-template:{seed}").shuffle(order)
     train, validation = (max(1, round(wanted[s] * len(order) / sum(wanted.values()))) for s in ("train", "validation"))
-    split_of = dict.fromkeys(order, "test")
+    split_of: dict[str, Split] = dict.fromkeys(order, "test")
     split_of |= dict.fromkeys(order[:train], "train") | dict.fromkeys(order[train : train + validation], "validation")
     for template in source.templates:
-        yield from _drawn(source, template, {split_of[template]: sum(wanted.values())}, seed)
+        yield from counted(source, template, {split_of[template]: sum(wanted.values())}, seed)
 
 
 def _by_source(source: Source, wanted: Plan, seed: int) -> Iterator[Problem]:
@@ -106,29 +157,51 @@ def _by_source(source: Source, wanted: Plan, seed: int) -> Iterator[Problem]:
         if not own[split]:
             raise InputError(f"{source.name} has no {split} split; set problems.split_by to instance or template")
     for template in source.templates:
-        items = list(source.instances(template, seed))
-        by_split: dict[str, list[Worked]] = {}
-        for item in items:
-            by_split.setdefault(source.splits.get(item.question, "train"), []).append(item)
+        by_split = marked(source, template, seed)
         if not own["validation"]:
             pool = by_split.pop("train", [])
-            plan = {split: wanted[split] for split in ("train", "validation")}
+            plan: Plan = {"train": wanted["train"], "validation": wanted["validation"]}
             counts = scaled(plan, len(pool), f"training problems of template {template}:") if pool else {}
             for split, count in counts.items():
                 by_split[split], pool = pool[:count], pool[count:]
-        number = 0
-        for split, found in by_split.items():
-            for item in found[: wanted[split]]:
-                yield _problem(item, number, split)
-                number += 1
+        yield from numbered({split: found[: wanted[split]] for split, found in by_split.items()})
 
 
-def _drawn(source: Source, template: str, plan: Plan, seed: int) -> Iterator[Problem]:
+def marked(source: Source, template: str, seed: int) -> dict[Split, list[Worked]]:
+    """A template's instances by the split that the source gives them, which is training where it gives none."""
+    by_split: dict[Split, list[Worked]] = {}
+    for item in source.instances(template, seed):
+        by_split.setdefault(source.splits.get(item.question, "train"), []).append(item)
+    return by_split
+
+
+def counted(source: Source, template: str, plan: Plan, seed: int) -> Iterator[Problem]:
+    """As many instances of a template as `plan` says, or where there are fewer, each split's share of them.
+
+    Raises:
+        InputError: as `scaled`.
+    """
     items = list(islice(source.instances(template, seed), sum(plan.values())))
-    counts = scaled(plan, len(items), f"distinct instances of template {template}:")
-    splits = [split for split, count in counts.items() for _ in range(count)]
-    for i, (item, split) in enumerate(zip(items, splits, strict=False)):
-        yield _problem(item, i, split)
+    return numbered(dealt(items, scaled(plan, len(items), f"distinct instances of template {template}:")))
+
+
+def dealt(items: Sequence[Worked], plan: Plan) -> dict[Split, Sequence[Worked]]:
+    """The first items for the first split of `plan`, the next for the next."""
+    found: dict[Split, Sequence[Worked]] = {}
+    start = 0
+    for split, count in plan.items():
+        found[split] = items[start : start + count]
+        start += count
+    return found
+
+
+def numbered(by_split: Mapping[Split, Sequence[Worked]]) -> Iterator[Problem]:
+    """One template's instances as problems, numbered through."""
+    number = 0
+    for split, items in by_split.items():
+        for item in items:
+            yield new_problem(item, number, split)
+            number += 1
 
 
 def scaled(plan: Plan, available: int, what: str) -> Plan:
@@ -148,9 +221,10 @@ def scaled(plan: Plan, available: int, what: str) -> Plan:
     return {split: max(1, count * available // wanted) for split, count in plan.items()}
 
 
-def _problem(item: Worked, number: int, split: str) -> Problem:
+def new_problem(item: Worked, number: int, split: Split, skill: str | None = None) -> Problem:
+    """Instance `number` of its template as a problem."""
     name = f"{item.template}-{number}"
-    return Problem(name, item.template, number, split, item.question, item.answer, item.solution)
+    return Problem(name, item.template, number, split, item.question, item.answer, item.solution, skill)
 
 
 def check_splits(problems: Sequence[Problem], *, whole_templates: bool) -> None:
@@ -161,13 +235,13 @@ def check_splits(problems: Sequence[Problem], *, whole_templates: bool) -> None:
     """
     names: dict[str, Problem] = {}
     questions: dict[str, Problem] = {}
-    splits: dict[str, set[str]] = {}
+    splits: dict[str, set[Split]] = {}
     for problem in problems:
         if problem.id in names:
             raise InputError(f"two problems are called {problem.id}; rename template {problem.template}")
         names[problem.id] = problem
         asked = same_question(problem.question)
-        if asked in questions and ":" not in problem.split:
+        if asked in questions and problem.skill is None:
             raise InputError(
                 f"{problem.id} ({problem.split}) asks what {questions[asked].id} ({questions[asked].split}) asks; "
                 "leave one of them out, or the splits would not be disjoint"
@@ -177,14 +251,3 @@ def check_splits(problems: Sequence[Problem], *, whole_templates: bool) -> None:
     for template, found in splits.items():
         if len(found) > 1 and (whole_templates or "held_out" in found):
             raise InputError(f"template {template} is in {', '.join(sorted(found))}, and should be in one split alone")
-
-
-def describe_splits(problems: Sequence[Problem]) -> dict[str, Any]:
-    """Problems and templates of each split, for the manifest."""
-    found: dict[str, list[Problem]] = {}
-    for problem in problems:
-        found.setdefault(problem.split, []).append(problem)
-    return {
-        split: {"problems": len(items), "templates": sorted({p.template for p in items}, key=_natural)}
-        for split, items in found.items()
-    }

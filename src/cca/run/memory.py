@@ -1,27 +1,43 @@
-"""How much memory a stage takes at most."""
+"""How long a stage takes, and how much memory at most."""
 
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def reset_peak() -> None:
+@dataclass
+class Usage:
+    """What was used since it was made."""
+
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def gib(self) -> float:
+        """GiB that the process, and all GPUs, held at most; where the system cannot begin anew, since its start."""
+        cuda = _cuda()
+        on_gpu = sum(cuda.max_memory_allocated(device) for device in range(cuda.device_count())) if cuda else 0
+        return (_resident() + on_gpu) / 2**30
+
+
+@contextmanager
+def peak_memory() -> Iterator[Usage]:
     """Begin anew to watch the process's and the GPUs' peak memory, where the system allows it (Linux)."""
     with suppress(OSError):
         _CLEAR.write_text("5")
-    cuda = _cuda()
-    if cuda:
+    if cuda := _cuda():
         for device in range(cuda.device_count()):
             cuda.reset_peak_memory_stats(device)
-
-
-def peak_gib() -> float:
-    """GiB that the process, and all GPUs, held at most since `reset_peak`; where it had no effect, since the start."""
-    cuda = _cuda()
-    on_gpu = sum(cuda.max_memory_allocated(device) for device in range(cuda.device_count())) if cuda else 0
-    return (_resident() + on_gpu) / 2**30
+    yield Usage()
 
 
 def _resident() -> int:
@@ -35,6 +51,6 @@ def _resident() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _cuda():
+def _cuda() -> Any:
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None

@@ -1,15 +1,19 @@
 """Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
 
-from cca.errors import InputError
-from cca.method.circuit import SPARSE, Circuit, Trial, is_near, learn_circuit, next_penalty
-from cca.run.workspace import Workspace
+from pathlib import Path
+
+from cca.errors import NothingToLearnError
+from cca.method.circuit import Circuit, learn_gates
+from cca.method.density import SPARSE, best_trial, is_near, next_penalty
+from cca.records import Trial
+from cca.run.run import Run
 
 
-def circuit(run: Workspace) -> None:
+def work(run: Run) -> None:
     """Write circuit.safetensors, and sweep.jsonl with one line a lambda that was tried.
 
     Raises:
-        InputError: the circuit is empty.
+        NothingToLearnError: the circuit is empty.
     """
     options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
@@ -19,12 +23,10 @@ def circuit(run: Workspace) -> None:
         run.folder.append("sweep.jsonl", trials[-1:])
         run.folder.file("circuit.partial.safetensors").unlink(missing_ok=True)
     wanted = options.target_density
-    best = trials[-1] if wanted is None else min(trials, key=lambda t: abs(t.density - wanted))
+    best = best_trial(trials, wanted)
     if best.density == 0:
-        for trial in trials:
-            _trial_file(run, trial.penalty).unlink(missing_ok=True)
-        run.folder.file("sweep.jsonl").unlink()
-        raise InputError(
+        run.folder.delete(("circuit-*.safetensors", "sweep.jsonl"))
+        raise NothingToLearnError(
             f"lambda {best.penalty:g} leaves an empty circuit; lower it in a new run, for example: "
             f"--set circuit.lambda={best.penalty / 2:g}"
         )
@@ -43,13 +45,12 @@ def circuit(run: Workspace) -> None:
     run.folder.manifest["lambda"] = best.penalty
 
 
-def _trial_file(run: Workspace, penalty: float):
+def _trial_file(run: Run, penalty: float) -> Path:
     return run.folder.file(f"circuit-{penalty:g}.safetensors")
 
 
-def _learn(run: Workspace, penalty: float) -> Circuit:
+def _learn(run: Run, penalty: float) -> Circuit:
     options = run.config.circuit
-    pivots, _ = run.chosen_pivots()
     with run.display.bar("circuit", options.epochs, "epochs") as bar:
 
         def report(epoch: int, density: float, loss: float) -> None:
@@ -58,18 +59,12 @@ def _learn(run: Workspace, penalty: float) -> Circuit:
             bar.figure("density", f"{density:.2%}")
             bar.figure("target loss", f"{loss:.3f}")
 
-        return learn_circuit(
-            run.loaded.network,
-            run.components,
-            pivots,
+        return learn_gates(
+            run.model.network,
+            run.model.components,
+            run.pivots_of("train"),
+            options,
             penalty=penalty,
-            learning_rate=options.learning_rate,
-            decay=options.decay,
-            decay_every=options.decay_every,
-            batch_size=options.batch,
-            epochs=options.epochs,
-            patience=options.patience,
-            cache_gib=options.cache_gib,
             seed=run.config.seed,
             state_path=run.folder.file("circuit.partial.safetensors"),
             progress=report,

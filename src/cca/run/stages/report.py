@@ -1,10 +1,10 @@
 """The last stage of a run: its report."""
 
-from cca.run.workspace import Workspace
+from cca.run.run import Run
 from cca.show.report.page import write_report
 
 
-def report(run: Workspace) -> None:
+def work(run: Run) -> None:
     """Write report.html."""
     run.display.doing("figures and pivots")
     write_report(run.folder.file("report.html"), run.folder, run.prompter)

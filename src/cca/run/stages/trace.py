@@ -2,48 +2,63 @@
 
 from collections.abc import Sequence
 
-from cca.method.traces import chunks, trace_chunk
-from cca.model.open import check_model, check_prompts
-from cca.problems.splits import describe_splits, how_split
+from cca.method.traces import TRACED, chunks, trace_chunk
+from cca.model.checks import check_model, check_prompts
+from cca.problems.sources import open_source
+from cca.problems.splits import build_problems, describe_splits, how_split
 from cca.records import Problem, TracePair
-from cca.run.workspace import Workspace, make_problems, open_problems
+from cca.run.chunks import in_chunks
+from cca.run.config import Config
+from cca.run.run import Run
 
 
-def trace(run: Workspace) -> None:
+def work(run: Run) -> None:
     """Write problems.jsonl and traces.jsonl."""
-    options, path = run.config.traces, run.config.model.path
-    problems = make_problems(run.config)
+    config, options = run.config, run.config.traces
+    problems = draw_problems(config)
     check_prompts(
         [run.prompter.prompt(p) for p in problems],
         options.max_new_tokens,
-        check_model(path, trust_remote_code=run.config.model.trust_remote_code),
-        path,
+        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code),
+        config.model.path,
     )
     _check_grader(run, problems)
-    model = run.loaded.network
+    network = run.model.network
     run.folder.write("problems.jsonl", problems)
-    section = run.config.problems
-    run.folder.manifest["problems"] = {
-        "source": section.source,
-        "split_by": how_split(open_problems(section), section.split_by),
-        "splits": describe_splits(problems),
-    }
-    traced = [p for p in problems if p.split in ("train", "validation")]
+    section = config.problems
+    source = open_source(section.source, section.templates, section.max_number or None)
+    run.folder.manifest["problems"] = describe_splits(problems, source.name, how_split(source, section.split_by))
+    traced = [p for p in problems if p.split in TRACED]
+    in_chunks(
+        run.folder,
+        run.display,
+        "trace",
+        "traces.jsonl",
+        TracePair,
+        list(chunks(traced, run.prompter, options.batch)),
+        lambda problem: problem.id,
+        lambda chunk: trace_chunk(network, run.prompter, chunk, options, config.seed),
+        each=1,
+        shown=_shown,
+    )
 
-    def work(chunk: list[Problem]) -> list[TracePair]:
-        return trace_chunk(
-            model,
-            run.prompter,
-            chunk,
-            samples=options.samples,
-            temperature_if_correct=options.temperature_if_correct,
-            temperature_if_wrong=options.temperature_if_wrong,
-            max_new_tokens=options.max_new_tokens,
-            seed=run.config.seed,
-        )
 
-    groups = list(chunks(traced, run.prompter, options.batch))
-    run.in_chunks("trace", "traces.jsonl", TracePair, groups, lambda problem: problem.id, work, each=1, shown=_shown)
+def draw_problems(config: Config) -> list[Problem]:
+    """All problems of a run.
+
+    Raises:
+        InputError: as `open_source` and `build_problems`.
+    """
+    section, evaluation = config.problems, config.evaluation
+    source = open_source(section.source, section.templates, section.max_number or None)
+    return build_problems(
+        source,
+        section,
+        transfer=evaluation.transfer,
+        retention=evaluation.retention,
+        per_skill=evaluation.per_skill,
+        seed=config.seed,
+    )
 
 
 def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
@@ -51,7 +66,7 @@ def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
     return "greedy traces", f"{right:.1%} right, {sum(p.sampled is not None for p in pairs):,} with an opposite sample"
 
 
-def _check_grader(run: Workspace, problems: list[Problem]) -> None:
+def _check_grader(run: Run, problems: list[Problem]) -> None:
     """Warn of problems whose own worked solution the grader would take for wrong: nothing can be learned there."""
     wrong = [p for p in problems if not run.prompter.grade(p, p.solution).correct]
     if wrong:

@@ -1,161 +1,145 @@
-"""Stage 3 of a run: train what its arm trains on the same pivots or problems, and keep the best validated step."""
-
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+"""Stage 3 of a run: train what its method trains, keep the best validated step; then further rounds, where wanted."""
 
 import torch
-from torch import Tensor, nn
 
-from cca.controls.interventions import Intervention, LowRank, OutputBias, Steering, Trainable
-from cca.evaluation import stats
-from cca.evaluation.scores import answer_chunk
-from cca.method.circuit import Circuit, random_circuit
-from cca.method.traces import chunks
-from cca.method.update import Update, Validation, full_gradient, held_out_margins, largest_rows, measured
+from cca.controls.fine_tuning import Lora, Solved, fine_tune
+from cca.controls.methods import OF_SOLUTIONS
+from cca.controls.start import start
+from cca.evaluation.results import RoundSummary, Validated
+from cca.evaluation.stats import wilson
+from cca.folder import RunFolder
+from cca.method.circuit import Circuit
+from cca.method.course import Training
+from cca.method.rounds import Round, further_rounds
+from cca.method.update import Progress, held_out_margins, measured, read_twice, train, validator
 from cca.model.delta import Delta
-from cca.model.recompute import is_offloaded
-from cca.records import Metric, Pivot
-from cca.run.stages.circuit import circuit
-from cca.run.stages.pivots import pivots
-from cca.run.stages.rounds import further_rounds
-from cca.run.stages.trace import trace
-from cca.run.workspace import Workspace
-
-SOLUTION_ARMS = ("lora", "finetune")
-"""Arms that learn correct solutions in place of pivots."""
+from cca.records import Metric, best_of
+from cca.run.config import dump_toml
+from cca.run.run import Run
+from cca.run.stages import OF_A_ROUND
+from cca.show.progress import Display
 
 
-def update(run: Workspace) -> None:
-    """Write delta.safetensors and metrics.jsonl; then as many more rounds as the config asks for, and rounds.jsonl."""
-    update_once(run)
-    further_rounds(run, {"trace": trace, "pivots": pivots, "circuit": circuit, "update": update_once})
+def work(run: Run) -> None:
+    """Write delta.safetensors and metrics.jsonl, and rounds.jsonl with a line for each round.
+
+    Round r > 1 is a run of one round in the folder round-r, whose base is the model as the rounds before it left it.
+    total.safetensors is the sum of the deltas, where there was more than one round.
+    """
+    _update_once(run)
+    lines = [_figures(run, 1)]
+
+    def again(number: int, total: Delta) -> Round:
+        total.save(run.folder.file("total.safetensors"))
+        run.display.figure("round", f"{number} of at most {run.config.rounds}")
+        config = run.config.model_copy(update={"rounds": 1})
+        folder = RunFolder.create(run.folder.file(f"round-{number}"), dump_toml(config))
+        folder.verify()
+        part = Run(folder, config, _Within(run.display))
+        part.prompter = run.prompter
+        part.use(run.model)
+        part.execute(OF_A_ROUND)
+        lines.append(_figures(part, number))
+        return _round(part)
+
+    if run.config.rounds > 1:
+        total, lacking = further_rounds(run.model, _round(run), again, run.config.rounds)
+        if lacking:
+            run.warn("rounds", lacking)
+        if len(lines) > 1:
+            total.save(run.folder.file("total.safetensors"))
+    run.folder.write("rounds.jsonl", lines)
 
 
-def update_once(run: Workspace) -> None:
+class _Within(Display):
+    """The display of a round: its bars and figures are those of the run, whose stages stay as they are."""
+
+    def __init__(self, outer: Display):
+        self.bar, self.doing, self.figure = outer.bar, outer.doing, outer.figure
+
+
+def _round(run: Run) -> Round:
+    delta = Delta.load(run.folder.file("delta.safetensors"), device=run.model.network.device)
+    return Round(delta, best_of(run.folder.read("metrics.jsonl", Metric)).step)
+
+
+def _figures(run: Run, number: int) -> RoundSummary:
+    metrics = run.folder.read("metrics.jsonl", Metric)
+    kept = best_of(metrics)
+    return RoundSummary(
+        round=number,
+        pivots=len(run.pivots_of("train")),
+        held_out_pivots=len(run.pivots_of("validation")),
+        density=Circuit.load(run.folder.file("circuit.safetensors")).density,
+        best_step=kept.step,
+        validation=Validated(kept.n, metrics[0].accuracy, kept.accuracy),
+    )
+
+
+def _update_once(run: Run) -> None:
     """Write delta.safetensors and metrics.jsonl."""
-    options, model = run.config.update, run.loaded.network
-    problems = [p for p in run.problems if p.split == "validation"]
-    groups = list(chunks(problems, run.prompter, run.config.evaluation.batch))
-
-    def accuracy() -> Validation:
-        right = 0
-        for group in groups:
-            limit = run.config.traces.max_new_tokens
-            right += sum(
-                s.correct for s in answer_chunk(model, run.prompter, group, arm="validation", max_new_tokens=limit)
-            )
-        return Validation(right / len(problems), len(problems))
-
-    def validate(intervention: Intervention) -> Validation:
-        with intervention.active(model):
-            return accuracy()
-
-    # an offloaded model's backward pass would hold every layer's weights
-    again = options.gradient_checkpointing or is_offloaded(model)
-    recompute = [layer.module for layer in run.components.layers] if again else []
-    validate_at = {*options.validate_at, *range(options.validate_every, options.steps + 1, options.validate_every)}
+    options = run.config.update
     with run.display.bar("update", options.steps, "steps") as bar:
 
         def report(step: int, _: int, metric: Metric | None) -> None:
             if metric:
-                low, high = stats.wilson(round(metric.accuracy * metric.n), metric.n)
+                low, high = wilson(round(metric.accuracy * metric.n), metric.n)
                 bar.figure("validation", f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%})")
                 if metric.loss is not None:
                     bar.figure("target loss", f"{metric.loss:.3f}")
             bar.reach(step)
 
-        result: Update[Any]
-        if options.arm in SOLUTION_ARMS:
-            result = _learn_solutions(run, accuracy, validate_at, recompute, report)
-        else:
-            train, validation = run.chosen_pivots()
-            result = train(
-                model,
-                _start(run, train),
-                train,
-                validation,
-                validate,
-                loss=options.loss,
-                learning_rate=options.learning_rate,
-                steps=options.steps,
-                validate_at=validate_at,
-                patience=options.patience,
-                batch_size=options.batch,
-                optimizer="adam" if options.arm == "lora-pivots" else "descent",
-                recompute=recompute,
-                state_path=run.folder.file("update.partial.safetensors"),
-                progress=report,
-            )
+        learn = _learn_solutions if options.method in OF_SOLUTIONS else _learn_pivots
+        result = learn(run, report)
     if result.best_step == 0:
         run.warn("update", "no step of the update helped on the validation problems: the model stays as it was")
     result.intervention.save(run.folder.file("delta.safetensors"))
     run.folder.write("metrics.jsonl", result.metrics)
 
 
-def _start(run: Workspace, train: list[Pivot]) -> Trainable:
-    """What the run's arm trains, before its first step: a intervention that changes nothing."""
-    options, model, parts = run.config.update, run.loaded.network, run.components
-    selected = Circuit.load(run.folder.file("circuit.safetensors")).selected
-    everything = torch.ones_like(selected)
-    rows = sum(len(r) for r in parts.rows(selected).values())
-    match options.arm:
-        case "circuit":
-            return Delta.zeros(model, parts.rows(selected))
-        case "random":
-            return Delta.zeros(model, parts.rows(random_circuit(parts, selected, run.config.seed)))
-        case "all":
-            return Delta.zeros(model, parts.rows(everything))
-        case "gradient":
-            every = Delta.zeros(model, parts.rows(everything))
-            _, gradients = full_gradient(model, every, train, options.batch, options.loss)
-            return Delta.zeros(model, largest_rows(every, gradients, rows))
-        case "bias":
-            seen = Counter(token for p in train for token in (p.desired, p.undesired))
-            return OutputBias.zeros(torch.tensor(sorted(t for t, _ in seen.most_common(rows)), device=model.device))
-        case "steering":
-            return Steering.zeros(parts.layers[-1].name, model.config.get_text_config().hidden_size, model.device)
-        case "lora-pivots":
-            rank = options.lora_rank
-            return LowRank.fresh(model, parts.rows(everything), rank, options.lora_alpha / rank, run.config.seed)
-    raise ValueError(f"{options.arm} does not learn pivots")
+def _validator(run: Run):
+    held = [p for p in run.problems if p.split == "validation"]
+    return validator(run.model, held, run.config.traces.max_new_tokens, run.config.evaluation.batch)
 
 
-def _learn_solutions(
-    run: Workspace,
-    accuracy: Callable[[], Validation],
-    validate_at: Collection[int],
-    recompute: Sequence[nn.Module],
-    report: Callable[[int, int, Metric | None], None],
-) -> Update[Any]:
-    """The arms that learn the worked solutions of the training problems; an epoch of them counts as a step."""
-    from cca.controls.fine_tuning import Lora, Solved, fine_tune
+def _learn_pivots(run: Run, report: Progress) -> Training:
+    options, model, pivots = run.config.update, run.model, run.pivots_of("train")
+    circuit = Circuit.load(run.folder.file("circuit.safetensors"))
+    return train(
+        model.network,
+        start(model, circuit, pivots, options, run.config.seed),
+        pivots,
+        run.pivots_of("validation"),
+        _validator(run),
+        options,
+        optimizer="adam" if options.method == "lora-pivots" else "descent",
+        recompute=read_twice(model, options),
+        state_path=run.folder.file("update.partial.safetensors"),
+        progress=report,
+    )
 
-    options, model = run.config.update, run.loaded.network
-    _, validation = run.chosen_pivots()
-    none = Delta({})
+
+def _learn_solutions(run: Run, report: Progress) -> Training:
+    """The worked solutions of the training problems; an epoch of them counts as a step."""
+    options, model, prompter = run.config.update, run.model, run.prompter
+    held_out, validate, none = run.pivots_of("validation"), _validator(run), Delta({})
 
     def measure(epoch: int, loss: float | None) -> Metric:
-        held_out: Tensor = held_out_margins(model, none, validation, options.batch)
-        return measured(epoch, loss, held_out, accuracy())
+        margins = held_out_margins(model.network, none, held_out, options.batch)
+        return measured(epoch, loss, margins, validate(none))
 
-    targets = tuple(run.components.rows(torch.ones(run.components.size, dtype=torch.bool)))
-    solved = [
-        Solved(run.prompter.prompt(p), run.prompter.reference(p.solution)) for p in run.problems if p.split == "train"
-    ]
-    tokenizer = run.loaded.tokenizer
+    everything = torch.ones(model.components.size, dtype=torch.bool)
+    targets = tuple(model.components.rows(everything))
+    solved = [Solved(prompter.prompt(p), prompter.reference(p.solution)) for p in run.problems if p.split == "train"]
+    pad = model.tokenizer.pad_token_id
     return fine_tune(
-        model,
+        model.network,
         solved,
         measure,
-        lora=Lora(options.lora_rank, options.lora_alpha, targets) if options.arm == "lora" else None,
-        learning_rate=options.learning_rate,
-        epochs=options.steps,
-        validate_at=validate_at,
-        patience=options.patience,
-        batch_size=options.solution_batch,
+        options,
+        lora=Lora(options.lora_rank, options.lora_alpha, targets) if options.method == "lora" else None,
         seed=run.config.seed,
-        pad_token=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(run.prompter.end_tokens),
-        recompute=recompute,
+        pad_token=pad if pad is not None else min(prompter.end_tokens),
+        recompute=read_twice(model, options),
         progress=report,
     )

@@ -3,7 +3,8 @@ import reference
 import torch
 from conftest import tiny_qwen2
 
-from cca.model.generate import common_start, decode, generate_greedy, pick, prefill, stream
+from cca.model.generate import decode, generate_greedy, pick, stream
+from cca.model.read import common_start, prefill
 
 PROMPTS = [[5, 9, 3, 8], [7, 2], [4, 4, 4, 4, 4, 4, 9], [11]]
 END = frozenset({0})

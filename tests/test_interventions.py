@@ -5,9 +5,15 @@ import torch
 from conftest import random_pivots, tiny_qwen2
 from families import family_model
 
-from cca.controls.interventions import LowRank, OutputBias, Steering, WeightChange, load_intervention
+from cca.controls.circuits import largest_rows
+from cca.controls.load import load_intervention
+from cca.controls.lora import LowRank
+from cca.controls.vectors import OutputBias, Steering
+from cca.controls.weights import WeightChange
 from cca.errors import InputError
-from cca.method.update import Validation, full_gradient, largest_rows, last_margins
+from cca.method.objective import last_margins
+from cca.method.options import UpdateOptions
+from cca.method.update import Validation, full_gradient, train
 from cca.model.components import find_components
 from cca.model.delta import Delta
 
@@ -56,7 +62,7 @@ def logits(model, intervention=None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fresh_patch_changes_no_logit_and_a_shaken_one_does(model, kind):
+def test_a_fresh_intervention_changes_no_logit_and_a_shaken_one_does(model, kind):
     before = logits(model)
     intervention = interventions(model)[kind]
     assert torch.equal(logits(model, intervention), before)
@@ -65,7 +71,7 @@ def test_a_fresh_patch_changes_no_logit_and_a_shaken_one_does(model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_patch_survives_saving(model, kind, tmp_path):
+def test_an_intervention_survives_saving(model, kind, tmp_path):
     intervention = shaken(interventions(model)[kind])
     intervention.save(tmp_path / "p.safetensors")
     loaded = load_intervention(tmp_path / "p.safetensors")
@@ -75,11 +81,11 @@ def test_a_patch_survives_saving(model, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_patch_learns_the_training_pivots_and_is_resumed_to_the_same_bits(model, kind, tmp_path):
+def test_every_intervention_learns_the_training_pivots_and_is_resumed_to_the_same_bits(model, kind, tmp_path):
     pivots = random_pivots(6, VOCABULARY)
     rising = iter(range(1000))
 
-    def train(**more):
+    def trained(**more):
         intervention = interventions(model)[kind]
         return train(
             model,
@@ -87,17 +93,12 @@ def test_every_patch_learns_the_training_pivots_and_is_resumed_to_the_same_bits(
             pivots,
             pivots,
             lambda _: Validation(next(rising) / 1000, 9),
-            loss="logistic",
-            learning_rate=0.05 if kind == "lora" else 0.5,
-            steps=6,
-            validate_at={2, 4, 6},
-            patience=9,
-            batch_size=3,
+            UpdateOptions(learning_rate=0.05 if kind == "lora" else 0.5, steps=6, patience=9, batch=3),
             optimizer="adam" if kind == "lora" else "descent",
             **more,
         )
 
-    whole = train()
+    whole = trained()
     assert whole.metrics[-1].margin > whole.metrics[0].margin + 1e-3
 
     def interrupt(step, _, metric) -> None:
@@ -106,8 +107,8 @@ def test_every_patch_learns_the_training_pivots_and_is_resumed_to_the_same_bits(
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(state_path=state, progress=interrupt)
-    resumed = train(state_path=state)
+        trained(state_path=state, progress=interrupt)
+    resumed = trained(state_path=state)
     for name, value in whole.intervention.parameters.items():
         assert torch.equal(resumed.intervention.parameters[name], value)
 
@@ -174,7 +175,7 @@ def test_a_change_of_whole_weights_is_put_on_and_taken_off_bit_by_bit(model, tmp
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_a_patch_that_an_error_interrupts_is_taken_off(model):
+def test_an_intervention_that_an_error_interrupts_is_taken_off(model):
     before = logits(model)
     for intervention in map(shaken, interventions(model).values()):
         with pytest.raises(ZeroDivisionError), intervention.attached(model):

@@ -17,6 +17,7 @@ from families import family_model
 import cca.model.recompute
 from cca.controls.fine_tuning import Lora, Solved, check_installed, fine_tune
 from cca.errors import InputError
+from cca.method.options import UpdateOptions
 from cca.records import Metric
 
 pytestmark = pytest.mark.skipif(
@@ -57,17 +58,12 @@ def rising(epoch: int, loss: float | None) -> Metric:
 
 
 def tuned(model, measure=rising, solved=None, **changes):
-    settings = {
-        "lora": None,
-        "learning_rate": 0.01,
-        "epochs": 3,
-        "validate_at": (),
-        "patience": 9,
-        "batch_size": 8,
-        "seed": 5,
-        "pad_token": END,
-    }
-    return fine_tune(model, solved or examples(), measure, **settings | changes)
+    """Three epochs, measured at the first and the last, unless `changes` say otherwise."""
+    names = {"epochs": "steps", "batch_size": "solution_batch"}
+    shown = {names.get(k, k): v for k, v in changes.items() if k not in ("lora", "seed", "recompute", "progress")}
+    once = {"learning_rate": 0.01, "steps": 3, "validate_every": 100, "patience": 9, "solution_batch": 8}
+    others = {"lora": None, "seed": 5} | {k: v for k, v in changes.items() if names.get(k, k) not in shown}
+    return fine_tune(model, solved or examples(), measure, UpdateOptions(**{**once, **shown}), pad_token=END, **others)
 
 
 def plain_loss(model, solved: list[Solved]) -> torch.Tensor:

@@ -1,0 +1,35 @@
+"""Read any intervention from its file."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cca.controls.lora import LowRank
+from cca.controls.vectors import OutputBias, Steering
+from cca.controls.weights import WeightChange
+from cca.model.delta import Delta
+from cca.model.intervention import Intervention
+
+
+def load_intervention(path: str | Path, device: str | torch.device = "cpu") -> Intervention:
+    """Read what any intervention's `save` wrote."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    kind = metadata.get("kind", "rows")
+    if kind == "rows":
+        return Delta.load(path, device=device)
+    tensors = load_file(path, device=str(device))
+    match kind:
+        case "bias":
+            return OutputBias(tensors["index"], tensors["values"])
+        case "steering":
+            return Steering(metadata["layer"], tensors["values"])
+        case "lora":
+            names = [key.removesuffix(".A") for key in tensors if key.endswith(".A")]
+            down, up = {n: tensors[f"{n}.A"] for n in names}, {n: tensors[f"{n}.B"] for n in names}
+            return LowRank(down, up, float(metadata["scale"]))
+        case "weights":
+            return WeightChange(tensors)
+    raise ValueError(f"{path} holds a intervention of unknown kind {kind!r}")

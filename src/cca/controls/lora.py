@@ -1,0 +1,84 @@
+"""LoRA trained on pivots: the usual adapter, on the matrices whose rows components own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cca.errors import InputError
+from cca.model.delta import row_view
+from cca.model.state import network_of
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """LoRA (Hu et al. 2021): weight + scale x B A, with A (r, E) and B (rows, r) by weight name."""
+
+    down: dict[str, Tensor]
+    up: dict[str, Tensor]
+    scale: float
+
+    @classmethod
+    def fresh(cls, model: nn.Module, weights: Mapping[str, Tensor], rank: int, scale: float, seed: int) -> "LowRank":
+        """Adapters of the matrices called `weights` that change nothing yet: B is 0, A as `nn.Linear` starts.
+
+        Raises:
+            InputError: a weight is that of several experts.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        down, up = {}, {}
+        for name in weights:
+            if model.get_parameter(name).ndim > 2:
+                raise InputError(
+                    f"{name} holds the weights of several experts, for which cca has no LoRA; leave that arm out"
+                )
+            view = row_view(model, name)
+            bound = view.shape[1] ** -0.5
+            start = (torch.rand(rank, view.shape[1], generator=generator) * 2 - 1) * bound
+            down[name], up[name] = start.to(view.device), torch.zeros(view.shape[0], rank, device=view.device)
+        return cls(down, up, scale)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        return {f"{n}.A": t for n, t in self.down.items()} | {f"{n}.B": t for n, t in self.up.items()}
+
+    @property
+    def row_count(self) -> int:
+        return sum(len(b) for b in self.up.values())
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(t.numel() for t in self.parameters.values())
+
+    def copy(self) -> "LowRank":
+        return LowRank(
+            {n: t.detach().clone() for n, t in self.down.items()},
+            {n: t.detach().clone() for n, t in self.up.items()},
+            self.scale,
+        )
+
+    @contextmanager
+    def attached(self, model: Any) -> Iterator[None]:
+        def adding(name: str):
+            def add(_: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+                low = nn.functional.linear(args[0], self.down[name].to(args[0]))
+                return out + self.scale * nn.functional.linear(low, self.up[name].to(low))
+
+            return add
+
+        with ExitStack() as stack:
+            for name in self.down:
+                module = network_of(model).get_submodule(name.rpartition(".")[0])
+                stack.callback(module.register_forward_hook(adding(name)).remove)
+            yield
+
+    active = attached
+
+    def save(self, path: str | Path) -> None:
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.parameters.items()}
+        save_file(tensors, path, metadata={"kind": "lora", "scale": repr(self.scale)})

@@ -1,0 +1,100 @@
+"""What can be set of each stage of the method, with its default. Nothing here loads torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cca.options import Count, Options, Positive, Share
+
+Loss = Literal["linear", "logistic"]
+Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
+"""What an update changes: the method, and the controls that a comparison puts beside it."""
+
+
+class TraceOptions(Options):
+    """Stage 1a (paper section 3.1): how traces are drawn."""
+
+    samples: Count = 10
+    """Samples a problem gets at most until one is of opposite correctness."""
+    temperature_if_correct: Positive = 1.2
+    """Temperature where the greedy trace is correct (a wrong sample is wanted)."""
+    temperature_if_wrong: Positive = 0.8
+    """Temperature where the greedy trace is wrong (a correct sample is wanted)."""
+    max_new_tokens: Count = 160
+    """Tokens a trace may have."""
+    batch: Count = 64
+    """Problems traced together. A killed run loses at most one such batch."""
+    skip_solved: bool = True
+    """Leave out templates whose training instances the base model all solves."""
+
+
+class PivotOptions(Options):
+    """Stage 1b (paper section 3.1): where a pair of traces turns."""
+
+    method: Literal["branching", "prefix"] = "branching"
+    """``branching``: where the greedy completion changes its outcome; ``prefix``: where the two traces part."""
+
+
+class CircuitOptions(Options):
+    """Stage 2 (paper section 3.2): how gates are learned."""
+
+    penalty: Annotated[float, Field(ge=0, alias="lambda")] = 0.05
+    """``lambda``: the price of a component. Higher gives a sparser circuit."""
+    target_density: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Search for the lambda that gives this density, within a tenth of it, starting from ``lambda``. The paper's
+    circuits are at about 0.016."""
+    learning_rate: Positive = 5e-3
+    """Adam's."""
+    decay: Share = 0.9
+    """Factor on the learning rate ..."""
+    decay_every: Count = 5
+    """... every so many epochs."""
+    batch: Count = 8
+    """Pivots a step."""
+    epochs: Count = 50
+    """At most."""
+    patience: Positive = 1.0
+    """Stop when the rounded circuit has not changed for this many epochs. The paper's 0.2 is of far longer epochs."""
+    cache_gib: Positive = 4.0
+    """Keys and values of all prefixes are kept where they fit in this many GiB, else read again each step."""
+
+
+class UpdateOptions(Options):
+    """Stage 3 (paper section 3.3): how rows, or a control in their place, are trained."""
+
+    method: Annotated[Trained, Field(alias="arm")] = "circuit"
+    """What is trained on the pivots: the ``circuit``'s rows; as controls, rows of a ``random`` circuit of the same
+    counts per kind, ``all`` rows, as many rows of the largest ``gradient``, a ``bias`` on the output logits, a
+    ``steering`` vector on the last layer's output, ``lora-pivots``; or, on correct solutions, ``lora`` or ``finetune``
+    (all weights). In a config file its name is ``arm``."""
+    loss: Loss = "logistic"
+    """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
+    learning_rate: Positive = 0.2
+    """Step size of plain gradient descent."""
+    steps: Count = 20
+    """At most."""
+    validate_every: Count = 2
+    """Validation at these steps ..."""
+    validate_at: tuple[int, ...] = ()
+    """... and at these."""
+    patience: Count = 4
+    """Stop after this many validations without a new best."""
+    batch: Count = 32
+    """Pivots a forward and backward pass; the gradient is always that of all pivots."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: for long prompts, a third more time for far less memory."""
+    lora_rank: Count = 8
+    """Of the methods ``lora`` and ``lora-pivots``, whose matrices are those whose rows components own."""
+    lora_alpha: Positive = 16
+    """Their change is scaled by alpha / rank."""
+    solution_batch: Count = 8
+    """Solutions a step of the methods ``lora`` and ``finetune``; their ``steps`` are epochs, for a step of the others
+    is a pass over all pivots as well."""
+
+    def validated(self, step: int) -> bool:
+        """Whether validation is due after `step`."""
+        return step == self.steps or step % self.validate_every == 0 or step in self.validate_at
+
+    def validations(self) -> int:
+        """How many validations a whole update has at most, that of the unchanged model included."""
+        return 1 + sum(self.validated(step) for step in range(1, self.steps + 1))

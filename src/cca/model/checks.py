@@ -1,0 +1,166 @@
+"""Refuse early, without reading weights, what the method cannot work with."""
+
+from pathlib import Path
+from typing import Any
+
+from cca.errors import InputError
+from cca.model.bundled import location
+
+
+def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
+    """See, without reading weights, that `path` is a model that the method can work with; returns its configuration.
+
+    weights: also see that a local folder has some.
+
+    Raises:
+        InputError: nothing is there, it is not a decoder-only causal language model, it is quantised, it comes with
+            code that is not trusted, or a local folder has no weights as safetensors.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    where = Path(location(path))
+    looks_local = path.startswith((".", "/", "~")) or where.exists()
+    if looks_local and not (where / "config.json").exists():
+        raise InputError(
+            f"no model at {where}: it has no config.json; set model.path to a folder written by save_pretrained"
+        )
+    try:
+        config = AutoConfig.from_pretrained(str(where) if looks_local else path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{path} comes with Python code of its own; read it, and if you trust it: "
+                "--set model.trust_remote_code=true"
+            ) from error
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load model {path!r}: {first_line}; set model.path to a local folder") from error
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
+    if getattr(config, "is_encoder_decoder", False) or not known:
+        raise InputError(
+            f"{path} is a {config.model_type} model, not a decoder-only causal language model; choose one that "
+            "AutoModelForCausalLM loads"
+        )
+    architectures = config.architectures or []
+    if architectures and not any(
+        a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures
+    ):
+        raise InputError(
+            f"{path} holds a {architectures[0]}, which has no language-model head; choose a ...ForCausalLM model"
+        )
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise InputError(
+            f"{path} is quantised{f' ({method})' if method else ''}; its rows cannot be changed. "
+            "Choose the unquantised model"
+        )
+    if weights and where.is_dir() and not any(where.glob("*.safetensors")):
+        raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
+    return config
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    where = location(path)
+    try:
+        # AutoTokenizer overrules a declared generic class by the model type's own (for qwen2 and others), which splits
+        # text in another way than tokenizer.json says; a model trained with that file needs that file
+        declared = get_tokenizer_config(where).get("tokenizer_class")
+        if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(where)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        # without its files a model type's own class may load with an empty vocabulary
+        if "1" not in tokenizer.decode(tokenizer.encode("1 + 1", add_special_tokens=False)):
+            raise ValueError("its vocabulary is empty")
+        return tokenizer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
+
+
+def end_tokens(path: str, generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a text: those of the generation settings (None: none), or else of the model's, and the
+    tokenizer's.
+
+    Raises:
+        InputError: none is named.
+    """
+    ends = (generation or config.get_text_config()).eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    found = frozenset(int(t) for t in (*ends, tokenizer.eos_token_id) if t is not None)
+    if not found:
+        raise InputError(
+            f"{path}: neither model nor tokenizer names an end-of-text token; set eos_token_id in its config"
+        )
+    return found
+
+
+def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: Any, path: str) -> None:
+    """See that the model can read `prompts` and write an answer of `max_new_tokens` after each.
+
+    Raises:
+        InputError: its context is too short, or a prompt has a token that the model does not know.
+    """
+    text = config.get_text_config()
+    longest = max(len(p) for p in prompts)
+    context = getattr(text, "max_position_embeddings", None)
+    if context and longest > context:
+        raise InputError(
+            f"the longest prompt has {longest} tokens and {path} a context of {context}; lower prompt.shots or choose "
+            "another model"
+        )
+    if context and longest + max_new_tokens > context:
+        raise InputError(
+            f"the longest prompt has {longest} tokens, which leaves {context - longest} of the context of {path} "
+            f"({context}), and traces.max_new_tokens is {max_new_tokens}; lower that, or prompt.shots"
+        )
+    largest = max(max(p) for p in prompts)
+    if largest >= text.vocab_size:
+        raise InputError(
+            f"the tokenizer of {path} gives token {largest}, but the model has only {text.vocab_size}; use the "
+            "tokenizer that belongs to the model, or resize the model's embeddings"
+        )
+
+
+def attention_for(config: Any, asked: str | None, path: str) -> str | None:
+    """The attention function to ask transformers for; None leaves it the choice.
+
+    Raises:
+        InputError: sdpa was asked for a model that soft-caps its attention, which some releases then silently omit.
+    """
+    if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return asked
+    if asked == "sdpa":
+        raise InputError(
+            f"{path} soft-caps its attention, which sdpa cannot; set model.attention to eager, or leave it out"
+        )
+    return asked or "eager"
+
+
+def check_device(device: str) -> None:
+    """See that torch has the device.
+
+    Raises:
+        InputError: it has not.
+    """
+    import torch
+
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InputError(f"model.device {device!r} is no torch device; use auto, cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"model.device is {device!r} but torch sees no CUDA device; set it to cpu or auto")

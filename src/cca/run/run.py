@@ -1,0 +1,257 @@
+"""One run: its folder, its config, its model, and its stages in order."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cca.errors import InputError
+from cca.evaluation.results import Summary
+from cca.folder import RunFolder
+from cca.records import Pivot, Problem
+from cca.run.config import Config, dump_toml, load_config
+from cca.run.memory import peak_memory
+from cca.run.stages import STAGES, Stage
+from cca.show.progress import Display
+from cca.show.views import summary_of
+
+if TYPE_CHECKING:
+    from cca.model.open import Model
+    from cca.problems.prompts import Prompter
+    from cca.show.frames import Figures, Frames
+
+_VERSIONS = ("constructive-circuit-amplification", "torch", "transformers", "reasoning-gym")
+
+
+class Run:
+    """A run folder at work, or one to look at. Model and prompter are loaded when a stage first needs them."""
+
+    def __init__(self, folder: RunFolder, config: Config, display: Display | None = None):
+        self.folder, self.config, self.display = folder, config, display or Display()
+
+    def __repr__(self) -> str:
+        finished = ", ".join(stage for stage in STAGES if self.folder.finished(stage))
+        return f"Run({str(self.folder.path)!r}, finished: {finished or 'nothing'})"
+
+    # ---- open ----
+
+    @classmethod
+    def start(cls, path: Path, config: Config, display: Display | None = None, redo: str | None = None) -> "Run":
+        """Open or create the run folder for `config`, after the cheap checks.
+
+        Args:
+            redo: a stage to forget, with everything after it.
+
+        Raises:
+            InputError: bad model, folder or config.
+        """
+        prompter = cls.check(config, have_problems=(path / "problems.jsonl").exists())
+        run = cls(RunFolder.create(path, dump_toml(config)), config, display)
+        run.prompter = prompter
+        if redo:
+            run.redo(redo)
+        run.folder.verify()
+        return run
+
+    @classmethod
+    def resume(cls, path: Path, display: Display | None = None, redo: str | None = None) -> "Run":
+        """Open an existing run folder with the config it was started with, to go on with it. Raises as `start`."""
+        RunFolder.open(path)
+        return cls.start(path, load_config(path / "config.toml"), display, redo)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Run":
+        """Open an existing run folder to look at it; nothing is changed and no weights are read.
+
+        Raises:
+            InputError: there is none.
+        """
+        folder = RunFolder.open(Path(path))
+        return cls(folder, load_config(folder.file("config.toml")))
+
+    @staticmethod
+    def check(config: Config, have_problems: bool = False) -> "Prompter":
+        """See, before anything slow, that all a run needs is there; returns its prompter.
+
+        Args:
+            have_problems: the run has drawn its problems, so that their source is no longer needed.
+
+        Raises:
+            InputError: something is not.
+        """
+        from cca.evaluation.harness.run import check_tasks
+        from cca.model.checks import check_device, check_model
+        from cca.model.open import open_prompter
+        from cca.problems.skills import check_skill
+        from cca.problems.sources import open_source
+
+        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        prompter = open_prompter(config.model, config.prompt, config.problems.grader)
+        problems, evaluation = config.problems, config.evaluation
+        if not have_problems:
+            open_source(problems.source, problems.templates, problems.max_number or None)
+        for file in evaluation.text:
+            read_text(file)
+        for skill in (*evaluation.transfer, *evaluation.retention):
+            check_skill(skill)
+        if evaluation.tasks:
+            data = Path(evaluation.task_data) if evaluation.task_data else None
+            check_tasks(evaluation.tasks, data, shots=evaluation.task_shots)
+        if config.update.method in ("lora", "finetune"):
+            from cca.controls.fine_tuning import check_installed
+
+            check_installed()
+        check_device(config.model.device)
+        return prompter
+
+    # ---- what the stages share ----
+
+    @cached_property
+    def prompter(self) -> "Prompter":
+        """How the problems of the run become prompts. Needs the tokenizer but no weights."""
+        from cca.model.open import open_prompter
+
+        return open_prompter(self.config.model, self.config.prompt, self.config.problems.grader)
+
+    @cached_property
+    def model(self) -> "Model":
+        """The model, loaded the first time that a stage needs it."""
+        from cca.model.open import open_model
+
+        self.display.doing("loading the model")
+        options = dict(self.config.model)
+        model = open_model(options.pop("path"), prompter=self.prompter, **options)
+        self.use(model)
+        return model
+
+    def use(self, model: "Model") -> None:
+        """Work with a model that is loaded already, and record it.
+
+        Raises:
+            InputError: it is not the one that the run was started with.
+        """
+        options, manifest = self.config.model, self.folder.manifest
+        if manifest.setdefault("revision", model.revision) != model.revision:
+            raise InputError(
+                f"the model at {options.path} is not the one that {self.folder.path} was started with; put that one "
+                "back or start a new run with --out"
+            )
+        self.__dict__["model"] = model
+        manifest |= {
+            "device": str(model.network.device),
+            "dtype": options.dtype,
+            "seed": self.config.seed,
+            "attention": model.network.config.get_text_config()._attn_implementation,
+            "versions": {name: version(name) for name in _VERSIONS},
+        }
+        self.folder.save_manifest()
+
+    @cached_property
+    def problems(self) -> list[Problem]:
+        return self.folder.read("problems.jsonl", Problem)
+
+    def pivots(self) -> list[Pivot]:
+        """The pivots of the run's method."""
+        return [p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == self.config.pivots.method]
+
+    def pivots_of(self, split: str) -> list[Pivot]:
+        """Those of the training or the validation problems."""
+        return [p for p in self.pivots() if p.split == split]
+
+    def warn(self, stage: str, message: str) -> None:
+        """Say `message` now and keep it for the summary."""
+        self.folder.note("warnings", stage, message)
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    # ---- work ----
+
+    def execute(self, stages: Sequence[str] = tuple(STAGES)) -> None:
+        """Run those of `stages` that are not finished, in order.
+
+        Raises:
+            InputError: a stage needs one that is not finished, or cannot do its work.
+        """
+        with self.display.running(stages, [s for s in stages if self.folder.finished(s)]):
+            for name in stages:
+                self._execute(STAGES[name])
+
+    def _execute(self, stage: Stage) -> None:
+        for before in STAGES:
+            if before == stage.name:
+                break
+            if not self.folder.finished(before):
+                raise InputError(f"stage {stage.name} needs {before} first: cca {before} {self.folder.path}")
+        if self.folder.finished(stage.name):
+            return
+        spent = self.folder.noted("seconds", stage.name, 0.0)
+        with peak_memory() as used, self.display.stage(stage.name):
+            try:
+                stage.work(self)
+            finally:
+                self.folder.note("seconds", stage.name, round(spent + used.seconds, 2))
+                peak = max(self.folder.noted("peak_gib", stage.name, 0.0), used.gib)
+                self.folder.note("peak_gib", stage.name, round(peak, 3))
+                self.folder.save_manifest()
+        self.folder.finish(stage.name, stage.written(self.folder))
+        self.folder.delete(stage.scratch)
+
+    def share(self, other: "Run", stages: Sequence[str]) -> None:
+        """Take over the outcome of finished `stages` of another run, where this one does not have them."""
+        for stage in stages:
+            if not self.folder.finished(stage):
+                self.folder.take(stage, other.folder)
+
+    def redo(self, stage: str) -> None:
+        """Forget `stage` and everything after it."""
+        names = list(STAGES)
+        for later in names[names.index(stage) :]:
+            self.folder.forget(later)
+            self.folder.delete((*STAGES[later].artifacts, *STAGES[later].scratch))
+            if later == "update":
+                for folder in self.folder.path.glob("round-*"):
+                    shutil.rmtree(folder)
+
+    # ---- look ----
+
+    @property
+    def summary(self) -> Summary:
+        """What the run found. Raises InputError where it is not finished."""
+        return summary_of(self.folder)
+
+    @cached_property
+    def frames(self) -> "Frames":
+        """Its records as pandas data frames. Raises InputError where pandas is not installed."""
+        from cca.show.frames import Frames
+
+        return Frames(self.folder, lambda: self.prompter)
+
+    @cached_property
+    def figures(self) -> "Figures":
+        """The report's figures as Plotly objects."""
+        from cca.show.frames import Figures
+
+        return Figures(self.folder)
+
+
+def default_folder(config_path: Path | None) -> Path:
+    """Where a run goes that names no folder: ``runs/`` + the config's name."""
+    return Path(os.environ.get("CCA_RUNS", "runs")) / (config_path.stem if config_path else "bundled")
+
+
+def read_text(file: str) -> str:
+    """The text of one of `evaluation.text`.
+
+    Raises:
+        InputError: it cannot be read or is empty.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read evaluation.text {file} ({error}); name a file of UTF-8 text") from error
+    if not text.strip():
+        raise InputError(f"evaluation.text {file} is empty; name a file with text, or leave it out")
+    return text
