@@ -16,9 +16,9 @@ from cca.method.traces import chunks, greedy_traces
 from cca.model.bundled import slip_kinds
 from cca.model.delta import Delta
 from cca.records import Problem
-from cca.run.compare import points
 from cca.run.config import load_config
 from cca.run.run import Run
+from cca.show.tables import points
 
 
 def kind_runs(out: Path, seed: int, model: str) -> dict[str, Run]:
@@ -50,10 +50,6 @@ def answers(run: Run, problems: list[Problem]) -> dict[str, bool]:
     return correct
 
 
-def tested(run: Run) -> list[Problem]:
-    return [p for p in run.folder.read("problems.jsonl", Problem) if p.split == "test"]
-
-
 def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
     """How the kinds' circuits overlap, and what each kind's update does to every kind's test problems."""
     circuits: dict[str, list[Selected]] = {}
@@ -61,7 +57,7 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
     components = []
     for seed in seeds:
         runs = kind_runs(out, seed, model)
-        problems = {kind: tested(run) for kind, run in runs.items()}
+        problems = {kind: [p for p in run.problems if p.split == "test"] for kind, run in runs.items()}
         every = [p for found in problems.values() for p in found]
         first = next(iter(runs.values()))
         components = list(first.model.components)
