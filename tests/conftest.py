@@ -12,6 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# under test, the shapes and types of all arguments and results are checked
+_OF_TENSORS = {
+    "model": ("components", "delta", "gates", "generate", "read", "rows"),
+    "method": ("objective", "prefixes", "circuit", "update"),
+}
+install_import_hook(
+    [f"cca.{room}.{name}" for room, names in _OF_TENSORS.items() for name in names], "beartype.beartype"
+)
 
 from cca.method.options import CircuitOptions, UpdateOptions
 from cca.method.update import Validation, train

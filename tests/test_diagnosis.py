@@ -7,8 +7,8 @@ import torch
 from conftest import random_pivots
 
 from cca.evaluation import diagnosis
-from cca.method.circuit import Trial, next_penalty
-from cca.records import Metric, Trace, TracePair, WithoutPivot
+from cca.method.density import next_penalty
+from cca.records import Metric, Trace, TracePair, Trial, WithoutPivot
 
 WORDS = {1: ".", 2: ",\n", 3: " 7", 4: " -", 5: " +", 6: "The"}
 
@@ -88,12 +88,12 @@ def test_a_held_out_margin_that_does_not_move_says_that_there_is_no_latent_skill
 
 def test_where_no_step_was_kept_the_margins_are_those_of_the_steps_that_were_tried():
     tried = [
-        Metric(step, None, margin, won, 0.5, 10) for step, margin, won in ((0, 3.7, 0.5), (2, 3.8, 0.7), (4, 3.6, 0.6))
+        Metric(step, None, margin, preferred, 0.5, 10) for step, margin, preferred in ((0, 3.7, 0.5), (2, 3.8, 0.7), (4, 3.6, 0.6))
     ]
     assert diagnosis.margins_tried(tried, 1).fine
     found = diagnosis.margins_tried(tried, 122)
     assert not found.fine
-    assert "from 3.700 to between 3.600 and 3.800 logits, won 50% -> at most 70%" in found.message
+    assert "from 3.700 to between 3.600 and 3.800 logits, preference accuracy 50% -> at most 70%" in found.message
 
 
 def test_a_loss_that_falls_while_accuracy_falls_is_a_warning():

@@ -59,11 +59,10 @@ def rising(epoch: int, loss: float | None) -> Metric:
 
 def tuned(model, measure=rising, solved=None, **changes):
     """Three epochs, measured at the first and the last, unless `changes` say otherwise."""
-    names = {"epochs": "steps", "batch_size": "solution_batch"}
-    shown = {names.get(k, k): v for k, v in changes.items() if k not in ("lora", "seed", "recompute", "progress")}
-    once = {"learning_rate": 0.01, "steps": 3, "validate_every": 100, "patience": 9, "solution_batch": 8}
-    others = {"lora": None, "seed": 5} | {k: v for k, v in changes.items() if names.get(k, k) not in shown}
-    return fine_tune(model, solved or examples(), measure, UpdateOptions(**{**once, **shown}), pad_token=END, **others)
+    options = UpdateOptions(learning_rate=0.01, steps=3, validate_every=100, patience=9, solution_batch=8)
+    fields = {k: changes.pop(k) for k in list(changes) if k in UpdateOptions.model_fields}
+    others = {"lora": None, "seed": 5, "pad_token": END} | changes
+    return fine_tune(model, solved or examples(), measure, options.changed(fields), **others)
 
 
 def plain_loss(model, solved: list[Solved]) -> torch.Tensor:
@@ -161,14 +160,14 @@ def test_a_lora_changes_its_targets_alone_by_at_most_its_rank(model):
 
 def test_the_loss_is_that_of_the_answers_alone_end_token_included(model):
     solved = examples()
-    assert tuned(model, epochs=1).metrics[1].loss == pytest.approx(float(plain_loss(model, solved)), rel=1e-5)
+    assert tuned(model, steps=1).metrics[1].loss == pytest.approx(float(plain_loss(model, solved)), rel=1e-5)
     without_end = [e._replace(answer=e.answer[:-1]) for e in solved if len(e.answer) > 1]
     assert float(plain_loss(model, without_end)) != pytest.approx(float(plain_loss(model, solved)), rel=1e-3)
 
 
 def test_the_end_token_is_learned_although_it_is_the_padding_too(model):
     solved = [Solved((3, 4), (5, END)), Solved((6, 7, 8, 9), (10, 11, 12, END))]
-    result = tuned(model, solved=solved, epochs=20)
+    result = tuned(model, solved=solved, steps=20)
     with result.intervention.active(model):
         for prompt, answer in solved:
             logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
@@ -182,7 +181,7 @@ def test_padding_counts_for_nothing_whatever_its_token(model):
 def test_an_epoch_is_one_pass_over_the_examples_in_batches(model):
     seen, solved = [], examples(5)
     report = lambda epoch, epochs, metric: seen.append((epoch, epochs, metric and metric.step))
-    result = tuned(model, solved=solved, epochs=2, batch_size=2, learning_rate=1e-12, progress=report)
+    result = tuned(model, solved=solved, steps=2, solution_batch=2, learning_rate=1e-12, progress=report)
     assert seen == [(0, 2, 0), (1, 2, None), (2, 2, None), (2, 2, 2)]
     of = functools.cache(lambda batch: float(plain_loss(model, [solved[i] for i in batch])))
     possible = [
@@ -255,7 +254,7 @@ def test_model_and_process_are_afterwards_as_they_were(model, lora, interrupted,
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_no_copy_of_the_model_stays_in_memory(model, lora):
-    tuned(model, lora=lora, epochs=1)
+    tuned(model, lora=lora, steps=1)
     gc.disable()
     try:
         assert sum(type(found) is type(model) for found in gc.get_objects()) == 1
@@ -266,16 +265,16 @@ def test_no_copy_of_the_model_stays_in_memory(model, lora):
 def test_trl_tells_nobody_about_a_run(model, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda *_, **__: pytest.fail("told"))
-    tuned(model, epochs=1)
+    tuned(model, steps=1)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_best_measured_epoch_is_kept_not_the_last(model, lora):
     scores = iter([0.1, 0.9, 0.9, 0.2])
     peak = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, next(scores), 10)
-    result = tuned(model, peak, lora=lora, epochs=6, validate_at={2, 4})
+    result = tuned(model, peak, lora=lora, steps=6, validate_at={2, 4})
     assert (result.best_step, [m.step for m in result.metrics], result.stopped) == (2, [0, 2, 4, 6], "epochs")
-    two = tuned(model, lora=lora, epochs=2)
+    two = tuned(model, lora=lora, steps=2)
     assert all(
         torch.equal(change, two.intervention.weights[name]) for name, change in result.intervention.weights.items()
     )
@@ -284,7 +283,7 @@ def test_the_best_measured_epoch_is_kept_not_the_last(model, lora):
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_no_epoch_helped_is_an_outcome_and_patience_ends_the_training(model, lora):
     flat = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, 0.5, 10)
-    result = tuned(model, flat, lora=lora, epochs=50, validate_at=range(51), patience=3)
+    result = tuned(model, flat, lora=lora, steps=50, validate_at=range(51), patience=3)
     assert (result.best_step, result.stopped, result.metrics[-1].step) == (0, "patience", 3)
     assert result.intervention.weights and not any(change.any() for change in result.intervention.weights.values())
 
@@ -293,7 +292,7 @@ def test_no_epoch_helped_is_an_outcome_and_patience_ends_the_training(model, lor
 def test_the_same_seed_gives_the_same_change_and_another_seed_another(model, lora):
     dropout = family_model("gpt2") if lora is None else model
     one, two, other = (
-        tuned(dropout, lora=lora, batch_size=2, epochs=2, seed=seed).intervention.weights for seed in (5, 5, 6)
+        tuned(dropout, lora=lora, solution_batch=2, steps=2, seed=seed).intervention.weights for seed in (5, 5, 6)
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 import time
 from itertools import combinations
 
@@ -13,11 +15,11 @@ from cca.evaluation.stats import (
     holm,
     mcnemar,
     mcnemar_power,
+    minimum_detectable_effect,
     overlap,
     paired,
     pooled,
     precision_recall,
-    smallest_detectable,
     wilson,
 )
 
@@ -34,9 +36,17 @@ def changes(rng: np.random.Generator, clusters: int, size: int, mean: float, spr
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (81, 263), (15, 148)])
-def test_wilson_equals_scipy(successes, n):
-    expected = binomtest(successes, n).proportion_ci(method="wilson")
-    assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+def test_wilson_is_the_score_interval(successes, n):
+    z, p = norm.ppf(0.975), successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert wilson(successes, n) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-12)
+
+
+def test_typed_results_and_statistics_load_neither_torch_nor_scipy():
+    code = "import sys, cca.evaluation.stats, cca.evaluation.results, cca.evaluation.options; "
+    code += "assert not {'torch', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_wilson_equals_the_published_example():
@@ -159,7 +169,7 @@ def test_the_interval_of_a_difference_holds_it_and_stays_between_minus_one_and_o
 def test_no_change_has_an_interval_of_no_width_beside_what_could_have_been_found():
     result = paired([True, False] * 112, [True, False] * 112, named(8, 28), seed=0)
     assert result.ci95 == (0, 0)
-    assert result.detectable == pytest.approx(0.0351, abs=5e-5)
+    assert result.minimum_detectable_effect == pytest.approx(0.0351, abs=5e-5)
 
 
 def test_accuracy_has_its_interval():
@@ -205,22 +215,22 @@ def test_mcnemar_power_refuses_impossible_shares():
 
 @pytest.mark.parametrize("n", [6, 50, 224, 4392])
 def test_without_any_change_the_detectable_difference_is_that_of_six_changes_in_one_direction(n):
-    found = smallest_detectable([0] * n, ["a"] * n)
+    found = minimum_detectable_effect([0] * n, ["a"] * n)
     assert found is not None
     assert binom.sf(5, n, found) == pytest.approx(0.8, abs=1e-3)
     assert mcnemar(6, 0) <= 0.05 < mcnemar(5, 0)
 
 
 def test_fewer_than_six_problems_can_detect_nothing():
-    assert smallest_detectable([0] * 5, ["a"] * 5) is None
-    assert smallest_detectable([1, 0, -1, 0, 1], list("abcde")) is None
+    assert minimum_detectable_effect([0] * 5, ["a"] * 5) is None
+    assert minimum_detectable_effect([1, 0, -1, 0, 1], list("abcde")) is None
 
 
 @pytest.mark.parametrize(("n", "discordant"), [(224, 0.0), (224, 0.04), (878, 0.12)])
 def test_a_difference_of_the_detectable_size_is_found_in_80_of_100_samples_of_independent_problems(n, discordant):
     rng = np.random.default_rng(0)
     half = round(n * discordant / 2)
-    difference = smallest_detectable([1] * half + [-1] * half + [0] * (n - 2 * half), ["a"] * n)
+    difference = minimum_detectable_effect([1] * half + [-1] * half + [0] * (n - 2 * half), ["a"] * n)
     assert difference is not None
     changed = max(2 * half / n, difference)
     shares = [(changed + difference) / 2, (changed - difference) / 2, 1 - changed]
@@ -232,7 +242,7 @@ def test_a_difference_of_the_detectable_size_is_found_in_80_of_100_samples_of_in
 def test_a_difference_of_the_detectable_size_is_found_in_80_of_100_samples_of_templates_that_differ():
     rng, names = np.random.default_rng(0), named(16, 28)
     # the mean over many samples, for one sample's standard error is itself uncertain
-    difference = np.mean([smallest_detectable(changes(rng, 16, 28, 0, 0.1), names) or 1 for _ in range(100)])
+    difference = np.mean([minimum_detectable_effect(changes(rng, 16, 28, 0, 0.1), names) or 1 for _ in range(100)])
     samples = [changes(rng, 16, 28, float(difference), 0.1) for _ in range(1000)]
     found = np.mean([cluster_bootstrap(sample, names, seed, 500).low > 0 for seed, sample in enumerate(samples)])
     assert 0.76 <= found <= 0.84
@@ -243,18 +253,18 @@ def test_the_detectable_difference_is_larger_where_instances_of_a_template_chang
     mixed = np.array([1, -1] * 200)
     # 20 clusters of mean 1 or -1: SE = sqrt(20 / 19) / sqrt(20), and Student's quantiles at 19 degrees of freedom
     expected = (t.ppf(0.975, 19) + t.ppf(0.8, 19)) / 19**0.5
-    assert smallest_detectable(alike, named(20, 20)) == pytest.approx(expected)
-    independent = smallest_detectable(mixed, named(20, 20))
+    assert minimum_detectable_effect(alike, named(20, 20)) == pytest.approx(expected)
+    independent = minimum_detectable_effect(mixed, named(20, 20))
     assert independent is not None and independent < expected / 4
-    assert independent == smallest_detectable(mixed, named(1, 400))
-    assert smallest_detectable([1] * 20 + [-1] * 20, named(2, 20)) is None
+    assert independent == minimum_detectable_effect(mixed, named(1, 400))
+    assert minimum_detectable_effect([1] * 20 + [-1] * 20, named(2, 20)) is None
 
 
-def test_smallest_detectable_refuses_what_is_no_change_of_an_answer_and_impossible_levels():
+def test_minimum_detectable_effect_refuses_what_is_no_change_of_an_answer_and_impossible_levels():
     with pytest.raises(ValueError, match="-1, 0 or 1"):
-        smallest_detectable([0.5, 0], ["a", "a"])
+        minimum_detectable_effect([0.5, 0], ["a", "a"])
     with pytest.raises(ValueError, match="alpha < power"):
-        smallest_detectable([1, 0], ["a", "a"], power=0.01)
+        minimum_detectable_effect([1, 0], ["a", "a"], power=0.01)
 
 
 def test_holm_equals_published_examples_in_the_given_order():
@@ -290,14 +300,14 @@ def test_pooled_seeds_are_clustered_by_template_across_seeds():
     rng, names = np.random.default_rng(0), named(10, 20)
     gain = {name: 0.6 * (i % 2) for i, name in enumerate(dict.fromkeys(names))}
     runs = [outcomes(rng, names, gain) for _ in range(5)]
-    shared = pooled(runs, seed=0).pooled
-    apart = pooled([run._replace(templates=[f"{i}{x}" for x in names]) for i, run in enumerate(runs)], seed=0).pooled
+    shared = pooled(runs, seed=0)
+    apart = pooled([run._replace(templates=[f"{i}{x}" for x in names]) for i, run in enumerate(runs)], seed=0)
     assert (shared.n, shared.difference) == (apart.n, apart.difference) == (1000, pytest.approx(0.3, abs=0.03))
     # ten templates, however many seeds see them: half as wide were they fifty
     half = (shared.ci95.high - shared.ci95.low) / 2
     assert half == pytest.approx(t.ppf(0.975, 9) * 0.3 / 9**0.5, rel=0.1)
     assert apart.ci95.high - apart.ci95.low < 0.5 * 2 * half
-    assert (shared.detectable or 0) > 2 * (apart.detectable or 1)
+    assert (shared.minimum_detectable_effect or 0) > 2 * (apart.minimum_detectable_effect or 1)
 
 
 def test_pooled_seeds_give_the_spread_between_seeds_each_weighing_the_same():
@@ -307,18 +317,17 @@ def test_pooled_seeds_give_the_spread_between_seeds_each_weighing_the_same():
     result = pooled(runs, seed=0)
     each = [paired(*run, seed=0).difference for run in runs]
     student = ttest_1samp(each, 0).confidence_interval()
-    assert (result.n, list(result.differences)) == (3, pytest.approx(each))
-    assert (result.mean, result.deviation) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
-    assert (result.lowest, result.highest) == (min(each), max(each))
-    assert result.ci95 == pytest.approx((max(-1, student.low), min(1, student.high)))
-    assert result.pooled.difference == pytest.approx(np.average(each, weights=sizes))
-    assert result.pooled.difference != pytest.approx(result.mean, abs=0.01)
+    assert result.by_seed == pytest.approx(each)
+    assert result.seeds_ci95 == pytest.approx((max(-1, student.low), min(1, student.high)))
+    assert result.difference == pytest.approx(np.average(each, weights=sizes))
+    assert result.difference != pytest.approx(np.mean(each), abs=0.01)
 
 
 def test_one_seed_has_no_spread_between_seeds():
     result = pooled([Outcomes([False, True], [True, True], ["a", "b"])], seed=0)
-    assert (result.n, result.mean, result.deviation, result.ci95) == (1, 0.5, None, None)
-    assert result.pooled == paired([False, True], [True, True], ["a", "b"], seed=0)
+    assert (result.by_seed, result.seeds_ci95) == ([0.5], None)
+    alone = paired([False, True], [True, True], ["a", "b"], seed=0)
+    assert all(getattr(result, name) == getattr(alone, name) for name in ("n", "difference", "ci95", "mcnemar_p"))
 
 
 def test_pooled_refuses_no_seeds_and_seeds_without_matching_problems():

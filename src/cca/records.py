@@ -55,6 +55,23 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class SplitSize:
+    """How many problems of which templates a set holds."""
+
+    problems: int
+    templates: list[str]
+
+
+@dataclass(frozen=True)
+class ProblemSizes:
+    """The problems of a run. splits: by `ProblemSet.name`, training and validation besides."""
+
+    source: str
+    split_by: str
+    splits: dict[str, SplitSize]
+
+
+@dataclass(frozen=True)
 class Trace:
     """What the model wrote for a prompt. `tokens` includes the end token where the model wrote one."""
 

@@ -3,28 +3,18 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from scipy import stats as scipy_stats
 from torch import Tensor
 
-from cca.method.circuit import SPARSE, is_near
+from cca.evaluation.results import Finding
+from cca.method.density import SPARSE, is_near
 from cca.records import Metric, Pivot, TracePair, WithoutPivot
 
 MARKS_SHARE = 0.25
 """More pivots than this on punctuation or white space are a warning."""
 LEAST_YIELD = 0.1
 UNDECIDED = (0.4, 0.6)
-
-
-class Finding(NamedTuple):
-    """One check. figures: what it looked at. advice: what to do, empty where nothing is wrong."""
-
-    check: str
-    fine: bool
-    message: str
-    figures: dict[str, Any]
-    advice: str
 
 
 def _finding(check: str, fine: bool, message: str, figures: dict[str, Any], advice: str) -> Finding:
@@ -113,23 +103,25 @@ def best_step(metrics: Sequence[Metric], kept: Metric) -> Finding:
 
 
 def margins_move(before: Tensor, after: Tensor) -> Finding:
-    """Whether pivots that were not trained on are won by more: the sign of a skill that is there to amplify.
+    """Whether the margin of pivots that were not trained on grew: the sign of a skill that is there to amplify.
 
-    before, after: margins (P,) of the validation pivots, base and updated model. The interval is Student's.
+    before, after: margins (P,) of the validation pivots in logits, base and updated model. The interval is Student's.
     """
     change = (after - before).double()
     n = len(change)
     if n < 2:
         return _too_few(n)
     mean, error = float(change.mean()), float(change.std() / n**0.5)
-    half = float(scipy_stats.t.ppf(0.975, n - 1)) * error
-    won = [float((m > 0).float().mean()) for m in (before, after)]
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, n - 1)) * error
+    preferred = [float((m > 0).float().mean()) for m in (before, after)]
     return _finding(
         "held-out margins",
         mean - half > 0,
         f"the margin of {n} held-out pivots changed by {mean:+.3f} logits ({mean - half:+.3f} to {mean + half:+.3f}), "
-        f"won {won[0]:.0%} -> {won[1]:.0%}",
-        {"n": n, "change": mean, "ci95": [mean - half, mean + half], "won": won},
+        f"preference accuracy {preferred[0]:.0%} -> {preferred[1]:.0%}",
+        {"n": n, "change": mean, "ci95": [mean - half, mean + half], "preference_accuracy": preferred},
         "what was learned from the training pivots does not carry over to others: there may be no latent skill to "
         "amplify, in which case nothing that cca does will help; or the steps were too small (update.learning_rate)",
     )
@@ -141,13 +133,14 @@ def margins_tried(metrics: Sequence[Metric], count: int) -> Finding:
         return _too_few(count)
     first, tried = metrics[0], metrics[1:]
     low, high = min(m.margin for m in tried), max(m.margin for m in tried)
-    won = [first.won, max(m.won for m in tried)]
+    preferred = [first.preference_accuracy, max(m.preference_accuracy for m in tried)]
     return _finding(
         "held-out margins",
         False,
         f"no step was kept; over those tried the mean margin of {count} held-out pivots went from {first.margin:.3f} "
-        f"to between {low:.3f} and {high:.3f} logits, won {won[0]:.0%} -> at most {won[1]:.0%}",
-        {"n": count, "before": first.margin, "tried": [m.margin for m in tried], "won": won},
+        f"to between {low:.3f} and {high:.3f} logits, preference accuracy {preferred[0]:.0%} -> at most "
+        f"{preferred[1]:.0%}",
+        {"n": count, "before": first.margin, "tried": [m.margin for m in tried], "preference_accuracy": preferred},
         "if it hardly moved, what was learned does not carry over to other pivots: there may be no latent skill to "
         "amplify, in which case nothing that cca does will help; if it rose, the steps were too long: lower "
         "update.learning_rate",
@@ -169,7 +162,7 @@ def loss_against_accuracy(metrics: Sequence[Metric], loss: str) -> Finding:
         f"from the first to the last step validation accuracy changed by {change * 100:+.1f} points"
         + (f", the loss from {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""),
         {"accuracy_change": change, "losses": losses},
-        "the loss is won at the price of something else: the kept step is before that, but fewer or shorter steps "
+        "the loss falls at the price of something else: the kept step is before that, but fewer or shorter steps "
         "would see the peak better; lower update.learning_rate"
         + (", or choose update.loss=logistic" if loss == "linear" else ""),
     )

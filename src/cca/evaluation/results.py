@@ -6,6 +6,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
+from cca.records import ProblemSizes
+
 
 class Interval(NamedTuple):
     """A two-sided confidence interval."""
@@ -69,23 +71,6 @@ class ModelRead:
 
     path: str
     revision: str
-
-
-@dataclass(frozen=True)
-class SplitSize:
-    """How many problems of which templates a set holds."""
-
-    problems: int
-    templates: list[str]
-
-
-@dataclass(frozen=True)
-class ProblemSizes:
-    """The problems of a run. splits: by `ProblemSet.name`, training and validation besides."""
-
-    source: str
-    split_by: str
-    splits: dict[str, SplitSize]
 
 
 @dataclass(frozen=True)

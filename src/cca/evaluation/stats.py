@@ -2,22 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats
-from scipy.optimize import root_scalar
+
+from cca.evaluation.results import Drift, Interval, PooledResult, SetResult
+
+# scipy.stats takes a second to load, which reading a run should not: it is imported where it computes
 
 _FEWEST_TO_DRAW = 6
 """Units below which resampling is given up: of n units even the range of their means covers only 1 - 2^(1 - n)."""
-
-
-class Interval(NamedTuple):
-    """A two-sided confidence interval."""
-
-    low: float
-    high: float
 
 
 class Accuracy(NamedTuple):
@@ -28,47 +23,12 @@ class Accuracy(NamedTuple):
     ci95: Interval
 
 
-class Paired(NamedTuple):
-    """Base against updated on the same problems.
-
-    detectable: what `smallest_detectable` says of them, to stand beside every "no change".
-    """
-
-    n: int
-    base: float
-    updated: float
-    difference: float
-    ci95: Interval
-    gained: int
-    lost: int
-    mcnemar_p: float
-    detectable: float | None
-
-
 class Outcomes(NamedTuple):
     """One seed's answers before and after, and the template of each problem."""
 
     base: Sequence[bool]
     updated: Sequence[bool]
     templates: Sequence[str]
-
-
-class Seeds(NamedTuple):
-    """Several seeds together (`pooled` says which question each interval answers).
-
-    pooled: all problems of all seeds. differences: of each seed, in order; mean, deviation (divisor n - 1), lowest and
-    highest are theirs, every seed weighing the same. ci95: Student's t-interval of that mean. deviation and ci95 are
-    None where there is one seed.
-    """
-
-    n: int
-    pooled: Paired
-    differences: tuple[float, ...]
-    mean: float
-    deviation: float | None
-    lowest: float
-    highest: float
-    ci95: Interval | None
 
 
 class PrecisionRecall(NamedTuple):
@@ -117,18 +77,17 @@ def _units(values: ArrayLike, clusters: Sequence[str]) -> _Units:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for a proportion (Wilson 1927).
+    """Wilson's score interval for a proportion (Wilson 1927), as scipy computes it.
 
     Raises:
         ValueError: n < 1 or successes outside 0..n.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wilson needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def _share(successes: int, n: int) -> Accuracy:
@@ -169,12 +128,14 @@ def overlap(first: ArrayLike, second: ArrayLike) -> Overlap:
     Raises:
         ValueError: the selections are not of the same things, or of none.
     """
+    from scipy.stats import hypergeom
+
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape or a.size == 0:
         raise ValueError(f"overlap needs two selections among the same things, got shapes {a.shape} and {b.shape}")
     size_a, size_b, shared = int(a.sum()), int(b.sum()), int((a & b).sum())
     union = size_a + size_b - shared
-    p_value = float(scipy_stats.hypergeom.sf(shared - 1, a.size, size_a, size_b))
+    p_value = float(hypergeom.sf(shared - 1, a.size, size_a, size_b))
     return Overlap(a.size, size_a, size_b, shared, shared / union if union else None, p_value)
 
 
@@ -183,7 +144,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     To call those up to alpha significant raises a single false alarm with probability alpha at most.
     Of the m values in ascending order, max over j <= i of min(1, (m - j + 1) p_(j)): the step-down method of Holm 1979
-    as adjusted p-values (Wright 1992). It holds whatever the dependence between the tests.
+    as adjusted p-values (Wright 1992). It holds whatever the dependence between the tests. statsmodels has it too, but
+    to install that package with pandas and patsy for these three lines would cost every user more than they do.
 
     Raises:
         ValueError: a p-value is not between 0 and 1.
@@ -201,7 +163,9 @@ def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact two-sided p-value for `gained` and `lost` discordant pairs (1 where there are none)."""
     if gained + lost == 0:
         return 1.0
-    return float(scipy_stats.binomtest(min(gained, lost), gained + lost, 0.5).pvalue)
+    from scipy.stats import binomtest
+
+    return float(binomtest(min(gained, lost), gained + lost, 0.5).pvalue)
 
 
 def mcnemar_power(n: int, discordant: float, difference: float, alpha: float = 0.05) -> float:
@@ -220,7 +184,8 @@ def mcnemar_power(n: int, discordant: float, difference: float, alpha: float = 0
         )
     if discordant == 0:
         return 0.0
-    binom = scipy_stats.binom
+    from scipy.stats import binom
+
     # beyond these counts lies 1e-10 of the probability, and they are few where n is large
     fewest, most = int(binom.ppf(1e-10, n, discordant)), int(binom.isf(1e-10, n, discordant))
     pairs = np.arange(max(1, fewest), most + 1)
@@ -231,7 +196,7 @@ def mcnemar_power(n: int, discordant: float, difference: float, alpha: float = 0
     return float(binom.pmf(pairs, n, discordant) @ found)
 
 
-def smallest_detectable(
+def minimum_detectable_effect(
     change: ArrayLike, clusters: Sequence[str], alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
     """The smallest true difference that these problems had probability `power` to show at two-sided level `alpha`.
@@ -254,10 +219,13 @@ def smallest_detectable(
         ValueError: no problems, not one cluster a problem, a change that is none, or not 0 < alpha < power < 1.
     """
     if not 0 < alpha < power < 1:
-        raise ValueError(f"smallest_detectable needs 0 < alpha < power < 1, got {alpha} and {power}")
+        raise ValueError(f"minimum_detectable_effect needs 0 < alpha < power < 1, got {alpha} and {power}")
     data, units = np.asarray(change, dtype=float), _units(change, clusters)
     if not np.isin(data, (-1, 0, 1)).all():
         raise ValueError("a change of an answer is -1, 0 or 1")
+    from scipy.optimize import root_scalar
+    from scipy.stats import t
+
     n, discordant = data.size, float(np.abs(data).mean())
 
     def lacking(difference: float) -> float:
@@ -267,9 +235,9 @@ def smallest_detectable(
         return None
     exact = float(root_scalar(lacking, bracket=(0.0, 1.0), xtol=1e-6).root)
     freedom = len(units.sums) - 1
-    quantiles = float(scipy_stats.t.ppf(1 - alpha / 2, freedom) + scipy_stats.t.ppf(power, freedom))
-    detectable = max(exact, quantiles * units.standard_error)
-    return detectable if detectable <= 1 else None
+    quantiles = float(t.ppf(1 - alpha / 2, freedom) + t.ppf(power, freedom))
+    effect = max(exact, quantiles * units.standard_error)
+    return effect if effect <= 1 else None
 
 
 def cluster_bootstrap(
@@ -293,52 +261,101 @@ def cluster_bootstrap(
     total, mean = len(units.sums), units.mean
     if total == 1:
         return Interval(mean, mean)
-    quantile = float(scipy_stats.t.ppf(0.5 + confidence / 2, total - 1))
+    from scipy.stats import norm, t
+
+    quantile = float(t.ppf(0.5 + confidence / 2, total - 1))
     if total < _FEWEST_TO_DRAW:
         return Interval(mean - quantile * units.standard_error, mean + quantile * units.standard_error)
     # units of equal sum and count are alike to the mean: to draw how often each sort comes is cheaper than to draw all
     sorts, times = np.unique(np.stack(units), axis=1, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(total, times / total, size=draws)
     means = (drawn @ sorts[0]) / (drawn @ sorts[1])
-    tail = float(scipy_stats.norm.cdf(-math.sqrt(total / (total - 1)) * quantile))
+    tail = float(norm.cdf(-math.sqrt(total / (total - 1)) * quantile))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(min(float(low), mean), max(float(high), mean))
 
 
-def paired(base: Sequence[bool], updated: Sequence[bool], clusters: Sequence[str], seed: int) -> Paired:
+def paired(
+    base: Sequence[bool],
+    updated: Sequence[bool],
+    clusters: Sequence[str],
+    seed: int,
+    *,
+    drift: Drift | None = None,
+    metric: str | None = None,
+) -> SetResult:
     """Compare two sets of answers to the same problems: the interval by template, McNemar's test by problem.
+
+    Args:
+        base: whether each of the base model's answers is right.
+        updated: the same of the updated model, in the same order.
+        clusters: the template of each problem.
+        seed: of the bootstrap.
+        drift: what was measured on these problems besides, for the result.
+        metric: of a benchmark, for the result.
 
     Raises:
         ValueError: the lengths differ or there are no problems.
     """
+    compared = _compared(base, updated, clusters, seed)
+    intervals = {"base_ci95": accuracy(base).ci95, "updated_ci95": accuracy(updated).ci95}
+    return SetResult(**compared, **intervals, drift=drift, metric=metric)
+
+
+def paired_shares(
+    base: Sequence[float], updated: Sequence[float], clusters: Sequence[str], seed: int, metric: str
+) -> SetResult:
+    """`paired` for a measure from 0 to 1 that is no count of right answers: without what counts them.
+
+    Raises:
+        ValueError: the lengths differ or there are no documents.
+    """
+    n, change = len(base), np.subtract(updated, base)
+    interval = cluster_bootstrap(change, clusters, seed)
+    shares = {"base": sum(base) / n, "updated": sum(updated) / n, "difference": sum(change.tolist()) / n}
+    return SetResult(
+        n,
+        **shares,
+        ci95=interval,
+        gained=None,
+        lost=None,
+        mcnemar_p=None,
+        minimum_detectable_effect=None,
+        metric=metric,
+    )
+
+
+def _compared(base: Sequence[bool], updated: Sequence[bool], clusters: Sequence[str], seed: int) -> dict[str, Any]:
+    """The figures that `SetResult` and `PooledResult` share."""
     if len(base) != len(updated):
         raise ValueError(f"paired needs the same problems twice, got {len(base)} and {len(updated)} answers")
     change = np.asarray(updated, dtype=float) - np.asarray(base, dtype=float)
     interval = cluster_bootstrap(change, clusters, seed)
     gained, lost, n = int((change > 0).sum()), int((change < 0).sum()), len(base)
-    return Paired(
-        n,
-        sum(base) / n,
-        sum(updated) / n,
-        float(change.mean()),
-        _as_difference(interval),
-        gained,
-        lost,
-        mcnemar(gained, lost),
-        smallest_detectable(change, clusters),
-    )
+    return {
+        "n": n,
+        "base": sum(base) / n,
+        "updated": sum(updated) / n,
+        "difference": float(change.mean()),
+        "ci95": _as_difference(interval),
+        "gained": gained,
+        "lost": lost,
+        "mcnemar_p": mcnemar(gained, lost),
+        "minimum_detectable_effect": minimum_detectable_effect(change, clusters),
+    }
 
 
-def pooled(outcomes: Sequence[Outcomes], seed: int) -> Seeds:
+def pooled(outcomes: Sequence[Outcomes], seed: int) -> PooledResult:
     """Several seeds' comparisons as one, and how much the seeds differ.
 
     Each interval answers one question:
 
-    - `pooled.ci95`: what difference would *other templates* show, under updates like these? Templates are drawn, each
-      with its problems of all seeds, since problems of one template are alike whichever seed drew them. The seeds are
-      taken as they are.
-    - `ci95`: what mean difference would *other seeds* show (other problems, traces, circuit and update)? The seeds'
-      differences are the data. Where the seeds share their templates it takes these as they are.
+    - `ci95`: what difference would *other templates* show, under updates like these? Templates are drawn, each with its
+      problems of all seeds, since problems of one template are alike whichever seed drew them. The seeds are taken as
+      they are.
+    - `seeds_ci95`: what mean difference would *other seeds* show (other problems, traces, circuit and update)? The
+      seeds' differences are the data, every seed weighing the same. Where the seeds share their templates it takes
+      these as they are.
 
     Neither holds for other templates and other seeds at once. McNemar's test and the counts are of all problems.
 
@@ -350,20 +367,26 @@ def pooled(outcomes: Sequence[Outcomes], seed: int) -> Seeds:
     for part in outcomes:
         if not len(part.base) == len(part.updated) == len(part.templates) > 0:
             raise ValueError("pooled needs base, updated and template of at least one problem from every seed")
-    together = paired(
+    together = _compared(
         [correct for part in outcomes for correct in part.base],
         [correct for part in outcomes for correct in part.updated],
         [template for part in outcomes for template in part.templates],
         seed,
     )
-    differences = tuple((sum(part.updated) - sum(part.base)) / len(part.base) for part in outcomes)
-    n, mean = len(differences), sum(differences) / len(differences)
-    deviation = interval = None
-    if n > 1:
-        deviation = float(np.std(differences, ddof=1))
-        half = float(scipy_stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-        interval = _as_difference(Interval(mean - half, mean + half))
-    return Seeds(n, together, differences, mean, deviation, min(differences), max(differences), interval)
+    differences = [(sum(part.updated) - sum(part.base)) / len(part.base) for part in outcomes]
+    return PooledResult(**together, by_seed=differences, seeds_ci95=_between_seeds(differences))
+
+
+def _between_seeds(differences: Sequence[float]) -> Interval | None:
+    """Student's interval of the mean of the seeds' differences; None where there is one seed."""
+    n = len(differences)
+    if n < 2:
+        return None
+    from scipy.stats import t
+
+    mean = sum(differences) / n
+    half = float(t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    return _as_difference(Interval(mean - half, mean + half))
 
 
 def _as_difference(interval: Interval) -> Interval:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,10 +40,10 @@ class Circuit:
     value heads and neurons each layer has, in which order the gates stand.
     """
 
-    gates: Tensor
-    history: Tensor
-    losses: Tensor
-    sizes: Tensor
+    gates: Float[Tensor, " C"]
+    history: Float[Tensor, "epochs C"]
+    losses: Float[Tensor, " steps"]
+    sizes: Int[Tensor, "L 4"]
     stopped: str
 
     def __repr__(self) -> str:
@@ -51,7 +52,7 @@ class Circuit:
         return f"Circuit({len(members)} of {len(self.gates):,} components, {self.density:.2%}: {kinds})"
 
     @property
-    def selected(self) -> Tensor:
+    def selected(self) -> Bool[Tensor, " C"]:
         """The circuit: a (C,) mask of the gates that round to 1."""
         return self.gates > 0.5
 

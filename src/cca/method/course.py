@@ -1,7 +1,8 @@
 """Early stopping: which measured step of a training is the best, and whether it is worth going on."""
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from cca.model.intervention import Intervention
 from cca.records import Metric, best_of
@@ -9,7 +10,8 @@ from cca.records import Metric, best_of
 P = TypeVar("P", bound=Intervention)
 
 
-class Training(NamedTuple, Generic[P]):
+@dataclass(frozen=True)
+class Training(Generic[P]):
     """The kept intervention, the step it comes from and every measured step. `best_step` 0: no step helped."""
 
     intervention: P

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -160,14 +161,14 @@ def full_gradient(
 @torch.no_grad()
 def held_out_margins(
     network: PreTrainedModel, intervention: Intervention, pivots: Sequence[Pivot], batch_size: int
-) -> Tensor:
+) -> Float[Tensor, " P"]:
     """Margins (P,) of `pivots`, sorted by prefix length, under the intervention; empty where there are none."""
     with intervention.attached(network):
         found = [last_margins(network, batch) for batch in by_length(pivots, batch_size)]
     return torch.cat(found) if found else torch.empty(0)
 
 
-def measured(step: int, loss: float | None, held_out: Tensor, score: Validation) -> Metric:
+def measured(step: int, loss: float | None, held_out: Float[Tensor, " P"], score: Validation) -> Metric:
     """The metric of a step from the margins (P,) of held-out pivots and the validation."""
     mean = float(held_out.mean()) if len(held_out) else 0.0
     won = float((held_out > 0).float().mean()) if len(held_out) else 0.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -52,7 +53,7 @@ class Owned:
     """
 
     weight: str
-    rows: Tensor
+    rows: Int[Tensor, "n r"]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,12 +111,12 @@ class Components:
                 for number in range(count):
                     yield Component(depth, kind, number)
 
-    def split(self, flat: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def split(self, flat: Shaped[Tensor, " C"]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Cut a (C,) tensor into one (query (H,), key (K,), value (K,), neuron (I,)) tuple a layer."""
         parts = flat.split([count for layer in self.layers for count in layer.sizes])
         return [(parts[i], parts[i + 1], parts[i + 2], parts[i + 3]) for i in range(0, len(parts), 4)]
 
-    def counts(self, selected: Tensor) -> dict[str, int]:
+    def counts(self, selected: Bool[Tensor, " C"]) -> dict[str, int]:
         """How many components of each kind a (C,) boolean mask selects."""
         totals: dict[str, int] = dict.fromkeys(KINDS, 0)
         for parts in self.split(selected):
@@ -123,7 +124,7 @@ class Components:
                 totals[kind] += int(part.sum())
         return totals
 
-    def rows(self, selected: Tensor) -> dict[str, Tensor]:
+    def rows(self, selected: Bool[Tensor, " C"]) -> dict[str, Int[Tensor, " n"]]:
         """The weight rows that the selected components own: weight name -> sorted row numbers.
 
         A head owns head_dim rows of its projection, a neuron one row of the up projection. Weights without a

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
@@ -94,14 +95,14 @@ def _newest(x: Tensor) -> Tensor:
 
 
 def _one_query(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
+    query: Float[Tensor, "B H 1 D"],
+    key: Float[Tensor, "B K T D"],
+    value: Float[Tensor, "B K T D"],
+    mask: Shaped[Tensor, "..."] | None,
     scaling: float | None,
     softcap: float | None,
     gates: tuple[Tensor, ...],
-) -> Tensor:
+) -> Float[Tensor, "B 1 H D"]:
     """What softmax attention gives for one gated query, with gradients for its own key and value only.
 
     Earlier keys and values come from a cache and are constants, but for the attention function they are one tensor
@@ -160,7 +161,7 @@ def attention_through(
 
 
 @contextmanager
-def gated(model: PreTrainedModel, components: Components, gates: Tensor) -> Iterator[None]:
+def gated(model: PreTrainedModel, components: Components, gates: Float[Tensor, " C"]) -> Iterator[None]:
     """Within the context, multiply every component's output at the last position by 2 x its gate.
 
     gates: (C,) in [0, 1], float32, in the components's flat order; gradients flow into it. Neutral gates (0.5)

@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -24,7 +25,7 @@ def stream(seed: int, *key: object) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64)))
 
 
-def pick(logits: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+def pick(logits: Float[Tensor, "B V"], temperature: float, uniforms: Shaped[Tensor, " B"]) -> Int[Tensor, " B"]:
     """Next tokens (B,): the argmax at temperature 0, otherwise a sample that `uniforms` (B,) decide.
 
     The Gumbel-max way: each token's noise is a hash of the row's uniform number and the token. The rounding of a
@@ -85,8 +86,8 @@ class _Batch:
 def decode(
     model: PreTrainedModel,
     cache: DynamicCache,
-    mask: Tensor,
-    first: Tensor,
+    mask: Int[Tensor, "B T"],
+    first: Int[Tensor, " B"],
     *,
     limits: Sequence[int],
     end_tokens: frozenset[int],
@@ -125,7 +126,7 @@ def decode(
     batch.keep(still)
     for step in range(1, max(limits)):
         logits = batch.logits()
-        uniform = torch.from_numpy(uniforms[batch.rows, step]).to(logits.device) if uniforms is not None else first
+        uniform = torch.from_numpy(uniforms[batch.rows, step]).to(logits.device) if uniforms is not None else batch.last
         chosen = pick(logits, temperature, uniform)
         check_finite(logits.gather(1, chosen[:, None]), f"the logits after {step} new tokens are", model)
         batch.last = chosen.to(mask.device)

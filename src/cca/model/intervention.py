@@ -8,11 +8,12 @@ the model is as it was.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """A change that can be put on and taken off. model: a `cca.model.open.Model`, or its network."""
 
@@ -25,6 +26,7 @@ class Intervention(Protocol):
     def save(self, path: str | Path) -> None: ...
 
 
+@runtime_checkable
 class Trainable(Intervention, Protocol):
     """What training by pivots needs besides: float32 tensors, by name, that `attached` computes with."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -29,11 +30,11 @@ class Prefill:
     values are on its own device.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    lengths: Tensor
+    keys: list[Float[Tensor, "B K T D"]]
+    values: list[Float[Tensor, "B K T D"]]
+    lengths: Int[Tensor, " B"]
     logits: Tensor
-    predictions: Tensor | None
+    predictions: Int[Tensor, "B n"] | None
 
     def take(self, rows: Sequence[int], lengths: Sequence[int], room: int) -> tuple[DynamicCache, Tensor]:
         """A cache with the first `lengths[i]` positions of row `rows[i]`, left-padded, and its mask (B, T).
@@ -65,7 +66,7 @@ def _gathered(stored: Tensor, row: Tensor, column: Tensor) -> Tensor:
     return stored.reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
 
 
-def logits_at(model: PreTrainedModel, ids: Tensor, places: Tensor, **options: Any) -> Any:
+def logits_at(model: PreTrainedModel, ids: Int[Tensor, "B T"], places: Int[Tensor, "B n"], **options: Any) -> Any:
     """A forward pass of `ids` (B, T) that computes logits (B, n, V) after the positions `places` (B, n) alone."""
 
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -80,7 +81,7 @@ def logits_at(model: PreTrainedModel, ids: Tensor, places: Tensor, **options: An
         hook.remove()
 
 
-def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B V"]:
     """Logits (B, V) after the last token of each of `sequences`, in one right-padded batch."""
     last = torch.tensor([[len(s) - 1] for s in sequences])
     return logits_at(model, right_padded(sequences), last, use_cache=False).logits[:, 0]
@@ -128,10 +129,10 @@ class OneTokenStep(NamedTuple):
     """Last tokens (B,) with the left-padded cache of what stands before them and its mask (B, T)."""
 
     cache: DynamicCache
-    mask: Tensor
-    last: Tensor
+    mask: Int[Tensor, "B T"]
+    last: Int[Tensor, " B"]
 
-    def logits(self, model: PreTrainedModel) -> Tensor:
+    def logits(self, model: PreTrainedModel) -> Float[Tensor, "B V"]:
         """Logits (B, V) after the last tokens, with whatever gates are active. The cache grows: call it once."""
         return model(
             input_ids=self.last[:, None],
@@ -154,7 +155,7 @@ def common_start(sequences: Sequence[Sequence[int]], limit: int) -> int:
     return count if count >= _WORTH_SHARING else 0
 
 
-def right_padded(sequences: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+def right_padded(sequences: Sequence[Sequence[int]], value: int = 0) -> Int[Tensor, "B T"]:
     """(B, T) int64 with `value` to the right of shorter sequences."""
     width = max(len(s) for s in sequences)
     return torch.tensor([[*s, *[value] * (width - len(s))] for s in sequences])

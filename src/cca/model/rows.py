@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -9,8 +10,8 @@ from torch import Tensor
 class Rows:
     """Which rows (n,) of one weight change, and by how much (n, E) in float32."""
 
-    index: Tensor
-    values: Tensor
+    index: Int[Tensor, " n"]
+    values: Float[Tensor, "n E"]
 
     def at(self, weight: Tensor) -> "Rows":
         """The same, where `weight` is, and without gradients."""

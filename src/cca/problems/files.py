@@ -17,7 +17,13 @@ from cca.problems.gsm_symbolic import Worked
 from cca.records import Split
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 """What files call their splits, and what they are here."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")

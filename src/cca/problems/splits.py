@@ -14,7 +14,7 @@ from cca.problems.files import natural_order, same_question
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked
 from cca.problems.skills import reserved_skill_instances
 from cca.problems.sources import GSM_SYMBOLIC, Source, open_source
-from cca.records import Problem, Split
+from cca.records import Problem, ProblemSizes, Split, SplitSize
 
 SplitBy = Literal["instance", "template", "source"]
 Plan = Mapping[Split, int]
@@ -251,3 +251,21 @@ def check_splits(problems: Sequence[Problem], *, whole_templates: bool) -> None:
     for template, found in splits.items():
         if len(found) > 1 and (whole_templates or "held_out" in found):
             raise InputError(f"template {template} is in {', '.join(sorted(found))}, and should be in one split alone")
+
+
+def describe_splits(problems: Sequence[Problem], source: str, split_by: SplitBy) -> ProblemSizes:
+    """How many problems of which templates each set holds, by `ProblemSet.name`.
+
+    source: where they are from. split_by: how they were split (`how_split`).
+    """
+    found: dict[str, list[Problem]] = {}
+    for problem in problems:
+        found.setdefault(problem.set.name, []).append(problem)
+    return ProblemSizes(
+        source,
+        split_by,
+        {
+            name: SplitSize(len(items), sorted({p.template for p in items}, key=natural_order))
+            for name, items in found.items()
+        },
+    )

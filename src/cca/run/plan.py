@@ -3,14 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from cca.model.components import Components, find_components
-from cca.model.experts import is_experts
-from cca.model.open import check_model, check_prompts, empty_model
 from cca.records import Problem
 from cca.run.config import Config
-from cca.run.workspace import make_problems, make_prompter
+
+if TYPE_CHECKING:
+    from cca.model.components import Components, Layer
 
 TYPICAL_DENSITY = 0.016
 """Of the paper's circuits; a run's own is known once its circuit is learned."""
@@ -18,70 +18,169 @@ WAVE = 3
 """Samples of a problem that are drawn at once, at most."""
 
 
-def plan(config: Config) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PlannedModel:
+    """The model. type: as transformers calls it. parameters: how many numbers its weights are."""
+
+    path: str
+    type: str
+    parameters: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """How many rows of weights all components own, and one of them."""
+
+    all: int
+    per_head: int
+    per_neuron: int
+
+
+@dataclass(frozen=True)
+class PlannedCircuit:
+    """A circuit of the paper's density."""
+
+    density: float
+    components: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GiB, estimated. trace, circuit, update: what the hungriest moment of each stage takes beside the weights.
+
+    notes: what of, by stage.
+    """
+
+    weights: float
+    trace: float
+    circuit: float
+    update: float
+    peak: float
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Tokens of the prompts."""
+
+    mean: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do, at most. problems: by split. answers: of both models."""
+
+    problems: dict[str, int]
+    prompt_tokens: PromptTokens
+    max_new_tokens: int
+    greedy_traces: int
+    sampled_traces: int
+    pivots: int
+    circuit_steps: int
+    circuit_batch: int
+    update_steps: int
+    validations: int
+    validation_problems: int
+    rounds: int
+    answers: int
+    benchmarks: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. components: how many there are of each kind, and ``all``."""
+
+    model: PlannedModel
+    components: dict[str, int]
+    rows: PlannedRows
+    circuit: PlannedCircuit
+    memory_gib: Memory
+    work: Work
+
+
+def make_plan(config: Config) -> Plan:
     """Components, rows, memory and work of the run of `config`.
 
     Raises:
-        InputError: as the run itself would before it loads weights.
+        InputError: As the run itself would before it loads weights.
     """
-    import torch
+    from cca.model.checks import check_model, check_prompts
+    from cca.model.open import empty_model, open_prompter
+    from cca.problems.splits import build_problems, chosen_source
 
-    path, trust = config.model.path, config.model.trust_remote_code
+    path, trust, evaluation = config.model.path, config.model.trust_remote_code, config.evaluation
+    prompter = open_prompter(config.model, config.prompt, config.problems.grader)
     model_config = check_model(path, trust_remote_code=trust, weights=False)
-    prompter, problems = make_prompter(config), make_problems(config)
+    problems = build_problems(
+        chosen_source(config.problems),
+        config.problems,
+        transfer=evaluation.transfer,
+        retention=evaluation.retention,
+        per_skill=evaluation.per_skill,
+        seed=config.seed,
+    )
     prompts = [prompter.prompt(p) for p in problems]
     check_prompts(prompts, config.traces.max_new_tokens, model_config, path)
-    model = empty_model(model_config, trust_remote_code=trust)
+    work = _work(config, problems, [len(p) for p in prompts])
+    return _planned(config, model_config, empty_model(model_config, trust_remote_code=trust), work)
+
+
+def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
+    """The plan of `work` on a model that has no weights."""
+    import torch
+
+    from cca.model.components import find_components
+
     parts = find_components(model)
     everything = torch.ones(parts.size, dtype=torch.bool)
-    rows = {name: len(owned) for name, owned in parts.rows(everything).items()}
     parameters = sum(p.numel() for p in model.parameters())
-    lengths = [len(p) for p in prompts]
-    work = _work(config, problems, lengths)
-    return {
-        "model": {"path": path, "type": model_config.model_type, "parameters": parameters, "layers": len(parts.layers)},
-        "components": {"all": parts.size, **parts.counts(everything)},
-        "rows": {"all": sum(rows.values()), "per_head": parts.layers[0].query.rows.shape[1], "per_neuron": 1},
-        "circuit": {"density": TYPICAL_DENSITY, "components": round(parts.size * TYPICAL_DENSITY)},
-        "memory_gib": _memory(config, model_config.get_text_config(), parts, parameters, lengths, work["pivots"]),
-        "work": work,
-    }
+    return Plan(
+        PlannedModel(config.model.path, model_config.model_type, parameters, len(parts.layers)),
+        {"all": parts.size, **parts.counts(everything)},
+        PlannedRows(
+            sum(len(owned) for owned in parts.rows(everything).values()), parts.layers[0].query.rows.shape[1], 1
+        ),
+        PlannedCircuit(TYPICAL_DENSITY, round(parts.size * TYPICAL_DENSITY)),
+        _memory(config, model_config.get_text_config(), parts, parameters, work),
+        work,
+    )
 
 
-def _memory(
-    config: Config, text: Any, parts: Components, parameters: int, lengths: Sequence[int], pivots: int
-) -> dict[str, Any]:
-    """GiB, estimated: weights, and what the hungriest moment of a stage takes besides."""
+def _memory(config: Config, text: Any, parts: "Components", parameters: int, work: Work) -> Memory:
     size = 4 if config.model.dtype == "float32" else 2
-    longest = max(lengths) + config.traces.max_new_tokens
-    typical = sum(lengths) / len(lengths) + config.traces.max_new_tokens / 2
+    longest = work.prompt_tokens.longest + config.traces.max_new_tokens
+    typical = work.prompt_tokens.mean + config.traces.max_new_tokens / 2
     cached = size * sum(layer.key.rows.numel() + layer.value.rows.numel() for layer in parts.layers)
     sampling = config.traces.batch * ((1 + WAVE) * longest * cached + WAVE * text.vocab_size * 32)
-    prefixes = pivots * typical * cached
+    prefixes = work.pivots * typical * cached
     kept = prefixes <= config.circuit.cache_gib * 2**30
     step = 2 * config.circuit.batch * longest * cached
     a_layer = [size * _activations(layer, text) for layer in parts.layers]
     again = config.update.gradient_checkpointing
     held = max(a_layer) + size * text.hidden_size * len(a_layer) if again else sum(a_layer)
-    gib = {
-        "weights": parameters * size,
-        "trace": sampling,
-        "circuit": (prefixes if kept else 0) + step,
-        "update": config.update.batch * longest * held,
-    }
-    found: dict[str, Any] = {name: round(value / 2**30, 3) for name, value in gib.items()}
-    found["peak"] = round(found["weights"] + max(found["trace"], found["circuit"], found["update"]), 3)
-    found["notes"] = {
-        "circuit": " (keys and values of all prefixes)"
-        if kept
-        else f" (all prefixes take {prefixes / 2**30:.1f}, over circuit.cache_gib, so each step reads its own again)",
+    weights, trace, circuit, update = (
+        round(taken / 2**30, 3)
+        for taken in (
+            parameters * size,
+            sampling,
+            (prefixes if kept else 0) + step,
+            config.update.batch * longest * held,
+        )
+    )
+    over = f"all prefixes take {prefixes / 2**30:.1f}, over circuit.cache_gib, so each step reads its own again"
+    notes = {
+        "circuit": f" ({'keys and values of all prefixes' if kept else over})",
         "update": " (activations of one layer at a time)" if again else " (activations)",
     }
-    return found
+    return Memory(weights, trace, circuit, update, round(weights + max(trace, circuit, update), 3), notes)
 
 
-def _activations(layer: Any, text: Any) -> float:
+def _activations(layer: "Layer", text: Any) -> float:
     """Numbers that the backward pass keeps for one token of one layer: what goes into and out of each product."""
+    from cca.model.experts import is_experts
+
     heads = layer.query.rows.numel() + layer.key.rows.numel() + layer.value.rows.numel()
     neurons = 0.0
     for part in layer.feed_forward:
@@ -92,24 +191,22 @@ def _activations(layer: Any, text: Any) -> float:
     return 6 * text.hidden_size + 4 * heads + 4 * neurons
 
 
-def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -> dict[str, Any]:
-    splits = Counter(p.split.split(":")[0] for p in problems)
+def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -> Work:
+    splits: Counter[str] = Counter(p.split for p in problems)
     traced = splits["train"] + splits["validation"]
-    update = config.update
-    at = {*update.validate_at, *range(update.validate_every, update.steps + 1, update.validate_every), 0, update.steps}
-    return {
-        "problems": dict(splits),
-        "prompt_tokens": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},
-        "max_new_tokens": config.traces.max_new_tokens,
-        "greedy_traces": traced,
-        "sampled_traces": traced * config.traces.samples,
-        "pivots": splits["train"],
-        "circuit_steps": config.circuit.epochs * math.ceil(splits["train"] / config.circuit.batch),
-        "circuit_batch": config.circuit.batch,
-        "update_steps": update.steps,
-        "validations": len([step for step in at if step <= update.steps]),
-        "validation_problems": splits["validation"],
-        "rounds": config.rounds,
-        "answers": 2 * (len(problems) - traced),
-        "benchmarks": list(config.evaluation.tasks),
-    }
+    return Work(
+        problems=dict(splits),
+        prompt_tokens=PromptTokens(sum(lengths) / len(lengths), max(lengths)),
+        max_new_tokens=config.traces.max_new_tokens,
+        greedy_traces=traced,
+        sampled_traces=traced * config.traces.samples,
+        pivots=splits["train"],
+        circuit_steps=config.circuit.epochs * math.ceil(splits["train"] / config.circuit.batch),
+        circuit_batch=config.circuit.batch,
+        update_steps=config.update.steps,
+        validations=config.update.validations(),
+        validation_problems=splits["validation"],
+        rounds=config.rounds,
+        answers=2 * (len(problems) - traced),
+        benchmarks=list(config.evaluation.tasks),
+    )

@@ -87,13 +87,13 @@ class Run:
         from cca.model.checks import check_device, check_model
         from cca.model.open import open_prompter
         from cca.problems.skills import check_skill
-        from cca.problems.sources import open_source
+        from cca.problems.splits import chosen_source
 
         check_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
         prompter = open_prompter(config.model, config.prompt, config.problems.grader)
-        problems, evaluation = config.problems, config.evaluation
+        evaluation = config.evaluation
         if not have_problems:
-            open_source(problems.source, problems.templates, problems.max_number or None)
+            chosen_source(config.problems)
         for file in evaluation.text:
             read_text(file)
         for skill in (*evaluation.transfer, *evaluation.retention):

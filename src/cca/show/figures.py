@@ -5,16 +5,16 @@ and no meaning is in colour alone. Text that comes from data is escaped, since P
 """
 
 import html
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
-import torch
 
-from cca.method.circuit import Circuit, Trial
-from cca.model.components import KINDS
+from cca.evaluation.results import Comparison, Interval, PooledResult, SetResult, Summary
+from cca.records import KINDS, Trial
 from cca.show import words
+from cca.show.circuit import CircuitView
 from cca.show.views import Effect, Step
 
 BLUE, ORANGE, GREY = "#2f86c9", "#d9650f", "#868b93"
@@ -50,26 +50,26 @@ def _figure(height: int, **layout: Any) -> go.Figure:
 
 
 def _named(effect: Effect) -> str:
-    kind, _, skill = effect.set.partition(":")
-    if skill:
-        return f"{kind}: {skill}"
-    return f"{'held out: ' if kind == 'held_out_templates' else ''}{effect.template}"
+    if effect.skill:
+        return f"{effect.split}: {effect.skill}"
+    return f"{'held out: ' if effect.split == 'held_out' else ''}{effect.template}"
 
 
 def shown_effects(effects: Sequence[Effect]) -> list[Effect]:
     """What a forest plot has room for: skills, then the templates with most problems, from the largest gain down."""
-    skills = [e for e in effects if ":" in e.set]
-    templates = sorted((e for e in effects if ":" not in e.set), key=lambda e: (-e.n, e.template))
+    skills = [e for e in effects if e.skill]
+    templates = sorted((e for e in effects if not e.skill), key=lambda e: (-e.n, e.template))
     kept = templates[: max(0, MOST_TEMPLATES - len(skills))]
-    order = {"target": 0, "held_out_templates": 1, "transfer": 2, "retention": 3}
-    return sorted([*kept, *skills], key=lambda e: (order[e.set.split(":")[0]], -e.difference, e.template))
+    order = {"test": 0, "held_out": 1, "transfer": 2, "retention": 3}
+    return sorted([*kept, *skills], key=lambda e: (order[e.split], -e.difference, e.template))
 
 
 class _Estimate(NamedTuple):
     """A row of a plot of differences. title, about: what hovering tells besides."""
 
     name: str
-    row: Mapping[str, Any]
+    difference: float
+    ci95: Interval
     title: str
     about: str = ""
     colour: str = GREY
@@ -79,15 +79,14 @@ class _Estimate(NamedTuple):
 
 def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Figure:
     """Differences as points with their 95% intervals, one below the other, and a line at 0."""
-    differences, bounds = [r.row["difference"] for r in rows], [r.row["ci95"] for r in rows]
     figure.add_scatter(
-        x=[100 * d for d in differences],
+        x=[100 * r.difference for r in rows],
         y=list(range(len(rows))),
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [100 * (high - d) for d, (_, high) in zip(differences, bounds, strict=True)],
-            "arrayminus": [100 * (d - low) for d, (low, _) in zip(differences, bounds, strict=True)],
+            "array": [100 * (r.ci95.high - r.difference) for r in rows],
+            "arrayminus": [100 * (r.difference - r.ci95.low) for r in rows],
             "color": GREY,
             "thickness": 1.3,
             "width": 0,
@@ -99,7 +98,7 @@ def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Fi
             "color": [r.colour for r in rows],
             "opacity": 1,
         },
-        customdata=[[_plain(r.title), words.interval(r.row["ci95"]), r.about and f"<br>{r.about}"] for r in rows],
+        customdata=[[_plain(r.title), words.interval(r.ci95), r.about and f"<br>{r.about}"] for r in rows],
         hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[1]})%{customdata[2]}<extra></extra>",
     )
     figure.add_vline(0, line={"color": GREY, "width": 1})
@@ -111,50 +110,48 @@ def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Fi
     return figure
 
 
-def forest(effects: Sequence[Effect], summary: Mapping[str, Any]) -> go.Figure:
+def forest(effects: Sequence[Effect], summary: Summary) -> go.Figure:
     """The change of accuracy of each template, with its 95% interval, below that of the whole sets.
 
     effects: as `cca.show.views.effects`. summary: of the run, whose intervals of sets are over templates.
     """
     rows: list[_Estimate] = []
 
-    def add(name: str, row: Mapping[str, Any], told: str, **look: Any) -> None:
-        low, high = row["ci95"]
-        colour = BLUE if low > 0 else ORANGE if high < 0 else GREY
-        rows.append(_Estimate(name, row, name, f"{row['base']:.1%} → {row['updated']:.1%}{told}", colour, **look))
+    def add(name: str, found: Effect | SetResult, told: str, **look: Any) -> None:
+        ci95 = found.ci95 if isinstance(found, SetResult) else Interval(found.low, found.high)
+        colour = BLUE if ci95.low > 0 else ORANGE if ci95.high < 0 else GREY
+        about = f"{found.base:.1%} → {found.updated:.1%}{told}"
+        rows.append(_Estimate(name, found.difference, ci95, name, about, colour, **look))
 
-    def counts(row: Mapping[str, Any]) -> str:
-        return f", {row['n']} problems, {row['gained']} gained, {row['lost']} lost"
+    def counts(found: Effect | SetResult) -> str:
+        return f", {found.n} problems, {found.gained} gained, {found.lost} lost"
 
-    for name, key in (("target, all", "target"), ("held-out templates, all", "held_out_templates")):
-        if found := summary.get(key):
+    for name, found in (("target, all", summary.target), ("held-out templates, all", summary.held_out_templates)):
+        if found:
             add(name, found, counts(found), symbol="diamond", size=12)
     for effect in shown_effects(effects):
-        row = asdict(effect) | {"ci95": (effect.low, effect.high)}
-        add(_named(effect), row, counts(row))
-    for name, found in summary["retention"].items():
-        if "metric" in found:  # a benchmark, whose answers are not among the scores
-            add(f"retention: {name}", found, f" ({found['metric']}), {found['n']} documents")
+        add(_named(effect), effect, counts(effect))
+    for name, found in summary.retention.items():
+        if found.metric:  # a benchmark, whose answers are not among the scores
+            add(f"retention: {name}", found, f" ({found.metric}), {found.n} documents")
     return _estimates(_figure(70 + 19 * len(rows)), rows, "points, updated less base")
 
 
-def arms(comparison: Mapping[str, Any]) -> go.Figure:
-    """The gain of each arm of a comparison on the target, with its 95% interval, best first."""
-    rows = [
-        _Estimate(
-            name,
-            comparison["arms"][name]["target"],
-            comparison["arms"][name]["title"],
-            colour=BLUE if name == comparison["first"] else GREY,
-            size=10,
-        )
-        for name in comparison["ranked"]
-    ]
+def methods(comparison: Comparison) -> go.Figure:
+    """The gain of each method of a comparison on the target, with its 95% interval, best first."""
+
+    def row(name: str, title: str, target: PooledResult) -> _Estimate:
+        colour = BLUE if name == comparison.first else GREY
+        return _Estimate(name, target.difference, target.ci95, title, colour=colour, size=10)
+
+    found = comparison.methods
+    rows = [row(name, found[name].title, found[name].target) for name in comparison.ranked]
     return _estimates(_figure(90 + 28 * len(rows)), rows, "points on the target against the base model")
 
 
 def validation_curve(steps: Sequence[Step]) -> go.Figure:
-    """Accuracy on the validation problems at each validated step, with Wilson's intervals, and held-out pivots won."""
+    """Accuracy on the validation problems at each validated step, with Wilson's intervals, and the preference accuracy
+    at held-out pivots."""
     figure = _figure(330, showlegend=True)
     for number in sorted({s.round for s in steps}):
         part = [s for s in steps if s.round == number]
@@ -166,13 +163,13 @@ def validation_curve(steps: Sequence[Step]) -> go.Figure:
         )  # fmt: skip
         figure.add_scatter(
             x=x,
-            y=[100 * s.won for s in part],
-            name=f"{name}held-out pivots won",
+            y=[100 * s.preference_accuracy for s in part],
+            name=f"{name}preference accuracy, held-out pivots",
             mode="lines+markers",
             line={"color": GREY, "dash": "dot"},
             marker={"symbol": "square", "size": 5},
             customdata=[s.margin for s in part],
-            hovertemplate="step %{x}: %{y:.1f}% won, mean margin %{customdata:.2f}<extra></extra>",
+            hovertemplate="step %{x}: %{y:.1f}% preferred, mean margin %{customdata:.2f}<extra></extra>",
         )
         figure.add_scatter(
             x=x,
@@ -194,18 +191,18 @@ def validation_curve(steps: Sequence[Step]) -> go.Figure:
     return figure
 
 
-def gates_over_training(circuit: Circuit) -> go.Figure:
+def gates_over_training(circuit: CircuitView) -> go.Figure:
     """How many gates stand at which value after each epoch, as shades of a logarithm, and the circuit's size."""
     epochs = len(circuit.history)
-    counts = torch.stack([torch.histc(gates, SHADES, 0, 1) for gates in circuit.history]).T
+    counts = np.stack([np.histogram(gates, SHADES, (0, 1))[0] for gates in circuit.history]).T
     size = (circuit.history > 0.5).sum(1)
     figure = _figure(330, showlegend=True)
     x = list(range(1, epochs + 1))
     figure.add_heatmap(
         x=x,
         y=[(i + 0.5) / SHADES for i in range(SHADES)],
-        z=(counts + 1).log10().tolist(),
-        customdata=counts.int().tolist(),
+        z=np.log10(counts + 1).tolist(),
+        customdata=counts.tolist(),
         colorscale=SCALE,
         showscale=False,
         name="gates",
@@ -259,7 +256,7 @@ def _layered(layers: int) -> go.Figure:
     return figure
 
 
-def head_map(circuit: Circuit, kind: str) -> go.Figure:
+def head_map(circuit: CircuitView, kind: str) -> go.Figure:
     """The gates of one kind of head as a grid of layers and heads; those of the circuit have a dot.
 
     Raises:
@@ -290,7 +287,7 @@ def head_map(circuit: Circuit, kind: str) -> go.Figure:
     return figure
 
 
-def neurons_by_layer(circuit: Circuit) -> go.Figure:
+def neurons_by_layer(circuit: CircuitView) -> go.Figure:
     """How many neurons of each layer are in the circuit."""
     neurons = [parts[3] for parts in circuit.by_layer()]
     counts = [int((part > 0.5).sum()) for part in neurons]

@@ -1,73 +1,81 @@
-"""A run for notebooks: its records as data frames, its figures as Plotly objects."""
+"""A run for notebooks: its records as data frames, its figures as Plotly objects. No weights are read."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cca.errors import InputError
 from cca.folder import RunFolder
-from cca.method.circuit import Circuit, Trial
-from cca.records import Problem, Score, TracePair
-from cca.run.config import Config, load_config
-from cca.run.pipeline import STAGES
-from cca.run.workspace import make_prompter
-from cca.show import figures, views
+from cca.records import Problem, Score, TracePair, Trial
+from cca.show import views
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from cca.evaluation.results import Summary
+    from cca.problems.prompts import Prompter
+    from cca.show.circuit import CircuitView
 
-class Run:
-    """A run folder to look at; nothing is changed and no weights are read.
+R = TypeVar("R")
+
+
+class _Looked:
+    """A run folder that is looked at; what was read once is kept."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        names = (name for cls in type(self).__mro__[:-1] for name in vars(cls) if not name.startswith("_"))
+        return f"{type(self).__name__} of {self.folder.path}: {', '.join(dict.fromkeys(names))}"
+
+    def _some(self, what: str, found: Iterable[R]) -> list[R]:
+        if some := list(found):
+            return some
+        raise InputError(f"{self.folder.path} has no {what} yet; go on with: cca run --out {self.folder.path}")
+
+    @cached_property
+    def _circuit(self) -> "CircuitView":
+        from cca.show.circuit import circuit_of
+
+        return circuit_of(self.folder)
+
+    @cached_property
+    def _effects(self) -> list[views.Effect]:
+        scores = self._some("scores", self.folder.read("scores.jsonl", Score))
+        return views.effects(scores, views.settings(self.folder)["seed"])
+
+    @cached_property
+    def _steps(self) -> list[views.Step]:
+        return self._some("steps", views.steps(self.folder))
+
+
+class Frames(_Looked):
+    """The records of a run as data frames, each made when it is asked for.
 
     What the run has not got to yet raises `InputError` with the command that makes it.
     """
 
-    def __init__(self, folder: RunFolder, config: Config):
-        self.folder, self.config = folder, config
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Run":
-        """Open the run in the folder `path`.
-
-        Raises:
-            InputError: there is none, or pandas is not installed.
+    def __init__(self, folder: RunFolder, prompter: "Callable[[], Prompter]"):
         """
-        try:
-            import pandas  # noqa: F401
-        except ImportError as error:
-            raise InputError("cca.Run needs pandas; install constructive-circuit-amplification[notebook]") from error
-        folder = RunFolder.open(Path(path))
-        return cls(folder, load_config(folder.file("config.toml")))
-
-    def __repr__(self) -> str:
-        finished = ", ".join(stage for stage in STAGES if self.folder.finished(stage))
-        return f"Run({str(self.folder.path)!r}, finished: {finished or 'nothing'})"
-
-    # ---- figures as numbers ----
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        """summary.json."""
-        return views.summary_of(self.folder)
-
-    @cached_property
-    def circuit(self) -> Circuit:
-        """Gates (C,), their history (epochs, C) and the losses of stage 2."""
-        return views.circuit_of(self.folder)
-
-    # ---- data frames ----
+        Args:
+            folder: The run's.
+            prompter: Gives its prompter, whose tokenizer the texts of pivots need; called once, if at all.
+        """
+        super().__init__(folder)
+        self._prompter = prompter
 
     def _frame(self, what: str, rows: Iterable[dict[str, Any]]) -> "pd.DataFrame":
-        import pandas as pd
-
-        found = list(rows)
-        if not found:
-            raise InputError(f"{self.folder.path} has no {what} yet; go on with: cca run --out {self.folder.path}")
-        return pd.DataFrame(found)
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise InputError(
+                "data frames need pandas; install it with: pip install 'constructive-circuit-amplification[notebook]'"
+            ) from error
+        return pd.DataFrame(self._some(what, rows))
 
     @cached_property
     def problems(self) -> "pd.DataFrame":
@@ -97,7 +105,7 @@ class Run:
     def pivots(self) -> "pd.DataFrame":
         """A row a pivot, as `cca.show.views.PivotView`; its continuations' columns are desired_token, desired_base ..."""
         flat = []
-        for view in views.pivot_views(self.folder, make_prompter(self.config), self.config.pivots.method):
+        for view in views.pivot_views(self.folder, self._prompter()):
             row = asdict(view)
             for side in ("desired", "undesired"):
                 row |= {f"{side}_{key}": value for key, value in row.pop(side).items()}
@@ -107,16 +115,16 @@ class Run:
     @cached_property
     def components(self) -> "pd.DataFrame":
         """A row a component: layer, kind, number, gate, selected."""
-        return self._frame("components", (asdict(g) for g in views.gates(self.circuit)))
+        return self._frame("components", (asdict(g) for g in self._circuit.components()))
 
     @cached_property
     def steps(self) -> "pd.DataFrame":
         """A row a validated step of the update, as `cca.show.views.Step`."""
-        return self._frame("steps", (asdict(s) for s in views.steps(self.folder)))
+        return self._frame("steps", (asdict(s) for s in self._steps))
 
     @cached_property
     def scores(self) -> "pd.DataFrame":
-        """A row a graded answer: arm (base or updated), set, problem, template, answer, correct, tokens, text."""
+        """A row a graded answer: model (base or updated), split, skill, problem, template, answer, correct, text ..."""
         return self._frame("scores", (asdict(s) for s in self.folder.read("scores.jsonl", Score)))
 
     @cached_property
@@ -124,32 +132,52 @@ class Run:
         """A row a template or skill: accuracies, difference and its interval, as `cca.show.views.Effect`."""
         return self._frame("effects", (asdict(e) for e in self._effects))
 
-    @cached_property
-    def _effects(self) -> list[views.Effect]:
-        return views.effects(self.folder.read("scores.jsonl", Score), self.config.seed)
 
-    # ---- figures: those of the report ----
+class Figures(_Looked):
+    """The figures of a run's report as Plotly objects.
+
+    What the run has not got to yet raises `InputError` with the command that makes it.
+    """
+
+    @cached_property
+    def _summary(self) -> "Summary":
+        return views.summary_of(self.folder)
+
+    @property
+    def _drawn(self) -> ModuleType:
+        from cca.show import figures
+
+        return figures
 
     def forest(self) -> "go.Figure":
         """The change of accuracy of each template and skill, with intervals."""
-        return figures.forest(self._effects, self.summary)
+        return self._drawn.forest(self._effects, self._summary)
 
     def validation_curve(self) -> "go.Figure":
         """Validation accuracy over the steps of the update."""
-        return figures.validation_curve(views.steps(self.folder))
+        return self._drawn.validation_curve(self._steps)
 
     def gates_over_training(self) -> "go.Figure":
         """Where the gates stand after each epoch of stage 2."""
-        return figures.gates_over_training(self.circuit)
+        return self._drawn.gates_over_training(self._circuit)
 
     def density_sweep(self) -> "go.Figure":
         """The density that each lambda that was tried gave."""
-        return figures.density_sweep(self.folder.read("sweep.jsonl", Trial), self.folder.manifest["lambda"])
+        return self._drawn.density_sweep(
+            self._some("circuit", self.folder.read("sweep.jsonl", Trial)), self.folder.manifest["lambda"]
+        )
 
     def head_map(self, kind: str) -> "go.Figure":
-        """Gates of the ``query``, ``key`` or ``value`` heads, layer by head. Raises ValueError: another kind."""
-        return figures.head_map(self.circuit, kind)
+        """Gates of one kind of head, layer by head.
+
+        Args:
+            kind: ``query``, ``key`` or ``value``.
+
+        Raises:
+            ValueError: It is another.
+        """
+        return self._drawn.head_map(self._circuit, kind)
 
     def neurons_by_layer(self) -> "go.Figure":
         """Neurons of the circuit in each layer."""
-        return figures.neurons_by_layer(self.circuit)
+        return self._drawn.neurons_by_layer(self._circuit)

@@ -4,16 +4,17 @@ A display knows the stages of the run and which of them is at work. That stage c
 does besides (`doing`), and gives the current figures: they stay in sight until the run ends.
 """
 
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
-
-def no_progress(*_: object) -> None:
-    """A progress callback that shows nothing."""
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.text import Text
 
 
 class Display:
@@ -43,57 +44,34 @@ class Display:
         """A current figure."""
 
 
-@dataclass
-class _Work:
-    """A bar's count. The rate is this session's."""
-
-    what: str
-    total: int
-    unit: str
-    done: int
-    first: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.first = self.done
-
-    @property
-    def rate(self) -> float:
-        """Units a second; 0 before the first."""
-        return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
-
-    @property
-    def pace(self) -> str:
-        if not self.rate:
-            return ""
-        speed = f"{self.rate:.1f}/s" if self.rate >= 1 else f"{clock(1 / self.rate)} each"
-        return f"{speed}, {clock((self.total - self.done) / self.rate)} left"
-
-
 class Lines(Display):
     """For logs: a line when work begins and ends, and one at most every ten seconds."""
 
     def __init__(self) -> None:
-        self.work: _Work | None = None
+        self.progress = Progress(disable=True, speed_estimate_period=math.inf)
         self.figures: dict[str, str] = {}
         self.shown = time.monotonic()
 
     @contextmanager
     def bar(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Display]:
-        self.work = work = _Work(what, total, unit, done)
-        self.shown = work.began
+        for old in self.progress.task_ids:
+            self.progress.remove_task(old)
+        work = self.progress.add_task(what, total=total, completed=done, unit=unit)
+        self.progress.advance(work, 0)  # the rate counts from here
+        self.shown = time.monotonic()
         self.figures.clear()
         self._say(f"{what}: {total - done} {unit} to do")
         yield self
-        self._say(f"{what}: done in {clock(time.monotonic() - work.began)}{self._figures()}")
+        self._say(f"{what}: done in {clock(self.progress.tasks[0].elapsed or 0)}{self._figures()}")
 
     def reach(self, done: int) -> None:
-        assert self.work is not None
-        self.work.done = done
+        (work,) = self.progress.tasks
+        self.progress.update(work.id, completed=done)
         now = time.monotonic()
-        if now - self.shown >= 10 and self.work.done < self.work.total:
-            self.shown, work = now, self.work
-            self._say(f"{work.what}: {work.done}/{work.total} {work.unit}, {work.pace}{self._figures()}")
+        if now - self.shown >= 10 and not work.finished:
+            self.shown = now
+            count = f"{done}/{work.total:.0f} {work.fields['unit']}"
+            self._say(f"{work.description}: {count}, {pace(work)}{self._figures()}")
 
     def doing(self, what: str) -> None:
         self._say(f"{what} ...")
@@ -108,96 +86,126 @@ class Lines(Display):
         print(text, file=sys.stderr, flush=True)
 
 
-@dataclass
-class _Row:
-    """A stage in the live display."""
-
-    state: str = "waiting"
-    began: float = 0.0
-    seconds: float = 0.0
-    work: _Work | None = None
-    doing: str = ""
+MARKS = {"waiting": "[dim]·[/]", "running": "[bold cyan]▶", "done": "[green]✓[/]", "stopped": "[red]✗[/]"}
 
 
-MARKS = {"waiting": ("·", "dim"), "running": ("▶", "bold cyan"), "done": ("✓", "green"), "stopped": ("✗", "red")}
+class _WorkColumn(BarColumn):
+    """A bar for a stage that counts, one that moves for work that has no count, and none for other stages."""
+
+    def render(self, task: Task) -> Any:
+        if task.fields["counts"]:
+            return super().render(task)
+        if task.fields["state"] == "running":
+            return ProgressBar(total=None, width=self.bar_width, animation_time=task.get_time())
+        return Text()
+
+
+class _TimeColumn(ProgressColumn):
+    """The time that a stage took, or takes so far, with its rate and the time left."""
+
+    def render(self, task: Task) -> Text:
+        state = task.fields["state"]
+        if task.elapsed is None:
+            return Text("done before" if state == "done" else "")
+        left = pace(task) if task.fields["counts"] and state == "running" else ""
+        return Text(" · ".join(filter(None, (clock(task.elapsed), left))))
+
+
+class _Stages(Progress):
+    """A row a stage, between a title and the current figures."""
+
+    def __init__(self, console: Console, title: str, keep: bool):
+        self.title = title
+        self.figures: dict[str, str] = {}
+        columns = (
+            TextColumn("{task.fields[mark]} {task.description}"),
+            _WorkColumn(20),
+            TextColumn("{task.fields[text]}", markup=False),
+            _TimeColumn(),
+        )
+        super().__init__(
+            *columns, console=console, transient=not keep, refresh_per_second=4, speed_estimate_period=math.inf
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.title:
+            yield Text(self.title, "bold")
+        yield from super().get_renderables()
+        if figures := dict(self.figures):  # a copy, since a thread of its own draws
+            yield Text(" · ".join(f"{name} {value}" for name, value in figures.items()), "cyan")
 
 
 class LiveDisplay(Display):
     """A table of the stages that is drawn again four times a second, with the current figures below it."""
 
-    def __init__(self, console: Any, title: str = "", keep: bool = True):
+    def __init__(self, console: Console, title: str = "", keep: bool = True):
         """keep: leave the display standing when the run ends."""
         self.console, self.title, self.keep = console, title, keep
-        self.rows: dict[str, _Row] = {}
-        self.figures: dict[str, str] = {}
-        self.current = _Row()
+        self.progress = _Stages(console, title, keep)
+        self.current: Task | None = None
 
     @contextmanager
     def running(self, stages: Sequence[str], finished: Sequence[str]) -> Iterator[None]:
-        from rich.live import Live
+        self.progress, self.current = _Stages(self.console, self.title, self.keep), None
+        for name in stages:
+            self._add(name, "done" if name in finished else "waiting")
+        with nullcontext() if set(stages) <= set(finished) else self.progress:  # warnings meanwhile go above it
+            yield
 
-        self.rows = {name: _Row("done" if name in finished else "waiting") for name in stages}
-        self.figures = {}
-        if set(stages) <= set(finished):
-            yield
-            return
-        # warnings that are printed meanwhile go above the display
-        with Live(console=self.console, get_renderable=self.renderable, refresh_per_second=4, transient=not self.keep):
-            yield
+    def _add(self, name: str, state: str) -> Task:
+        fields = {"state": state, "mark": MARKS[state], "counts": False, "text": ""}
+        self.progress.add_task(name, start=False, total=None, **fields)
+        return self.progress.tasks[-1]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self.current = row = self.rows.setdefault(name, _Row())
-        row.state, row.began = "running", time.monotonic()
+        known = {task.description: task for task in self.progress.tasks}
+        self.current = known.get(name) or self._add(name, "waiting")
+        self.progress.start_task(self.current.id)
+        self._show(state="running")
+        state = "stopped"
         try:
             yield
-            row.state = "done"
+            state = "done"
         finally:
-            row.seconds = time.monotonic() - row.began
-            row.state = "stopped" if row.state == "running" else row.state
+            self.progress.stop_task(self.current.id)
+            self._show(state=state, **({} if self.current.fields["counts"] else {"text": ""}))
+
+    def _show(self, completed: int | None = None, **fields: Any) -> None:
+        if self.current is not None:
+            if "state" in fields:
+                fields["mark"] = MARKS[fields["state"]]
+            self.progress.update(self.current.id, completed=completed, **fields)
 
     @contextmanager
     def bar(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Display]:
-        self.current.work, self.current.doing = _Work(what, total, unit, done), ""
+        if (task := self.current) is not None:
+            began, label = task.start_time, "" if what == task.description else f"{what} "
+            fields = {**task.fields, "counts": True, "label": label, "unit": unit}
+            self.progress.reset(task.id, total=total, completed=done, **fields)
+            task.start_time = began  # the stage's time goes on
+            self.progress.advance(task.id, 0)  # and the rate counts from here
+            self.reach(done)
         yield self
 
     def reach(self, done: int) -> None:
-        assert self.current.work is not None
-        self.current.work.done = done
+        if (task := self.current) is not None:
+            count = f"{task.fields['label']}{done:,}/{task.total:,} {task.fields['unit']}"
+            self._show(completed=done, text=count)
 
     def doing(self, what: str) -> None:
-        self.current.work, self.current.doing = None, what
+        self._show(counts=False, text=what)
 
     def figure(self, name: str, value: str) -> None:
-        self.figures[name] = value
+        self.progress.figures[name] = value
 
-    def renderable(self) -> Any:
-        """What is drawn. A thread of its own calls it while the run goes on, so it looks at copies."""
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table.grid(padding=(0, 1))
-        for _ in range(5):
-            table.add_column(no_wrap=True)
-        for name, row in list(self.rows.items()):
-            mark, style = MARKS[row.state]
-            bar, count, pace, work = Text(row.doing if row.state == "running" else ""), "", "", row.work
-            if work is not None:
-                label = "" if work.what == name else f"{work.what} "
-                count = f"{label}{work.done:,}/{work.total:,} {work.unit}"
-                pace = work.pace if row.state == "running" else ""
-                bar = ProgressBar(work.total, work.done, width=20)
-            if row.state == "running":
-                pace = " · ".join(filter(None, (clock(time.monotonic() - row.began), pace)))
-            elif row.seconds:
-                pace = clock(row.seconds)
-            elif row.state == "done":
-                pace = "done before"
-            table.add_row(Text(mark, style), Text(name, style if row.state == "running" else ""), bar, count, pace)
-        figures = Text(" · ".join(f"{name} {value}" for name, value in list(self.figures.items())), "cyan")
-        return Group(*([Text(self.title, "bold")] if self.title else []), table, *([figures] if figures else []))
+def pace(work: Task) -> str:
+    """The rate of this session and the time left; nothing before the first unit of work."""
+    if not work.speed:
+        return ""
+    speed = f"{work.speed:.1f}/s" if work.speed >= 1 else f"{clock(1 / work.speed)} each"
+    return f"{speed}, {clock(work.time_remaining or 0)} left"
 
 
 def clock(seconds: float) -> str:
@@ -216,6 +224,4 @@ def make_display(quiet: bool, title: str = "", keep: bool = True) -> Display:
         return Display()
     if not sys.stderr.isatty():
         return Lines()
-    from rich.console import Console
-
     return LiveDisplay(Console(stderr=True, highlight=False, markup=False), title, keep)

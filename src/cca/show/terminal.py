@@ -1,99 +1,190 @@
-"""Tables in the terminal: what a run would do, what it found, and what several arms did."""
+"""What `cca` prints for people: tables, pivots and problems. What a model or a data file says is text, never markup."""
 
-from typing import Any
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cca.show import words
+from cca.evaluation.results import Comparison, Summary
+from cca.records import KINDS
+from cca.show import tables, words
+from cca.show.views import Continuation, PivotView, ProblemView
+
+if TYPE_CHECKING:
+    from cca.evaluation.stats import Overlap
+    from cca.show.circuit import CircuitView
 
 WIDE = 150
 """Columns that the whole table of a comparison takes."""
-COSTS = ("drift", "numbers", "seconds", "GiB")
+COSTS = ("drift", "parameters", "seconds", "GiB")
+GOOD, BAD = "bold black on bright_cyan", "bold white on dark_orange3"
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
-def show_plan(console: Console, plan: dict[str, Any]) -> None:
-    """What `cca run --dry-run` prints."""
-    model, parts, circuit, memory, work = (plan[k] for k in ("model", "components", "circuit", "memory_gib", "work"))
-    rows, length = plan["rows"], work["prompt_tokens"]
-    kinds = ", ".join(f"{parts[kind]:,} {kind}" for kind in ("query", "key", "value", "neuron"))
-    splits = ", ".join(f"{count:,} {split.replace('_', ' ')}" for split, count in work["problems"].items())
-    lines = {
-        "model": f"{model['path']}: {model['type']}, {model['layers']} layers, {model['parameters']:,} parameters",
-        "components": f"{parts['all']:,}: {kinds}",
-        "rows": f"{rows['all']:,}; {rows['per_head']} a head, {rows['per_neuron']} a neuron",
-        "circuit size": f"{circuit['components']:,} components at the paper's density of {circuit['density']:.1%}",
-        "memory": f"about {memory['peak']:.2f} GiB at most; weights {memory['weights']:.2f}, and besides",
-        "  trace": f"{memory['trace']:.2f}",
-        "  circuit": f"{memory['circuit']:.2f}{memory['notes']['circuit']}",
-        "  update": f"{memory['update']:.2f}{memory['notes']['update']}",
-        "problems": f"{splits}",
-        "prompts": f"{length['mean']:.0f} tokens on average, {length['longest']} at most",
-        "trace": f"{work['greedy_traces']:,} greedy traces and at most {work['sampled_traces']:,} samples, "
-        f"each of at most {work['max_new_tokens']} tokens",
-        "pivots": f"at most {work['pivots']:,} to train on; one completion for each deviation that is tried",
-        "circuit": f"at most {work['circuit_steps']:,} steps of {work['circuit_batch']} pivots, one token each",
-        "update": f"at most {work['update_steps']:,} steps over all pivots, {work['validations']} validations of "
-        f"{work['validation_problems']:,} problems",
-        **({"rounds": f"at most {work['rounds']} of these four stages"} if work["rounds"] > 1 else {}),
-        "evaluate": f"{work['answers']:,} answers, half of them the base model's"
-        + (f"; {', '.join(work['benchmarks'])} on both" if work["benchmarks"] else ""),
-    }
-    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, text in lines.items():
-        table.add_row(name, Text(text))
-    console.print(table)
+def console_for_people(width: int) -> Console:
+    """A console on stderr, of `width` columns where that is no terminal."""
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else width)
 
 
-def show_summary(console: Console, summary: dict[str, Any]) -> None:
+def safe(said: str, style: str = "") -> Text:
+    """Text of a model or a data file, in which control characters, that could steer the terminal, are pictures."""
+    return Text(said.translate(_CONTROLS), style=style)
+
+
+# ---- runs and comparisons ----
+
+
+def show_summary(console: Console, summary: Summary) -> None:
     """The table that `cca run` ends with."""
     table = Table(title="Base against updated model", title_justify="left", show_edge=False, pad_edge=False)
     for name in words.COLUMNS:
-        table.add_column(name, justify="right" if name else "left")
+        heading = name.replace(" detectable", "\ndetectable").replace(" (", "\n(")
+        table.add_column(heading, justify="right" if name else "left", no_wrap=not name)
     group = "target"
     for row in words.set_rows(summary):
         if row.group != group:
             table.add_section()
             group = row.group
-        table.add_row(Text(row.name, style="bold" if row.name == "target" else ""), *row[2:])
+        table.add_row(safe(row.name, "bold" if row.name == "target" else ""), *row[2:])
     console.print(table)
-    console.print(words.COULD_SEE)
+    console.print(words.MINIMUM_DETECTABLE)
     console.print(f"\nPivots: {words.pivots_found(summary)}.")
     for line in words.on_slips(summary):
         console.print(f"  {line}.")
     console.print(f"Circuit: {words.circuit_size(summary)}.")
     console.print(f"Update: {words.what_was_kept(summary)}.")
-    if "seconds" in summary:
+    if summary.seconds:
         console.print(f"Seconds: {words.seconds_spent(summary)}.")
-    warnings = [f for f in summary["diagnosis"] if not f["fine"]]
-    console.print(
-        f"Diagnosis: {len(summary['diagnosis'])} checks, {len(warnings) or 'no'} warning{'s'[: len(warnings) != 1]}."
-    )
+    warnings = [f for f in summary.diagnosis if not f.fine]
+    counted = f"{len(warnings) or 'no'} warning{'s'[: len(warnings) != 1]}"
+    console.print(f"Diagnosis: {len(summary.diagnosis)} checks, {counted}.")
     for found in warnings:
-        console.print(
-            Text(f"warning, {found['check']}: {found['message']}. What to do: {found['advice']}.", style="yellow")
-        )
+        console.print(safe(f"warning, {found.check}: {found.message}. What to do: {found.advice}.", "yellow"))
 
 
-def show_comparison(console: Console, comparison: dict[str, Any]) -> None:
+def show_side_by_side(console: Console, summaries: Mapping[str, Summary]) -> None:
+    """Several runs, by name, in one table."""
+    rows = {name: {row.name: row for row in words.set_rows(summary)} for name, summary in summaries.items()}
+    table = Table(title="Points against the base model (95% interval)", title_justify="left", show_edge=False)
+    table.add_column("")
+    for name in rows:
+        table.add_column(safe(name), justify="right")
+    for name in dict.fromkeys(name for found in rows.values() for name in found):
+        cells = (found.get(name) for found in rows.values())
+        table.add_row(safe(name), *(f"{c.difference} ({c.ci95})" if c else "" for c in cells))
+    table.add_section()
+    found = summaries.values()
+    table.add_row("circuit", *(f"{s.circuit.selected:,} ({s.circuit.density:.2%})" for s in found))
+    table.add_row("rows", *(f"{s.update.rows:,}" for s in found))
+    table.add_row("step kept", *(str(s.update.best_step) for s in found))
+    console.print(table)
+
+
+def show_comparison(console: Console, comparison: Comparison) -> None:
     """The table that `cca compare` ends with."""
-    from cca.run.compare import COLUMNS, cells
-
-    seeds = ", ".join(map(str, comparison["seeds"]))
-    table = Table(title=f"Arms by gain on the target, seeds {seeds}", title_justify="left", show_lines=True)
+    seeds = ", ".join(map(str, comparison.seeds))
+    table = Table(title=f"Methods by gain on the target, seeds {seeds}", title_justify="left", show_lines=True)
     # what has no room on a narrow terminal is in the report and in comparison.md
-    kept = [i for i, name in enumerate(COLUMNS) if console.width >= WIDE or not name.startswith(COSTS)]
-    for name in (COLUMNS[i] for i in kept):
+    kept = [i for i, name in enumerate(tables.COLUMNS) if console.width >= WIDE or not name.startswith(COSTS)]
+    for name in (tables.COLUMNS[i] for i in kept):
         heading = name.replace(" / ", "\n").replace("drift ", "drift\n").replace(" templates", "\ntemplates")
-        table.add_column(
-            heading.replace(" (", "\n("), justify="left" if name == "arm" else "right", no_wrap=name == "arm"
-        )
-    for row in cells(comparison):
+        first = name == "method"
+        table.add_column(heading.replace(" (", "\n("), justify="left" if first else "right", no_wrap=first)
+    for row in tables.cells(comparison):
         table.add_row(
             *(row[i].replace(" (", "\n(").replace(", ", "\n").replace(" / ", "\n").replace(" ->", "\n->") for i in kept)
         )
     console.print(table)
-    console.print("Points are against the base model; 'sees': the smallest change, at least, found 80% of the time.")
+    console.print(tables.MINIMUM_DETECTABLE)
+
+
+# ---- pivots ----
+
+
+def show_pivot(console: Console, view: PivotView) -> None:
+    """A trace with its pivot marked, and how both tokens go on."""
+    slip = {True: ", on its slip", False: ", not on its slip", None: ""}[view.on_slip]
+    wrong = "sampled" if view.greedy_correct else "greedy"
+    console.print(safe(f"{view.problem}: {view.outcome} ({wrong} trace wrong{slip})", "bold"))
+    console.print(Padding(safe(view.question, "dim"), (0, 0, 0, 2)))
+    console.print(Padding(safe(f"{view.before.lstrip()} ..." if view.before else "(the first token)"), (0, 0, 0, 2)))
+    for name, style, sign, side in (("desired", GOOD, "✓", view.desired), ("undesired", BAD, "✗", view.undesired)):
+        text = Text(f"{sign} {name:<9} ")
+        text.append_text(safe(_visible(side.token), style)).append_text(safe(side.text))
+        console.print(Padding(text, (0, 0, 0, 2)))
+        right = f"{'right' if side.correct else 'wrong'}, gold {view.gold}"
+        console.print(Padding(safe(f"answer {side.answer or 'none'}: {right}; {_odds(side)}", "dim"), (0, 0, 0, 14)))
+    console.print()
+
+
+def _odds(side: Continuation) -> str:
+    if side.base is None or side.updated is None:
+        return "its probability is known after cca evaluate"
+    return f"probability {words.percent(side.base)} -> {words.percent(side.updated)}"
+
+
+def _visible(token: str) -> str:
+    """A token with its white space shown, in brackets, so that it can be told apart without colour."""
+    return "[" + token.replace("\n", "⏎").replace(" ", "␣") + "]"
+
+
+# ---- circuits ----
+
+
+def show_circuit(console: Console, circuit: "CircuitView", of: str) -> None:
+    """Heads and neurons of the circuit by layer. of: its run."""
+    table = Table(title=f"Circuit of {of}", title_justify="left", show_edge=False)
+    for name in ("layer", "query heads", "key heads", "value heads", "neurons"):
+        table.add_column(name, justify="right" if name in ("layer", "neurons") else "left")
+    members = circuit.members()
+    for layer, counts in enumerate(circuit.sizes.tolist()):
+        heads = [", ".join(map(str, members[kind].get(layer, []))) for kind in KINDS[:3]]
+        neurons = len(members["neuron"].get(layer, []))
+        table.add_row(str(layer), *heads, f"{neurons} of {counts[3]:,}" if neurons else "")
+    console.print(table)
+    total = len(circuit.gates)
+    console.print(f"{int(circuit.selected.sum())} of {total:,} components ({circuit.density:.2%}).")
+
+
+def show_overlap(console: Console, shared: "Mapping[str, Overlap]", other: str) -> None:
+    """What a circuit, shown before, shares with that of the run `other`, by kind."""
+    table = Table(title=f"Overlap with {other}", title_justify="left", show_edge=False)
+    for name in ("", "of", "here", "there", "shared", "Jaccard", "p by chance"):
+        table.add_column(name, justify="right" if name else "left")
+    for kind, o in shared.items():
+        jaccard = "" if o.jaccard is None else f"{o.jaccard:.2f}"
+        counts = (f"{count:,}" for count in (o.n, o.first, o.second, o.shared))
+        table.add_row(kind, *counts, jaccard, f"{o.p_value:.2g}")
+    console.print()
+    console.print(table)
+
+
+# ---- problems ----
+
+
+def show_problem(console: Console, view: ProblemView, run: str) -> None:
+    """A problem of the run `run` with its answers side by side."""
+    split = f"{view.split}: {view.skill}" if view.skill else view.split
+    console.print(safe(f"{view.id} ({split}, template {view.template})", "bold"))
+    console.print(safe(f"{view.question}\n"))
+    console.print(safe(f"gold {view.gold}: {view.solution}\n", "dim"))
+    if not view.answers:
+        console.print(f"Nothing has answered it yet; go on with: cca run --out {run}")
+    table = Table(show_edge=False, show_lines=True, expand=bool(view.answers))
+    for answer in view.answers:
+        table.add_column(Text(answer.by), ratio=1, overflow="fold")
+    if view.answers:
+        table.add_row(*(safe(a.text.strip()) for a in view.answers))
+        verdicts = [f"{'✓ right' if a.correct else '✗ wrong'}: {a.answer or 'no answer'}" for a in view.answers]
+        table.add_row(*(safe(v, "bold") for v in verdicts))
+        console.print(table)
+    if view.split in ("train", "validation"):
+        console.print(
+            f"Only test problems are answered by the updated model. Its pivot: cca show pivots {run} "
+            f"--problem {view.id}"
+        )

@@ -2,27 +2,29 @@
 notebook alike. Nothing here computes with a model; texts need its tokenizer.
 """
 
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from cca.errors import InputError
-from cca.evaluation import stats
+from cca.evaluation.results import Summary
 from cca.folder import RunFolder
-from cca.method.circuit import Circuit
-from cca.method.update import best_of
-from cca.model.components import KINDS
-from cca.problems.prompts import Prompter
-from cca.records import Answered, Choice, Metric, Pivot, Problem, Score, TracePair, answered
+from cca.records import Answered, Choice, Metric, Pivot, Problem, ProblemSet, Score, TracePair, answered, best_of
 
-Outcome = Literal["mended", "already won", "broken", "still lost", "not evaluated"]
+if TYPE_CHECKING:
+    from cca.problems.prompts import Prompter
+
+MEASURED = ("trace", "pivots", "circuit", "update", "evaluate")
+"""The stages that a run's figures come from, in order: all but the report."""
+Outcome = Literal["mended", "already preferred", "broken", "still not preferred", "not evaluated"]
 OUTCOMES: dict[Outcome, str] = {
     "mended": "the updated model prefers the desired token, the base model did not",
-    "already won": "both models prefer the desired token",
+    "already preferred": "both models prefer the desired token",
     "broken": "the base model preferred the desired token, the updated one does not",
-    "still lost": "neither model prefers the desired token",
+    "still not preferred": "neither model prefers the desired token",
     "not evaluated": "what the updated model makes of it is not known before cca evaluate",
 }
 
@@ -60,14 +62,20 @@ class PivotView:
     outcome: Outcome
 
 
-def pivot_views(folder: RunFolder, prompter: Prompter, method: str) -> list[PivotView]:
-    """All pivots of `method`, in the order in which they were found.
+def settings(folder: RunFolder) -> dict[str, Any]:
+    """The run's config, by section and key; its file holds every value, defaults included."""
+    return tomllib.loads(folder.file("config.toml").read_text(encoding="utf-8"))
+
+
+def pivot_views(folder: RunFolder, prompter: "Prompter") -> list[PivotView]:
+    """All pivots of the run's method, in the order in which they were found.
 
     Raises:
         InputError: the run has none yet.
     """
+    method = settings(folder)["pivots"]["method"]
     problems = {p.id: p for p in folder.read("problems.jsonl", Problem)}
-    known = {(c.arm, c.problem): c for c in folder.read("choices.jsonl", Choice)}
+    known = {(c.model, c.problem): c for c in folder.read("choices.jsonl", Choice)}
     pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == method]
     if not pivots:
         raise InputError(f"{folder.path} has no pivots yet; find them with: cca pivots {folder.path}")
@@ -78,7 +86,7 @@ def pivot_views(folder: RunFolder, prompter: Prompter, method: str) -> list[Pivo
 
 
 def _pivot_view(
-    pivot: Pivot, problem: Problem, prompter: Prompter, base: Choice | None, updated: Choice | None
+    pivot: Pivot, problem: Problem, prompter: "Prompter", base: Choice | None, updated: Choice | None
 ) -> PivotView:
     written = pivot.prefix[len(pivot.prefix) - pivot.position :]
     before = prompter.decode(written)
@@ -121,14 +129,17 @@ def _outcome(base: Choice | None, updated: Choice | None) -> Outcome:
     if base is None or updated is None:
         return "not evaluated"
     before, after = base.desired > base.undesired, updated.desired > updated.undesired
-    return ("already won" if before else "mended") if after else ("broken" if before else "still lost")
+    if after:
+        return "already preferred" if before else "mended"
+    return "broken" if before else "still not preferred"
 
 
 @dataclass(frozen=True)
 class Effect:
     """Base against updated on the problems of one template, or of one skill. low, high: 95%, of the difference."""
 
-    set: str
+    split: str
+    skill: str | None
     template: str
     n: int
     base: float
@@ -142,16 +153,18 @@ class Effect:
 
 def effects(scores: Sequence[Score], seed: int) -> list[Effect]:
     """Of each template of each evaluation set; the intervals are of its problems, resampled."""
-    groups: dict[tuple[str, str], list[Answered]] = {}
+    from cca.evaluation import stats
+
+    groups: dict[tuple[ProblemSet, str], list[Answered]] = {}
     for both in answered(scores):
         groups.setdefault((both.base.set, both.base.template), []).append(both)
     found = []
-    for (name, template), both in groups.items():
+    for ((split, skill), template), both in groups.items():
         base, updated = [a.base.correct for a in both], [a.updated.correct for a in both]
         result = stats.paired(base, updated, [template] * len(both), seed)
         low, high = result.ci95
         accuracies = (result.base, result.updated, result.difference)
-        found.append(Effect(name, template, result.n, *accuracies, low, high, result.gained, result.lost))
+        found.append(Effect(split, skill, template, result.n, *accuracies, low, high, result.gained, result.lost))
     return found
 
 
@@ -166,7 +179,7 @@ class Step:
     step: int
     loss: float | None
     margin: float
-    won: float
+    preference_accuracy: float
     accuracy: float
     low: float
     high: float
@@ -176,6 +189,8 @@ class Step:
 
 def steps(folder: RunFolder) -> list[Step]:
     """The validated steps of all rounds, one round after the other."""
+    from cca.evaluation import stats
+
     found: list[Step] = []
     rounds = [folder, *(RunFolder.open(p) for p in sorted(folder.path.glob("round-*"), key=_number))]
     start = 0
@@ -184,33 +199,14 @@ def steps(folder: RunFolder) -> list[Step]:
         kept = best_of(metrics).step if metrics else None
         for m in metrics:
             low, high = stats.wilson(round(m.accuracy * m.n), m.n)
-            figures = (m.loss, m.margin, m.won, m.accuracy, low, high, m.n)
+            figures = (m.loss, m.margin, m.preference_accuracy, m.accuracy, low, high, m.n)
             found.append(Step(number, start + m.step, *figures, m.step == kept))
         start += kept or 0
     return found
 
 
-def _number(path: Any) -> int:
+def _number(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A component with the gate it ended with. selected: it is in the circuit."""
-
-    layer: int
-    kind: str
-    number: int
-    gate: float
-    selected: bool
-
-
-def gates(circuit: Circuit) -> Iterator[Gate]:
-    """All components, in flat order."""
-    for layer, parts in enumerate(circuit.by_layer()):
-        for kind, part in zip(KINDS, parts, strict=True):
-            for number, gate in enumerate(part.tolist()):
-                yield Gate(layer, kind, number, gate, gate > 0.5)
 
 
 @dataclass(frozen=True)
@@ -229,6 +225,7 @@ class ProblemView:
 
     id: str
     split: str
+    skill: str | None
     template: str
     question: str
     gold: str
@@ -248,7 +245,7 @@ def problem_view(folder: RunFolder, id: str) -> ProblemView:
         raise InputError(f"{folder.path} has no problem {id!r}; it has, for example, {', '.join(alike)}")
     problem = problems[id]
     answers = [
-        Answer(f"{s.arm} model", s.text, s.answer, s.correct)
+        Answer(f"{s.model} model", s.text, s.answer, s.correct)
         for s in folder.read("scores.jsonl", Score)
         if s.problem == id
     ]
@@ -257,30 +254,30 @@ def problem_view(folder: RunFolder, id: str) -> ProblemView:
             answers += [
                 Answer(f"base model, {kind} trace", t.text, t.answer, t.correct) for kind, t in pair.by_kind().items()
             ]
-    return ProblemView(id, problem.split, problem.template, problem.question, problem.answer, problem.solution, answers)
+    return ProblemView(
+        id,
+        problem.split,
+        problem.skill,
+        problem.template,
+        problem.question,
+        problem.answer,
+        problem.solution,
+        answers,
+    )
 
 
-def summary_of(folder: RunFolder) -> dict[str, Any]:
-    """The figures of a run.
+def summary_of(folder: RunFolder) -> Summary:
+    """The figures of a run, with the seconds that its stages took.
 
     Raises:
         InputError: it is not finished.
     """
-    path = folder.file("summary.json")
-    if not path.exists():
+    if not folder.file("summary.json").exists():
         raise InputError(
             f"{folder.path} is not finished, so it has no summary; finish it with: cca run --out {folder.path}"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def circuit_of(folder: RunFolder) -> Circuit:
-    """The circuit of a run.
-
-    Raises:
-        InputError: it has none yet.
-    """
-    path = folder.file("circuit.safetensors")
-    if not path.exists():
-        raise InputError(f"{folder.path} has no circuit yet; learn it with: cca circuit {folder.path}")
-    return Circuit.load(path)
+    spent = folder.manifest.get("seconds", {})
+    seconds = {stage: spent[stage] for stage in MEASURED if stage in spent}
+    if seconds:
+        seconds["total"] = round(sum(seconds.values()), 2)
+    return replace(folder.read_one("summary.json", Summary), seconds=seconds)

@@ -1,7 +1,9 @@
 """The figures of a run in words, for terminal and report alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cca.evaluation.results import Interval, SetResult, Summary
 
 
 def percent(share: float) -> str:
@@ -17,9 +19,11 @@ def interval(bounds: Sequence[float]) -> str:
     return f"{points(bounds[0])} to {points(bounds[1])}"
 
 
-def holds_zero(row: Mapping[str, Any]) -> bool:
-    """Whether the interval of a comparison holds no change at all."""
-    return row["ci95"][0] <= 0 <= row["ci95"][1]
+def detectable(effect: float | None, ci95: Interval) -> str:
+    """The minimum detectable effect in points; empty where the interval shows a change all the same."""
+    if not ci95.holds_zero:
+        return ""
+    return "too few" if effect is None else f"{effect * 100:.1f}"
 
 
 class SetRow(NamedTuple):
@@ -33,109 +37,103 @@ class SetRow(NamedTuple):
     difference: str
     ci95: str
     mcnemar_p: str
-    could_see: str
+    minimum_detectable: str
     drift: str
 
 
-COLUMNS = ("", "problems", "base", "updated", "points", "95% interval", "McNemar p", "could see", "drift (KL)")
+COLUMNS = ("", "problems", "base", "updated", "points", "95% interval", "McNemar p", "min. detectable", "drift (KL)")
 """Headings of a `SetRow` from its name on."""
-COULD_SEE = (
-    "Where the interval holds 0, 'could see' is the smallest change, in points and at least, found 80% of the time."
+MINIMUM_DETECTABLE = (
+    "min. detectable: where the interval holds 0, the smallest true change in points, at least, found 80% of the time."
 )
 
 
-def set_rows(summary: Mapping[str, Any]) -> Iterator[SetRow]:
+def set_rows(summary: Summary) -> Iterator[SetRow]:
     """The table of a run: target, held-out templates, then the skills and benchmarks that must not move."""
-    yield _set_row("target", "target", summary["target"])
-    if summary["held_out_templates"]:
-        yield _set_row("held-out templates", "held-out templates", summary["held_out_templates"])
-    for group in ("transfer", "retention"):
-        for name, row in summary[group].items():
-            yield _set_row(group, f"{group}: {name}", row)
+    for group, name, found in summary.sets():
+        yield _set_row(group, name, found)
 
 
-def _set_row(group: str, name: str, row: Mapping[str, Any]) -> SetRow:
-    seen = row["detectable"]
+def _set_row(group: str, name: str, found: SetResult) -> SetRow:
     return SetRow(
         group,
         name,
-        f"{row['n']:,}",
-        percent(row["base"]),
-        percent(row["updated"]),
-        points(row["difference"]),
-        interval(row["ci95"]),
-        "" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.2g}",
-        ("too few" if seen is None else f"{seen * 100:.1f}") if holds_zero(row) else "",
-        "" if row["drift_kl"] is None else f"{row['drift_kl']:.4f}",
+        f"{found.n:,}",
+        percent(found.base),
+        percent(found.updated),
+        points(found.difference),
+        interval(found.ci95),
+        "" if found.mcnemar_p is None else f"{found.mcnemar_p:.2g}",
+        detectable(found.minimum_detectable_effect, found.ci95),
+        "" if found.drift is None else f"{found.drift.kl:.4f}",
     )
 
 
-def pivots_found(summary: Mapping[str, Any]) -> str:
-    found = summary["pivots"]
+def pivots_found(summary: Summary) -> str:
+    found = summary.pivots
     return (
-        f"{found['found']} from {found['problems']} problems ({summary['method']} method, "
-        f"{found['completions']} completions)"
+        f"{found.found} from {found.problems} problems ({summary.pivot_method} method, {found.completions} completions)"
     )
 
 
-def on_slips(summary: Mapping[str, Any]) -> Iterator[str]:
+def on_slips(summary: Summary) -> Iterator[str]:
     """Of each method, how many pivots sit on their trace's planted slip; nothing for a model without."""
-    for method, share in summary["pivots"]["on_slip"].items():
+    for method, share in summary.pivots.on_slip.items():
         if share:
-            low, high = share["ci95"]
+            low, high = share.ci95
             yield (
-                f"{percent(share['share'])} ({percent(low)} to {percent(high)}) of the {share['n']} {method} pivots in "
+                f"{percent(share.share)} ({percent(low)} to {percent(high)}) of the {share.n} {method} pivots in "
                 "traces with a planted slip sit on the slip's own token"
             )
 
 
-def circuit_size(summary: Mapping[str, Any]) -> str:
-    found = summary["circuit"]
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["by_kind"].items())
-    return f"{found['selected']} of {found['components']} components ({found['density']:.2%}): {kinds}"
+def circuit_size(summary: Summary) -> str:
+    found = summary.circuit
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.by_kind.items())
+    return f"{found.selected} of {found.components} components ({found.density:.2%}): {kinds}"
 
 
-def what_was_kept(summary: Mapping[str, Any]) -> str:
+def what_was_kept(summary: Summary) -> str:
     """What was kept of the update, and what validation saw; of each round where there are several."""
-    update, rounds, won = summary["update"], summary["rounds"], summary["update"]["held_out_pivots_won"]
-    size = f"{update['rows']} rows ({summary['arm']}), {update['parameters']:,} numbers"
+    update, rounds, preferred = summary.update, summary.rounds, summary.update.held_out_preference_accuracy
+    size = f"{update.rows} rows ({summary.method}), {update.parameters:,} parameters"
     if len(rounds) < 2:
         return (
-            f"step {update['best_step']}, {size}; held-out pivots won {percent(won['base'])} -> "
-            f"{percent(won['updated'])}"
+            f"step {update.best_step}, {size}; preference accuracy at held-out pivots {percent(preferred.base)} -> "
+            f"{percent(preferred.updated)}"
         )
-    seen = [rounds[0]["validation"]["base"], *(r["validation"]["updated"] for r in rounds)]
-    each = "; ".join(f"{r['pivots']} pivots, density {r['density']:.2%}, step {r['best_step']}" for r in rounds)
+    seen = [rounds[0].validation.base, *(r.validation.updated for r in rounds)]
+    each = "; ".join(f"{r.pivots} pivots, density {r.density:.2%}, step {r.best_step}" for r in rounds)
     return f"{len(rounds)} rounds, {size}; validation {' -> '.join(map(percent, seen))} ({each})"
 
 
-def seconds_spent(summary: Mapping[str, Any]) -> str:
-    seconds = summary["seconds"]
-    parts = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items() if stage != "total")
-    return f"{seconds['total']:.0f} ({parts})"
+def seconds_spent(summary: Summary) -> str:
+    parts = ", ".join(f"{stage} {value:.0f}" for stage, value in summary.seconds.items() if stage != "total")
+    return f"{summary.seconds['total']:.0f} ({parts})"
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def verdict(summary: Summary) -> str:
     """The target in a sentence that claims no more than the interval does."""
-    target = summary["target"]
-    if summary["update"]["best_step"] == 0:
+    target = summary.target
+    if summary.update.best_step == 0:
         return "No step of the update helped on the validation problems: the updated model is the base model."
-    if target["gained"] == target["lost"] == 0:
+    if target.gained == target.lost == 0:
         return "The update changes no answer of the target."
-    if holds_zero(target):
+    if target.ci95.holds_zero:
         return "No change of the target is shown: the interval of the difference holds 0."
-    return f"The update {'raises' if target['difference'] > 0 else 'lowers'} accuracy on the target."
+    return f"The update {'raises' if target.difference > 0 else 'lowers'} accuracy on the target."
 
 
-def retention_verdict(summary: Mapping[str, Any]) -> str:
+def retention_verdict(summary: Summary) -> str:
     """What became of everything that must not move, in a sentence."""
-    rows = [(name, row) for group in ("transfer", "retention") for name, row in summary[group].items()]
-    if not rows:
+    others = summary.others()
+    if not others:
         return "Nothing else was evaluated."
-    moved = [(name, row) for name, row in rows if not holds_zero(row)]
+    moved = {name: found for name, found in others.items() if not found.ci95.holds_zero}
     if moved:
-        said = ", ".join(f"{name} {points(row['difference'])} points" for name, row in moved)
-        return f"Of {len(rows)} other skills and benchmarks, {len(moved)} moved: {said}."
-    seen = [row["detectable"] for _, row in rows if row["detectable"] is not None]
-    least = f"; changes below {max(seen) * 100:.1f} points could go unseen" if len(seen) == len(rows) else ""
-    return f"Of {len(rows)} other skills and benchmarks, none is shown to move{least}."
+        said = ", ".join(f"{name} {points(found.difference)} points" for name, found in moved.items())
+        return f"Of {len(others)} other skills and benchmarks, {len(moved)} moved: {said}."
+    effects = [found.minimum_detectable_effect for found in others.values()]
+    known = [effect for effect in effects if effect is not None]
+    least = f"; changes below {max(known) * 100:.1f} points could go unseen" if len(known) == len(effects) else ""
+    return f"Of {len(others)} other skills and benchmarks, none is shown to move{least}."

@@ -9,7 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,29 +18,19 @@ from cca.errors import InputError
 from cca.evaluation.harness.files import Data, listed
 from cca.evaluation.harness.state import model_as_before, process_as_before, seed_all
 from cca.evaluation.harness.tasks import CheckedTasks, Subtask, manager, resolve
-from cca.records import Record
-
-
-@dataclass(frozen=True)
-class TaskScore(Record):
-    """What a model got for one document of a benchmark."""
-
-    task: str
-    """As it was asked for, such as ``mmlu``."""
-    subtask: str
-    """The document's cluster, such as ``mmlu_anatomy``; a task without subtasks is its own."""
-    document: int
-    """Its place in the evaluated split."""
-    metric: str
-    """lm-evaluation-harness's name, with the filter where there is one: ``acc``, ``exact_match,strict-match``."""
-    value: float
-    """From 0 to 1."""
+from cca.records import TaskScore
 
 
 def check_tasks(names: Sequence[str], data: Data | None = None, *, shots: int | None = None) -> CheckedTasks:
     """Resolve `names` to the subtasks that run, and see that their documents can be had. Needs no model.
 
-    shots: worked examples in each prompt in place of the stock number, but for tasks that fix it at 0.
+    Args:
+        names: tasks, groups or tags of lm-evaluation-harness, such as ``mmlu``.
+        data: local files of their datasets; None: they come from the hub.
+        shots: worked examples in each prompt in place of the stock number, but for tasks that fix it at 0.
+
+    Returns:
+        The subtasks, and the names of those that are left out for want of local files.
 
     Raises:
         InputError: lm-evaluation-harness is not installed; a task is unknown, named twice, has no measure of METRICS,
@@ -77,8 +66,18 @@ def run_tasks(
     state of the process (random numbers, environment, logging) are afterwards as before. A prompt longer than the
     model's context loses its beginning, as the harness has it.
 
-    limit: documents of each subtask, from its first. shots: as in `check_tasks`. seed: of the choice of few-shot
-    examples, and of sampling in the few tasks that sample.
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        tasks: as in `check_tasks`.
+        data: as in `check_tasks`.
+        limit: documents of each subtask, from its first; None: all.
+        shots: as in `check_tasks`.
+        batch_size: prompts read together.
+        seed: of the choice of few-shot examples, and of sampling in the few tasks that sample.
+
+    Returns:
+        Scores in the order of the tasks and of their documents.
 
     Raises:
         InputError: as `check_tasks`; or the context has no room for an answer, or a task gives no such measure.

@@ -1,6 +1,8 @@
 """From the names of benchmarks to the tasks of lm-evaluation-harness that run, and what is written over their settings.
 
-Prompts, worked examples, generation and scoring stay the stock task's.
+Prompts, worked examples, generation and scoring stay the stock task's. Groups and tags are followed here in the
+harness's index, because its own way from a name to tasks (`TaskManager.load`) builds every task, and to build one reads or
+downloads its documents: before local files can be named, missing ones left out or a task refused.
 """
 
 from collections import Counter
@@ -24,8 +26,13 @@ _GROUP_KEYS = ("group", "group_alias", "task", "task_alias", "aggregate_metric_l
 class Subtask:
     """A task without parts, ready to be built.
 
-    task: as it was asked for. config: its settings, functions by name. file: where they are from. changes: what is
-    written over them. local: whether its documents are in local files.
+    Attributes:
+        task: as it was asked for.
+        name: of the task that runs.
+        config: its settings, functions by name.
+        file: where they are from.
+        changes: what is written over them.
+        local: whether its documents are in local files.
     """
 
     task: str

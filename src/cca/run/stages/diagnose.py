@@ -1,39 +1,42 @@
 """What a run shows of the method's known failure modes: the part of its summary that says what to do."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cca.evaluation import diagnosis
+from cca.evaluation.results import Finding
 from cca.method.circuit import Circuit
 from cca.method.traces import chunks
-from cca.method.update import best_of
 from cca.model.generate import generate_greedy
-from cca.records import Choice, Metric, Problem, TracePair, WithoutPivot
-from cca.run.workspace import Workspace
+from cca.records import Choice, Metric, Problem, TracePair, Which, WithoutPivot, best_of
+from cca.run.run import Run
 
 ALONE = 8
 """Problems that are answered alone as well as in a batch."""
 
 
-def diagnose(run: Workspace, choices: Sequence[Choice], target: Sequence[Problem]) -> list[dict[str, Any]]:
+def diagnose(run: Run, choices: Sequence[Choice], target: Sequence[Problem]) -> list[Finding]:
     """Every check of `cca.evaluation.diagnosis`, in the order of the stages.
 
     choices: what both models make of all pivots. target: problems to answer alone.
     """
     folder, config = run.folder, run.config
     circuit = Circuit.load(folder.file("circuit.safetensors"))
-    metrics, (train, validation) = folder.read("metrics.jsonl", Metric), run.chosen_pivots()
+    metrics, train, validation = (
+        folder.read("metrics.jsonl", Metric),
+        run.pivots_of("train"),
+        run.pivots_of("validation"),
+    )
     pairs, left_out = folder.read("traces.jsonl", TracePair), folder.read("without_pivot.jsonl", WithoutPivot)
     kept, held_out = best_of(metrics), {p.problem for p in validation}
 
-    def margins(arm: str) -> Tensor:
-        return torch.tensor([c.desired - c.undesired for c in choices if c.arm == arm and c.problem in held_out])
+    def margins(model: Which) -> Tensor:
+        return torch.tensor([c.desired - c.undesired for c in choices if c.model == model and c.problem in held_out])
 
-    found = [
-        diagnosis.pivots_on_marks(train, run.loaded.tokenizer.decode),
+    return [
+        diagnosis.pivots_on_marks(train, run.model.tokenizer.decode),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
@@ -44,16 +47,15 @@ def diagnose(run: Workspace, choices: Sequence[Choice], target: Sequence[Problem
         diagnosis.loss_against_accuracy(metrics, config.update.loss),
         diagnosis.batch_size_matters(*_answered_alone(run, target)),
     ]
-    return [f._asdict() for f in found]
 
 
-def _answered_alone(run: Workspace, problems: Sequence[Problem]) -> tuple[list[str], int]:
+def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:
     batch = next(iter(chunks(problems, run.prompter, run.config.evaluation.batch)))
     some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
 
     def answers(of: Sequence[Problem]) -> list[list[int]]:
         return generate_greedy(
-            run.loaded.network,
+            run.model.network,
             [run.prompter.prompt(p) for p in of],
             max_new_tokens=run.config.traces.max_new_tokens,
             end_tokens=run.prompter.end_tokens,

@@ -1,21 +1,28 @@
 """Stage 1a of a run: problems, and a pair of traces for each."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from cca.method.traces import TRACED, chunks, trace_chunk
 from cca.model.checks import check_model, check_prompts
-from cca.problems.sources import open_source
-from cca.problems.splits import build_problems, describe_splits, how_split
+from cca.problems.splits import build_problems, chosen_source, describe_splits, how_split
 from cca.records import Problem, TracePair
 from cca.run.chunks import in_chunks
-from cca.run.config import Config
 from cca.run.run import Run
 
 
 def work(run: Run) -> None:
     """Write problems.jsonl and traces.jsonl."""
     config, options = run.config, run.config.traces
-    problems = draw_problems(config)
+    source = chosen_source(config.problems)
+    problems = build_problems(
+        source,
+        config.problems,
+        transfer=config.evaluation.transfer,
+        retention=config.evaluation.retention,
+        per_skill=config.evaluation.per_skill,
+        seed=config.seed,
+    )
     check_prompts(
         [run.prompter.prompt(p) for p in problems],
         options.max_new_tokens,
@@ -25,9 +32,8 @@ def work(run: Run) -> None:
     _check_grader(run, problems)
     network = run.model.network
     run.folder.write("problems.jsonl", problems)
-    section = config.problems
-    source = open_source(section.source, section.templates, section.max_number or None)
-    run.folder.manifest["problems"] = describe_splits(problems, source.name, how_split(source, section.split_by))
+    sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
+    run.folder.manifest["problems"] = asdict(sizes)
     traced = [p for p in problems if p.split in TRACED]
     in_chunks(
         run.folder,
@@ -40,24 +46,6 @@ def work(run: Run) -> None:
         lambda chunk: trace_chunk(network, run.prompter, chunk, options, config.seed),
         each=1,
         shown=_shown,
-    )
-
-
-def draw_problems(config: Config) -> list[Problem]:
-    """All problems of a run.
-
-    Raises:
-        InputError: as `open_source` and `build_problems`.
-    """
-    section, evaluation = config.problems, config.evaluation
-    source = open_source(section.source, section.templates, section.max_number or None)
-    return build_problems(
-        source,
-        section,
-        transfer=evaluation.transfer,
-        retention=evaluation.retention,
-        per_skill=evaluation.per_skill,
-        seed=config.seed,
     )
 
 

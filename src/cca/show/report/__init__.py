@@ -1,1 +1,1 @@
-"""TODO"""
+"""report.html: a run in one page that opens offline."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -21,15 +21,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from cca.folder import RunFolder, write_text
-from cca.method.circuit import Circuit, Trial
+from cca.evaluation.results import Comparison, Summary
+from cca.folder import RunFolder
+from cca.io import write_text
 from cca.problems.prompts import Prompter
-from cca.records import Score
-from cca.run.compare import COLUMNS as ARM_COLUMNS
-from cca.run.compare import cells
-from cca.run.pipeline import MEASURED
-from cca.show import figures, words
-from cca.show.views import OUTCOMES, PivotView, circuit_of, effects, pivot_views, steps, summary_of
+from cca.records import KINDS, Score, Trial
+from cca.show import figures, tables, words
+from cca.show.circuit import CircuitView, circuit_of
+from cca.show.views import MEASURED, OUTCOMES, PivotView, effects, pivot_views, steps, summary_of
 
 PIVOT_BYTES = 2_000_000
 """What the pivots may take of the page; of more, an even part is shown. The page without them takes 5 MB."""
@@ -45,17 +44,27 @@ class Panel(NamedTuple):
     wide: bool = False
 
 
-def panels(folder: RunFolder, summary: Mapping[str, Any], circuit: Circuit) -> dict[str, list[Panel]]:
-    """The figures of a run by the section of the page that they belong to."""
-    scores, trials = folder.read("scores.jsonl", Score), folder.read("sweep.jsonl", Trial)
-    found = effects(scores, summary["seed"])
+def _effects(folder: RunFolder, summary: Summary) -> Panel:
+    found = effects(folder.read("scores.jsonl", Score), summary.seed)
     left_out = len(found) - len(figures.shown_effects(found))
     note = f" {left_out} templates with fewer problems are left out." if left_out else ""
-    learning = [
+    return Panel(
+        "forest",
+        "By template and skill",
+        "Change of accuracy with its 95% interval. Blue lies above 0, orange below, grey holds 0. A "
+        f"template's interval is of its problems; the whole target's (diamond) is over templates.{note}",
+        figures.forest(found, summary),
+        wide=True,
+    )
+
+
+def _learning(folder: RunFolder, circuit: CircuitView) -> list[Panel]:
+    found = [
         Panel(
             "validation",
             "Validation",
-            "Accuracy on the validation problems with its 95% band; the star is the step that was kept.",
+            "Accuracy on the validation problems with its 95% band; the star is the step that was kept. Preference "
+            "accuracy: the share of held-out pivots at which the desired token has the higher logit.",
             figures.validation_curve(steps(folder)),
         ),
         Panel(
@@ -66,32 +75,31 @@ def panels(folder: RunFolder, summary: Mapping[str, Any], circuit: Circuit) -> d
             figures.gates_over_training(circuit),
         ),
     ]
+    trials = folder.read("sweep.jsonl", Trial)
     if len(trials) > 1:
-        learning.append(
-            Panel(
-                "sweep",
-                "Density by lambda",
-                "Each lambda that was tried, and the share of the components that its circuit holds.",
-                figures.density_sweep(trials, folder.manifest["lambda"]),
-            )
-        )
-    maps = [
-        Panel(f"heads-{kind}", f"{kind.capitalize()} heads", "", figures.head_map(circuit, kind))
-        for kind in ("query", "key", "value")
+        said = "Each lambda that was tried, and the share of the components that its circuit holds."
+        sweep = figures.density_sweep(trials, folder.manifest["lambda"])
+        found.append(Panel("sweep", "Density by lambda", said, sweep))
+    return found
+
+
+def _maps(circuit: CircuitView) -> list[Panel]:
+    heads = [
+        Panel(f"heads-{kind}", f"{kind.capitalize()} heads", "", figures.head_map(circuit, kind)) for kind in KINDS[:3]
     ]
+    return [*heads, Panel("neurons", "MLP neurons", "", figures.neurons_by_layer(circuit))]
+
+
+def panels(
+    folder: RunFolder, summary: Summary, circuit: CircuitView, comparison: Comparison | None
+) -> dict[str, list[Panel]]:
+    """The figures of a run by the section of the page that they belong to."""
+    gains = [Panel("methods", "Gain on the target", "", figures.methods(comparison), wide=True)] if comparison else []
     return {
-        "effects": [
-            Panel(
-                "forest",
-                "By template and skill",
-                "Change of accuracy with its 95% interval. Blue lies above 0, orange below, grey holds 0. A "
-                f"template's interval is of its problems; the whole target's (diamond) is over templates.{note}",
-                figures.forest(found, summary),
-                wide=True,
-            )
-        ],
-        "learning": learning,
-        "maps": [*maps, Panel("neurons", "MLP neurons", "", figures.neurons_by_layer(circuit))],
+        "effects": [_effects(folder, summary)],
+        "methods": gains,
+        "learning": _learning(folder, circuit),
+        "maps": _maps(circuit),
     }
 
 
@@ -103,17 +111,20 @@ def shown_pivots(views: Sequence[PivotView]) -> list[dict[str, Any]]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def render(folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] | None = None) -> str:
-    """The report of a finished run. comparison: that of several arms, of which the run is one.
+def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None = None) -> str:
+    """The report of a finished run.
+
+    Args:
+        folder: The run's.
+        prompter: The run's; its tokenizer writes the texts of pivots.
+        comparison: That of several methods, of which the run is one.
 
     Raises:
-        InputError: the run is not finished.
+        InputError: The run is not finished.
     """
     summary, circuit = summary_of(folder), circuit_of(folder)
-    views = pivot_views(folder, prompter, summary["method"])
-    sections, pivots = panels(folder, summary, circuit), shown_pivots(views)
-    if comparison:
-        sections["arms"] = [Panel("arms", "Gain on the target", "", figures.arms(comparison), wide=True)]
+    views, sections = pivot_views(folder, prompter), panels(folder, summary, circuit, comparison)
+    pivots = shown_pivots(views)
     charts = {panel.id: json.loads(str(panel.figure.to_json())) for found in sections.values() for panel in found}
     scripts = [get_plotlyjs(), _file("page.js")]
     env = Environment(
@@ -134,10 +145,10 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] 
         templates=sorted({p["template"] for p in pivots}, key=_natural),
         summary=summary,
         sections=sections,
-        words=wording,
+        words=words,
         rows=list(words.set_rows(summary)),
-        columns=words.COLUMNS,
-        arms=comparison and {**comparison, "columns": ARM_COLUMNS, "rows": list(cells(dict(comparison)))},
+        comparison=comparison,
+        tables=tables,
         config=folder.file("config.toml").read_text(encoding="utf-8"),
         manifest=folder.manifest,
         checksums={n: d for stage in MEASURED for n, d in sorted(folder.manifest["stages"].get(stage, {}).items())},
@@ -166,8 +177,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def write_report(
-    path: Path, folder: RunFolder, prompter: Prompter, comparison: Mapping[str, Any] | None = None
-) -> None:
+def write_report(path: Path, folder: RunFolder, prompter: Prompter, comparison: Comparison | None = None) -> None:
     """Write the report of `folder` to `path`, whole or not at all. Raises as `render`."""
     write_text(path, render(folder, prompter, comparison))

@@ -1,0 +1,39 @@
+"""Arguments that several commands take, and what becomes of them."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add --set."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one config value, for example circuit.lambda=0.02; may be repeated",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add --model, which `overrides` heeds."""
+    parser.add_argument("--model", help="short for --set model.path=MODEL")
+
+
+def overrides(options: argparse.Namespace) -> tuple[str, ...]:
+    """What --set and --model change in the config."""
+    model = getattr(options, "model", None)
+    return (*options.overrides, *([f"model.path={json.dumps(model)}"] if model else []))
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add --quiet and --json."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the config file."""
+    parser.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")

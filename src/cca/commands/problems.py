@@ -1,0 +1,67 @@
+"""`cca problems`: the problems of a source as JSON lines, or a verdict on each of its templates."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cca.errors import InputError
+
+if TYPE_CHECKING:
+    from cca.problems.templates.annotated import TemplateCheck
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cca problems`."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="gsm-symbolic, reasoning-gym:NAME, a file (.jsonl, .csv, .parquet), a folder of such files or annotated "
+        "templates, or owner/name:config on the hub",
+    )
+    parser.add_argument("-n", "--n", type=int, default=50, metavar="N", help="instances a template (default 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to stdout")
+    parser.add_argument(
+        "--check", action="store_true", help="verify each template and print a line for it; exit code 1 where one fails"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write or check."""
+    from cca.io import write_text
+    from cca.problems.listing import lines, verdicts
+    from cca.problems.sources import open_source
+
+    if options.n < 1:
+        raise InputError(f"-n {options.n} asks for nothing; give at least 1")
+    if options.check:
+        return _check(verdicts(options.source, options.n, options.seed), options.n)
+    source = open_source(options.source)
+    found = lines(source, options.n, options.seed)
+    if options.out is None:
+        for line in found:
+            print(line)
+        return 0
+    if not options.out.parent.is_dir():
+        raise InputError(f"there is no folder {options.out.parent} for --out; make it first")
+    text = [line + "\n" for line in found]
+    write_text(options.out, "".join(text))
+    print(f"wrote {len(text)} problems of {len(source.templates)} templates to {options.out}", file=sys.stderr)
+    return 0
+
+
+def _check(found: "Iterable[TemplateCheck]", wanted: int) -> int:
+    failed = checked = 0
+    for verdict in found:
+        checked += 1
+        failed += bool(verdict.failures)
+        size = f"{verdict.distinct} distinct" + (f", all there are: {verdict.maximum}" if verdict.maximum else "")
+        if verdict.maximum and verdict.maximum > wanted:
+            size = f"{verdict.distinct} distinct of {verdict.maximum}"
+        print(f"{'FAIL' if verdict.failures else 'ok  '} {verdict.name}: " + "; ".join([size, *verdict.failures]))
+        for note in verdict.notes:
+            print(f"     note: {note}")
+    print(f"{checked} templates, {failed} failed", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,147 @@
+"""`cca run` with its dry run, and each stage by itself."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cca.commands.options import add_common, add_config, add_model, add_overrides, overrides
+from cca.run.stages import STAGES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cca.run.config import Config
+    from cca.run.plan import Plan
+    from cca.run.run import Run
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cca run`."""
+    add_config(parser)
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/ and the config's name)")
+    add_model(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run would do, hold and change; no weights are read"
+    )
+    add_overrides(parser)
+    add_common(parser)
+
+
+def add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
+    """Add the arguments of the command of one stage."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    if stage == "trace":
+        parser.add_argument("--config", type=Path, help="config of a new run (default: the bundled run)")
+        add_overrides(parser)
+    parser.add_argument("--redo", action="store_true", help="forget this stage and what follows, and do it again")
+    add_common(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """All stages."""
+    from cca.run.config import load_config
+
+    config = load_config(options.config, overrides(options))
+    if options.dry_run:
+        return _dry_run(config, options.json)
+    from cca.run.run import Run, default_folder
+    from cca.show.progress import make_display
+
+    path = options.out or default_folder(options.config)
+    opened = Run.start(path, config, make_display(options.quiet, f"cca run, in {path}"))
+    return _execute(opened, tuple(STAGES), options.json)
+
+
+def run_stage(options: argparse.Namespace) -> int:
+    """One stage. `cca trace` may start a run."""
+    from cca.run.config import load_config
+    from cca.run.run import Run
+    from cca.show.progress import make_display
+
+    stage, path = options.command, options.run
+    display, redo = make_display(options.quiet), stage if options.redo else None
+    if stage == "trace" and (options.config or options.overrides or not (path / "config.toml").exists()):
+        opened = Run.start(path, load_config(options.config, overrides(options)), display, redo)
+    else:
+        opened = Run.resume(path, display, redo)
+    if opened.folder.finished(stage):
+        print(f"{stage} is finished in {path}; --redo does it again", file=sys.stderr)
+    return _execute(opened, (stage,), options.json)
+
+
+def _execute(opened: "Run", stages: Sequence[str], as_json: bool) -> int:
+    from cca.io import to_json
+    from cca.show.views import summary_of
+
+    folder = opened.folder
+    opened.execute(stages)
+    if not folder.file("summary.json").exists():
+        known = list(STAGES)
+        print(f"next: cca {known[known.index(stages[-1]) + 1]} {folder.path}", file=sys.stderr)
+        return 0
+    summary = summary_of(folder)
+    if as_json:
+        print(to_json(summary, indent=1))
+        return 0
+    from cca.show.terminal import console_for_people, show_summary
+
+    show_summary(console_for_people(120), summary)
+    report = folder.file("report.html")
+    look = f"Open {report} in a browser" if folder.finished("report") else f"Make its report: cca report {folder.path}"
+    print(f"\nRun folder: {folder.path}. {look}, or: cca show pivots {folder.path}", file=sys.stderr)
+    return 0
+
+
+# ---- the dry run ----
+
+
+def _dry_run(config: "Config", as_json: bool) -> int:
+    from cca.io import to_json
+    from cca.run.plan import make_plan
+
+    plan = make_plan(config)
+    if as_json:
+        print(to_json(plan, indent=1))
+        return 0
+    from cca.show.terminal import console_for_people
+
+    _show_plan(console_for_people(110), plan)
+    return 0
+
+
+def _show_plan(console: "Console", plan: "Plan") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    model, memory, work, rows = plan.model, plan.memory_gib, plan.work, plan.rows
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in plan.components.items() if kind != "all")
+    splits = ", ".join(f"{count:,} {split.replace('_', ' ')}" for split, count in work.problems.items())
+    lines = {
+        "model": f"{model.path}: {model.type}, {model.layers} layers, {model.parameters:,} parameters",
+        "components": f"{plan.components['all']:,}: {kinds}",
+        "rows": f"{rows.all:,}; {rows.per_head} a head, {rows.per_neuron} a neuron",
+        "circuit size": f"{plan.circuit.components:,} components at the paper's density of {plan.circuit.density:.1%}",
+        "memory": f"about {memory.peak:.2f} GiB at most; weights {memory.weights:.2f}, and besides",
+        "  trace": f"{memory.trace:.2f}",
+        "  circuit": f"{memory.circuit:.2f}{memory.notes['circuit']}",
+        "  update": f"{memory.update:.2f}{memory.notes['update']}",
+        "problems": splits,
+        "prompts": f"{work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
+        "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
+        f"each of at most {work.max_new_tokens} tokens",
+        "pivots": f"at most {work.pivots:,} to train on; one completion for each deviation that is tried",
+        "circuit": f"at most {work.circuit_steps:,} steps of {work.circuit_batch} pivots, one token each",
+        "update": f"at most {work.update_steps:,} steps over all pivots, {work.validations} validations of "
+        f"{work.validation_problems:,} problems",
+        **({"rounds": f"at most {work.rounds} of these four stages"} if work.rounds > 1 else {}),
+        "evaluate": f"{work.answers:,} answers, half of them the base model's"
+        + (f"; {', '.join(work.benchmarks)} on both" if work.benchmarks else ""),
+    }
+    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in lines.items():
+        table.add_row(name, Text(text))
+    console.print(table)

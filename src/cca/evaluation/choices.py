@@ -1,0 +1,40 @@
+"""What a model makes of pivots."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from cca.model.numerics import check_finite
+from cca.model.read import last_logits
+from cca.records import Choice, Pivot, Which
+
+
+@torch.no_grad()
+def choices(network: PreTrainedModel, pivots: Sequence[Pivot], *, model: Which, batch: int) -> list[Choice]:
+    """How probable a model finds the two tokens of each of `pivots`.
+
+    Args:
+        network: computes as it is; call this within ``delta.active(network)`` for the updated model.
+        pivots: in any order.
+        model: which of the two this is, for the records.
+        batch: pivots read together, at most.
+
+    Returns:
+        A choice for each pivot, in their order.
+
+    Raises:
+        FloatingPointError: a probability is not finite.
+    """
+    found: dict[int, Choice] = {}
+    order = sorted(range(len(pivots)), key=lambda i: len(pivots[i].prefix))  # so that little is padding
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        chunk = [pivots[i] for i in rows]
+        logits = last_logits(network, [p.prefix for p in chunk])
+        tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
+        both = logits.float().log_softmax(-1).gather(1, tokens)
+        check_finite(both, "the probabilities of a pivot are", network)
+        for i, pivot, (desired, undesired) in zip(rows, chunk, both.tolist(), strict=True):
+            found[i] = Choice(model, pivot.problem, desired, undesired)
+    return [found[i] for i in range(len(pivots))]

@@ -1,0 +1,82 @@
+"""Drift: how far the updated model is from the base on given text. It moves before any answer does."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cca.evaluation.results import Drift
+from cca.model.intervention import Intervention
+from cca.model.numerics import check_finite
+from cca.model.read import logits_at, right_padded
+from cca.problems.prompts import Prompter
+from cca.records import Problem
+
+_LOGITS = 2**27
+"""Logits held at once: half a GiB in float32, of which a few copies are made."""
+
+
+class Text(NamedTuple):
+    """Token ids, of which the `written` ones measure drift."""
+
+    context: tuple[int, ...]
+    written: tuple[int, ...]
+
+
+def solution_texts(prompter: Prompter, problems: Sequence[Problem], count: int) -> list[Text]:
+    """The worked solutions of at most `count` of `problems`, evenly spaced, so that every template has its part."""
+    solved = [p for p in problems if p.solution.strip()]
+    if len(solved) > count:
+        solved = [solved[i * len(solved) // count] for i in range(count)]
+    return [Text(prompter.prompt(p), prompter.reference(p.solution)) for p in solved]
+
+
+def plain_texts(ids: Sequence[int], length: int = 256) -> list[Text]:
+    """A text's token ids cut into pieces of `length`, each of whose tokens but the first is measured."""
+    pieces = [tuple(ids[start : start + length]) for start in range(0, len(ids), length)]
+    return [Text(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
+
+
+@torch.no_grad()
+def drift(network: PreTrainedModel, intervention: Intervention, texts: Sequence[Text], batch: int) -> Drift:
+    """Drift over the `written` tokens of `texts`, each after its context.
+
+    Args:
+        network: the base model.
+        intervention: makes the updated model of it.
+        texts: at least one.
+        batch: texts read together, at most; fewer where their logits would fill the memory.
+
+    Raises:
+        FloatingPointError: a probability is not finite.
+    """
+    texts = sorted(texts, key=lambda t: len(t.context) + len(t.written))
+    longest = max(len(t.written) for t in texts)
+    batch = max(1, min(batch, _LOGITS // (longest * network.config.get_text_config().vocab_size)))
+    divergence, change, count = 0.0, 0.0, 0
+    for start in range(0, len(texts), batch):
+        chunk = texts[start : start + batch]
+        base = _predicted(network, chunk)
+        with intervention.attached(network):
+            updated = _predicted(network, chunk)
+        apart = (base.exp() * (base - updated)).sum()
+        check_finite(apart, "the drift is", network)
+        divergence += float(apart)
+        written = torch.tensor([token for t in chunk for token in t.written], device=base.device)[:, None]
+        change += float((base.gather(1, written) - updated.gather(1, written)).sum())
+        count += len(base)
+    return Drift(divergence / count, math.exp(change / count), count)
+
+
+def _predicted(network: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
+    """Log probabilities (N, V) of all tokens at each of the N written positions of `texts`."""
+    first = torch.tensor([len(t.context) - 1 for t in texts])
+    lengths = torch.tensor([len(t.written) for t in texts])
+    offset = torch.arange(int(lengths.max()))
+    ids = right_padded([t.context + t.written for t in texts])
+    places, scored = (first[:, None] + offset).clamp(max=ids.shape[1] - 1), offset < lengths[:, None]
+    logits = logits_at(network, ids, places, use_cache=False).logits
+    return logits[scored.to(logits.device)].float().log_softmax(-1)

@@ -1,0 +1,28 @@
+"""What can be set of the evaluation, with its default."""
+
+from cca.options import Count, CountOrNone, Options
+
+
+class EvaluationOptions(Options):
+    """What base and updated model are compared on."""
+
+    transfer: tuple[str, ...] = ("chain_sum", "simple_equations", "leg_counting")
+    """Skills of reasoning-gym that neighbour the target and could gain or lose with it."""
+    retention: tuple[str, ...] = ("rotate_matrix", "manipulate_matrix")
+    """Skills of reasoning-gym that must not move."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks of lm-evaluation-harness that must not move, such as ``mmlu``, ``triviaqa``, ``truthfulqa_mc2``."""
+    task_data: str = ""
+    """Folder of local files for them (its layout: `cca.evaluation.harness.files`); without one they come from the hub."""
+    task_limit: CountOrNone = 0
+    """Documents of each subtask, from its first. 0: all."""
+    task_shots: CountOrNone | None = None
+    """Worked examples in place of the task's own number."""
+    per_skill: CountOrNone = 200
+    """Problems a skill."""
+    batch: Count = 128
+    """Problems answered together."""
+    drift_problems: Count = 100
+    """Problems a set whose solutions measure drift, at most."""
+    text: tuple[str, ...] = ()
+    """Files of plain text on which drift is measured too, such as an article a file."""

@@ -1,0 +1,142 @@
+"""The parts of what a run found (`cca.evaluation.results.Summary`), each from the records that it tells of."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from cca.evaluation import stats
+from cca.evaluation.results import (
+    Change,
+    CircuitSummary,
+    Drift,
+    OnSlip,
+    PivotSummary,
+    SetResult,
+    UpdateSummary,
+    Validated,
+)
+from cca.method.circuit import Circuit
+from cca.model.intervention import Intervention
+from cca.records import (
+    KINDS,
+    Answered,
+    Metric,
+    Pivot,
+    ProblemSet,
+    Score,
+    Split,
+    TaskScore,
+    TracePair,
+    WithoutPivot,
+    answered,
+    best_of,
+)
+
+
+def pivot_summary(
+    pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], pivots: Mapping[str, Sequence[Pivot]], method: str
+) -> PivotSummary:
+    """Counts of stage 1.
+
+    Args:
+        pairs: of all traced problems.
+        left_out: those without a pivot.
+        pivots: by the method that found them. Of each, the share on the planted slip is told.
+        method: the one whose pivots the run goes on with.
+    """
+    chosen = pivots[method]
+    return PivotSummary(
+        problems=len(pairs),
+        traces=len(pairs) + sum(pair.drawn for pair in pairs),
+        found=len(chosen),
+        share=len(chosen) / len(pairs),
+        without=dict(Counter(record.reason for record in left_out)),
+        completions=sum(p.completions for p in chosen),
+        on_slip={name: on_slip(found) for name, found in pivots.items()},
+    )
+
+
+def on_slip(pivots: Sequence[Pivot]) -> OnSlip | None:
+    """The share on the planted slip's own token of the pivots whose wrong trace makes it; None where none does."""
+    judged = [p.on_slip for p in pivots if p.on_slip is not None]
+    if not judged:
+        return None
+    share = stats.accuracy(judged)
+    return OnSlip(share.n, share.value, share.ci95)
+
+
+def circuit_summary(circuit: Circuit) -> CircuitSummary:
+    """Sizes of the circuit."""
+    members = Counter(component.kind for component in circuit.components())
+    return CircuitSummary(
+        components=len(circuit.gates),
+        selected=members.total(),
+        density=circuit.density,
+        by_kind={kind: members[kind] for kind in KINDS},
+        stopped=circuit.stopped,
+    )
+
+
+def update_summary(intervention: Intervention, metrics: Sequence[Metric]) -> UpdateSummary:
+    """Size of the update, and what validation saw before it and at the kept step.
+
+    intervention: the whole of it, over all rounds. metrics: of the first round.
+    """
+    first, best = metrics[0], best_of(metrics)
+    return UpdateSummary(
+        best_step=best.step,
+        rows=intervention.row_count,
+        parameters=intervention.parameter_count,
+        validation=Validated(best.n, first.accuracy, best.accuracy),
+        held_out_preference_accuracy=Change(first.preference_accuracy, best.preference_accuracy),
+        held_out_margin=Change(first.margin, best.margin),
+    )
+
+
+def comparisons(scores: Sequence[Score], drifts: Mapping[ProblemSet, Drift], seed: int) -> dict[ProblemSet, SetResult]:
+    """Base against updated on each evaluation set, in order of appearance.
+
+    Args:
+        scores: of both models.
+        drifts: of the sets whose drift was measured.
+        seed: of the intervals.
+    """
+    sets: dict[ProblemSet, list[Answered]] = {}
+    for both in answered(scores):
+        sets.setdefault(both.base.set, []).append(both)
+    return {
+        name: stats.paired(
+            [a.base.correct for a in both],
+            [a.updated.correct for a in both],
+            [a.base.template for a in both],
+            seed,
+            drift=drifts.get(name),
+        )
+        for name, both in sets.items()
+    }
+
+
+def by_skill(results: Mapping[ProblemSet, SetResult], split: Split) -> dict[str, SetResult]:
+    """Those of transfer or of retention, by skill."""
+    return {name.skill or name.name: result for name, result in results.items() if name.split == split}
+
+
+def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], seed: int) -> dict[str, SetResult]:
+    """Base against updated on each benchmark; its subtasks are the clusters.
+
+    A measure that is no count of right answers, such as truthfulqa_mc2's probability, has neither McNemar's test nor a
+    minimum detectable effect.
+    """
+    later = {(s.task, s.subtask, s.document): s.value for s in updated}
+    groups: dict[str, list[tuple[TaskScore, float]]] = {}
+    for score in base:
+        groups.setdefault(score.task, []).append((score, later[score.task, score.subtask, score.document]))
+    found: dict[str, SetResult] = {}
+    for name, both in groups.items():
+        first, second = [score.value for score, _ in both], [value for _, value in both]
+        clusters, metric = [score.subtask for score, _ in both], both[0][0].metric
+        if {*first, *second} <= {0, 1}:
+            right = [[value == 1 for value in values] for values in (first, second)]
+            found[name] = stats.paired(*right, clusters, seed, metric=metric)
+        else:
+            found[name] = stats.paired_shares(first, second, clusters, seed, metric)
+    return found

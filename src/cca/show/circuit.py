@@ -1,0 +1,89 @@
+"""What stage 2 left in circuit.safetensors, as arrays: to look at it takes no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from cca.errors import InputError
+from cca.folder import RunFolder
+from cca.records import KINDS
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A component with the gate it ended with. selected: it is in the circuit."""
+
+    layer: int
+    kind: str
+    number: int
+    gate: float
+    selected: bool
+
+
+@dataclass(frozen=True)
+class CircuitView:
+    """A learned circuit of C components in L layers.
+
+    gates: (C,) float32. history: (epochs, C), the gates after each epoch. losses: (steps,) mean margin loss of each
+    step's batch. sizes: (L, 4), how many query, key and value heads and neurons each layer has, in which order the
+    gates stand. stopped: why stage 2 ended.
+    """
+
+    gates: NDArray[np.float32]
+    history: NDArray[np.float32]
+    losses: NDArray[np.float32]
+    sizes: NDArray[np.int64]
+    stopped: str
+
+    @classmethod
+    def load(cls, path: Path) -> "CircuitView":
+        """Read the file that `Circuit.save` wrote."""
+        with safe_open(path, "np") as file:
+            gates, history, losses, sizes = map(file.get_tensor, ("gates", "history", "losses", "sizes"))
+            return cls(gates, history, losses, sizes, (file.metadata() or {}).get("stopped", ""))
+
+    @property
+    def selected(self) -> NDArray[np.bool_]:
+        """The circuit: a (C,) mask of the gates that round to 1."""
+        return self.gates > 0.5
+
+    @property
+    def density(self) -> float:
+        """The circuit's share of all components, computed in float32 as stage 2 does."""
+        return float(self.selected.astype(np.float32).mean())
+
+    def by_layer(self) -> list[list[NDArray[np.float32]]]:
+        """The gates of each layer: its query (H,), key (K,) and value heads (K,) and neurons (I,)."""
+        parts = np.split(self.gates, self.sizes.flatten().cumsum()[:-1])
+        return [parts[i : i + 4] for i in range(0, len(parts), 4)]
+
+    def components(self) -> Iterator[Gate]:
+        """All components, in the order of `gates`."""
+        for layer, parts in enumerate(self.by_layer()):
+            for kind, part in zip(KINDS, parts, strict=True):
+                for number, gate in enumerate(part.tolist()):
+                    yield Gate(layer, kind, number, gate, gate > 0.5)
+
+    def members(self) -> dict[str, dict[int, list[int]]]:
+        """Kind -> layer -> numbers of the components in the circuit."""
+        found: dict[str, dict[int, list[int]]] = {kind: {} for kind in KINDS}
+        for component in self.components():
+            if component.selected:
+                found[component.kind].setdefault(component.layer, []).append(component.number)
+        return found
+
+
+def circuit_of(folder: RunFolder) -> CircuitView:
+    """The circuit of a run.
+
+    Raises:
+        InputError: it has none yet.
+    """
+    path = folder.file("circuit.safetensors")
+    if not path.exists():
+        raise InputError(f"{folder.path} has no circuit yet; learn it with: cca circuit {folder.path}")
+    return CircuitView.load(path)
