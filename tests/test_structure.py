@@ -71,14 +71,18 @@ def test_make_builds_the_environment_with_a_cpu_torch_unless_told_otherwise(cons
     assert ["pytorch.org/whl/cpu" in call for call in calls] == ([False] if constraints else [True, False])
 
 
+def documents() -> list[Path]:
+    top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    return top + [p for folder in ("docs", "recipes", "experiments") for p in sorted((ROOT / folder).rglob("*.md"))]
+
+
 def test_every_cca_command_in_the_documents_is_understood():
     """Each documented `cca ...` line gets as far as finding or not finding its run, never an unknown option."""
     from cca.cli import _parser
 
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     commands = [
         line.split("#")[0].strip()
-        for path in documents
+        for path in documents()
         for line in re.findall(r"^(?:\$ |    )?(cca .*)$", path.read_text(), flags=re.M)
     ]
     assert commands
@@ -87,6 +91,28 @@ def test_every_cca_command_in_the_documents_is_understood():
 
 
 def test_every_file_that_a_document_names_exists():
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for name in re.findall(r"`((?:src|docs|recipes|benchmarks|tests|configs)/[\w./-]+)`", path.read_text()):
+    for path in documents():
+        for name in re.findall(
+            r"`((?:src|docs|recipes|benchmarks|experiments|examples|tests|configs)/[\w./-]+)`", path.read_text()
+        ):
             assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a Markdown file."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_relative_link_of_a_document_leads_somewhere():
+    for path in documents():
+        for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+            if link.startswith(("http:", "https:", "mailto:")):
+                continue
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            assert target.exists(), f"{path.relative_to(ROOT)} links to {link}, which does not exist"
+            if anchor:
+                assert anchor in anchors(target), (
+                    f"{path.relative_to(ROOT)} links to {link}; no heading there is called so"
+                )
