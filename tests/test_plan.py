@@ -11,8 +11,8 @@ from conftest import stand_in_harness
 from families import family_config
 
 from cca import cli
-from cca.model.components import find_components
 from cca.model.checks import load_tokenizer
+from cca.model.components import find_components
 from cca.model.open import empty_model
 from cca.run.config import load_config
 
