@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cca.method.circuit import CachedPrefixes
 from cca.method.objective import pivot_loss
+from cca.method.prefixes import CachedPrefixes
 from cca.method.update import full_gradient
+from cca.model.checks import attention_for
 from cca.model.components import find_components
 from cca.model.delta import Delta
 from cca.model.gates import gated
-from cca.model.open import attention_for
 from cca.model.verify import verify_components
 from cca.records import Pivot
 
@@ -79,12 +79,12 @@ def main() -> None:
     parts = find_components(model)
     report("parameters", sum(p.numel() for p in model.parameters()), f"{time.perf_counter() - began:.0f} s to make")
     report("components", parts.size)
-    seconds(options.device, lambda: verify_components(model, parts), "check of the components")
+    seconds(options.device, lambda: verify_components(model, parts), "verifying the components")
     report("peak memory while they were made", memory(options.device))
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, shape["vocab_size"], (options.pivots, options.tokens), generator=generator).tolist()
-    pivots = [Pivot(str(i), "train", "0", "branching", tuple(p), 3, 4, 0, True) for i, p in enumerate(ids)]
+    pivots = [Pivot(tuple(prefix), 3, 4, problem=str(i)) for i, prefix in enumerate(ids)]
 
     prefixes: list[CachedPrefixes] = []
     seconds(
@@ -111,7 +111,7 @@ def main() -> None:
 
     rows = parts.rows(torch.rand(parts.size, generator=generator) < DENSITY)
     delta = Delta.zeros(model, rows)
-    report("numbers changed", delta.parameter_count)
+    report("parameters changed", delta.parameter_count)
     again = [] if options.keep_activations else [layer.module for layer in parts.layers]
     few = pivots[: 2 * options.update_batch]
     for _ in range(2):

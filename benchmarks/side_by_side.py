@@ -2,10 +2,10 @@
 
     python benchmarks/side_by_side.py [--traces 12] [--json]
 
-Prints, for branch search, one circuit step and one update step, what the plain method and the library took and
-their ratio. The plain methods are those that the tests compare results with (tests/reference.py); the circuit step is
-also compared with the stronger one of full prefixes in one padded batch, and on prefixes of few-shot length, of which
-it times the reading as well.
+Prints, for branch search, one circuit step and one update step, how long the plain method and the library took, and
+their ratio. The plain methods are those against which the tests compare results (tests/reference.py). The circuit step
+is also compared with a stronger baseline, full prefixes in one padded batch, and on prefixes of few-shot length, whose
+reading is timed as well.
 """
 
 import argparse
@@ -24,21 +24,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import reference
 
-from cca.method.circuit import CachedPrefixes
 from cca.method.objective import pivot_loss
+from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots
+from cca.method.prefixes import CachedPrefixes
 from cca.method.traces import chunks, trace_chunk
 from cca.method.update import full_gradient
-from cca.model.components import Components, find_components
+from cca.model.components import Components
 from cca.model.delta import Delta
 from cca.model.gates import gated
+from cca.model.open import Model, open_model
 from cca.model.read import prefill, right_padded
-from cca.model.open import open_model
-from cca.problems.gsm_symbolic import SMALL_TEMPLATES
 from cca.problems.prompts import Prompter
-from cca.problems.sources import open_source
-from cca.problems.splits import build_problems
-from cca.records import Pivot
+from cca.problems.splits import ProblemOptions, build_problems, chosen_source
+from cca.records import Pivot, Problem
 
 LIMIT = 160
 BATCH = 8
@@ -55,21 +54,13 @@ def seconds(work: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
-def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[dict[str, float], list[Pivot]]:
+def branch_search(model: Model, problems: list[Problem], traces: int) -> tuple[dict[str, float], list[Pivot]]:
     """Tokens generated and seconds for the pivots of the same traces; all pivots are compared."""
+    network, prompter = model.network, model.prompter
     by_id = {p.id: p for p in problems}
     pairs = []
     for chunk in chunks(problems, prompter, 64):
-        pairs += trace_chunk(
-            loaded.network,
-            prompter,
-            chunk,
-            samples=10,
-            temperature_if_correct=1.2,
-            temperature_if_wrong=0.8,
-            max_new_tokens=LIMIT,
-            seed=0,
-        )
+        pairs += trace_chunk(network, prompter, chunk, TraceOptions(max_new_tokens=LIMIT), seed=0)
     usable = [pair for pair in pairs if pair.sampled]
     compared = usable[:: max(1, len(usable) // traces)][:traces]
 
@@ -77,15 +68,15 @@ def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[di
     began = time.perf_counter()
     plain = []
     for pair in compared:
-        pivot, tokens = reference.branching_pivot(loaded.network, prompter, pair, by_id[pair.problem], LIMIT)
+        pivot, tokens = reference.branching_pivot(network, prompter, pair, by_id[pair.problem], LIMIT)
         plain.append(pivot)
         generated += tokens
     plain_seconds = time.perf_counter() - began
 
     counted = _CountTokens()
     began = time.perf_counter()
-    with counted.on(loaded.network):
-        fast = branching_pivots(loaded.network, prompter, compared, by_id, max_new_tokens=LIMIT)
+    with counted.on(network):
+        fast = branching_pivots(network, prompter, compared, by_id, max_new_tokens=LIMIT)
     fast_seconds = time.perf_counter() - began
     assert [(p.prefix, p.desired, p.undesired) for p in fast] == [(p.prefix, p.desired, p.undesired) for p in plain]
     figures = {
@@ -95,7 +86,7 @@ def branch_search(loaded, prompter: Prompter, problems, traces: int) -> tuple[di
         "plain_seconds": plain_seconds,
         "cca_seconds": fast_seconds,
     }
-    return figures, branching_pivots(loaded.network, prompter, usable, by_id, max_new_tokens=LIMIT)
+    return figures, branching_pivots(network, prompter, usable, by_id, max_new_tokens=LIMIT)
 
 
 class _CountTokens:
@@ -204,26 +195,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    loaded = open_model("bundled", "float32", "cpu")
-    prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
-    problems = build_problems(
-        open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
-        train=4,
-        validation=1,
-        test=1,
-        held_out=0.0,
-        seed=11,
-    )
+    model = open_model("bundled", device="cpu")
+    network, parts = model.network, model.components
+    drawn = ProblemOptions(train=4, validation=1, test=1, held_out=0.0)
+    problems = build_problems(chosen_source(drawn), drawn, seed=11)
     train = [p for p in problems if p.split == "train"]
-    parts = find_components(loaded.network)
-    search, pivots = branch_search(loaded, prompter, train, options.traces)
-    few_shot = with_examples(pivots, prompter, train)
+    search, pivots = branch_search(model, train, options.traces)
+    few_shot = with_examples(pivots, model.prompter, train)
     figures = {
         "branch search": search,
-        "circuit step": circuit_step(loaded.network, parts, pivots, options.repeats),
-        "  few-shot": circuit_step(loaded.network, parts, few_shot, options.repeats),
-        "few-shot read": reading(loaded.network, few_shot, options.repeats),
-        "update step": update_step(loaded.network, parts, pivots, options.repeats),
+        "circuit step": circuit_step(network, parts, pivots, options.repeats),
+        "  few-shot": circuit_step(network, parts, few_shot, options.repeats),
+        "few-shot read": reading(network, few_shot, options.repeats),
+        "update step": update_step(network, parts, pivots, options.repeats),
     }
     if options.json:
         print(json.dumps(figures, indent=1))
@@ -232,10 +216,10 @@ def main() -> None:
     tokens = search["plain_tokens"] / max(1, search["cca_tokens"])
     print(f"{'branch search':<14}{search['plain_tokens']:>7.0f} tok{search['cca_tokens']:>8.0f} tok{tokens:>8.1f}x")
     for name, figure in figures.items():
-        for arm in ("plain", "batched"):
-            if plain := figure.get(f"{arm}_seconds"):
+        for method in ("plain", "batched"):
+            if plain := figure.get(f"{method}_seconds"):
                 fast = figure["cca_seconds"]
-                label = name if arm == "plain" else "    batched"
+                label = name if method == "plain" else "    batched"
                 print(f"{label:<14}{plain:>10.3f} s{fast:>10.4f} s{plain / fast:>8.1f}x")
 
 

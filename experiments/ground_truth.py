@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cca.evaluation import stats
+from cca.evaluation.results import PooledResult
 from cca.evaluation.slip_truth import slip_position
 from cca.method.circuit import Circuit
 from cca.model.bundled import planted_slips, slip_kinds
 from cca.model.components import Component
-from cca.records import Pivot, Problem, Score, TracePair, Which, WithoutPivot
-from cca.run.compare import points
+from cca.records import Pivot, Score, TracePair, Which, WithoutPivot
 from cca.run.run import Run
+from cca.show.tables import points
 
 PIVOT_METHODS = ("branching", "prefix")
 Selected = NDArray[np.bool_]
@@ -47,10 +48,9 @@ class Answered(NamedTuple):
     template: str
 
 
-def compared(answered: list[Answered]) -> stats.Paired:
-    return stats.paired(
-        [a.base for a in answered], [a.updated for a in answered], [a.template for a in answered], seed=0
-    )
+def compared(answered: list[Answered]) -> PooledResult:
+    base, updated = [a.base for a in answered], [a.updated for a in answered]
+    return stats.pooled([stats.Outcomes(base, updated, [a.template for a in answered])], seed=0)
 
 
 class Judged:
@@ -87,7 +87,7 @@ def judge(run: Run) -> Iterable[Verdict]:
     trace errs in some other way.
     """
     kinds = slip_kinds(run.config.model.path)
-    by_id = {p.id: p for p in run.folder.read("problems.jsonl", Problem)}
+    by_id = {p.id: p for p in run.problems}
     pivots = {(p.problem, p.method): p for p in run.folder.read("pivots.jsonl", Pivot)}
     for pair in run.folder.read("traces.jsonl", TracePair):
         kind, problem = kinds.get(pair.template), by_id[pair.problem]

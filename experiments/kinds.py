@@ -12,14 +12,13 @@ from pathlib import Path
 
 from ground_truth import OVERLAP, Answered, Selected, compared, overlap_lines, selection
 
-from cca.method.traces import chunks
+from cca.method.traces import chunks, greedy_traces
 from cca.model.bundled import slip_kinds
 from cca.model.delta import Delta
-from cca.model.generate import generate_greedy
 from cca.records import Problem
-from cca.run.compare import points
 from cca.run.config import load_config
 from cca.run.run import Run
+from cca.show.tables import points
 
 
 def kind_runs(out: Path, seed: int, model: str) -> dict[str, Run]:
@@ -44,21 +43,11 @@ def kind_runs(out: Path, seed: int, model: str) -> dict[str, Run]:
 
 def answers(run: Run, problems: list[Problem]) -> dict[str, bool]:
     """Whether the run's model, as it stands now, answers each problem correctly."""
-    prompter, correct = run.prompter, {}
-    for group in chunks(problems, prompter, 128):
-        written = generate_greedy(
-            run.model.network,
-            [prompter.prompt(p) for p in group],
-            max_new_tokens=160,
-            end_tokens=prompter.end_tokens,
-            stop=prompter.stop_rule(),
-        )
-        correct |= {p.id: prompter.trace(p, tokens).correct for p, tokens in zip(group, written, strict=True)}
+    correct: dict[str, bool] = {}
+    for group in chunks(problems, run.prompter, 128):
+        traces = greedy_traces(run.model.network, run.prompter, group, 160)
+        correct |= {p.id: trace.correct for p, trace in zip(group, traces, strict=True)}
     return correct
-
-
-def test_problems(run: Run) -> list[Problem]:
-    return [p for p in run.folder.read("problems.jsonl", Problem) if p.split == "test"]
 
 
 def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
@@ -68,7 +57,7 @@ def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:
     components = []
     for seed in seeds:
         runs = kind_runs(out, seed, model)
-        problems = {kind: test_problems(run) for kind, run in runs.items()}
+        problems = {kind: [p for p in run.problems if p.split == "test"] for kind, run in runs.items()}
         every = [p for found in problems.values() for p in found]
         first = next(iter(runs.values()))
         components = list(first.model.components)

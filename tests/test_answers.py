@@ -301,5 +301,6 @@ def test_no_text_takes_long(text):
 
 
 def test_graders_load_neither_sympy_nor_torch_until_one_is_called_that_needs_them():
-    code = "import sys, cca.grading.answers, cca.grading.graders\nassert not {'sympy', 'math_verify', 'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys, cca.grading.answers, cca.grading.graders\n"
+    code += "assert not {'sympy', 'math_verify', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -88,7 +88,8 @@ def test_a_held_out_margin_that_does_not_move_says_that_there_is_no_latent_skill
 
 def test_where_no_step_was_kept_the_margins_are_those_of_the_steps_that_were_tried():
     tried = [
-        Metric(step, None, margin, preferred, 0.5, 10) for step, margin, preferred in ((0, 3.7, 0.5), (2, 3.8, 0.7), (4, 3.6, 0.6))
+        Metric(step, None, margin, preferred, 0.5, 10)
+        for step, margin, preferred in ((0, 3.7, 0.5), (2, 3.8, 0.7), (4, 3.6, 0.6))
     ]
     assert diagnosis.margins_tried(tried, 1).fine
     found = diagnosis.margins_tried(tried, 122)

@@ -1,13 +1,34 @@
+"""Base against updated model: drift and choices against plain computations, and the front door of the evaluation."""
+
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import random_pivots
 
-from cca.evaluation import scores as evaluation
-from cca.evaluation.scores import Text, choices, drift, plain_texts
-from cca.model.components import find_components
+from cca.errors import InputError
+from cca.evaluation import drift as drift_module
+from cca.evaluation.choices import choices
+from cca.evaluation.drift import Text, drift, plain_texts, solution_texts
+from cca.evaluation.evaluate import Evaluation, evaluate
+from cca.evaluation.results import Drift, Interval, SetResult
+from cca.evaluation.scores import answer_chunk
+from cca.evaluation.stats import paired
+from cca.evaluation.summarize import by_skill, comparisons
 from cca.model.delta import Delta
+from cca.records import ProblemSet, Score
+
+
+@pytest.fixture
+def changed(bundled) -> Delta:
+    """A delta on about half of all components that changes some answers."""
+    parts = bundled.components
+    rows = parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) > 0.5)
+    delta = Delta.zeros(bundled.network, rows)
+    for part in delta.weights.values():
+        part.values.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    return delta
 
 
 def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
@@ -27,32 +48,28 @@ def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
 
 
 def test_drift_is_the_mean_divergence_and_perplexity_ratio_over_the_written_tokens(
-    bundled, prompter, problems, monkeypatch
+    bundled, prompter, problems, changed, monkeypatch
 ):
-    parts = find_components(bundled.network)
-    rows = parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(0)) > 0.5)
-    delta = Delta.zeros(bundled.network, rows)
-    for changed in delta.weights.values():
-        changed.values.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     few = [Text(prompter.prompt(p), prompter.reference(p.solution)) for p in problems[::17]]
-    kl, ratio = _plain_drift(bundled.network, delta, few)
+    kl, ratio = _plain_drift(bundled.network, changed, few)
     assert kl > 1e-5
     assert abs(ratio - 1) > 1e-4
-    found = drift(bundled.network, delta, few, batch=4)
+    found = drift(bundled.network, changed, few, batch=4)
     assert (found.kl, found.perplexity_ratio) == pytest.approx((kl, ratio), rel=1e-3)
     assert found.tokens == sum(len(t.written) for t in few)
-    monkeypatch.setattr(evaluation, "_LOGITS", 1)  # one problem at a time
-    assert drift(bundled.network, delta, few, batch=4)[:2] == pytest.approx((kl, ratio), rel=1e-3)
-    nothing = drift(bundled.network, Delta.zeros(bundled.network, rows), few, batch=4)
-    assert nothing[:2] == pytest.approx((0, 1), abs=1e-6)
+    monkeypatch.setattr(drift_module, "_LOGITS", 1)  # one problem at a time
+    alone = drift(bundled.network, changed, few, batch=4)
+    assert (alone.kl, alone.perplexity_ratio) == pytest.approx((kl, ratio), rel=1e-3)
+    nothing = drift(bundled.network, Delta({}), few, batch=4)
+    assert (nothing.kl, nothing.perplexity_ratio) == pytest.approx((0, 1), abs=1e-6)
 
 
 def test_a_choice_is_the_log_probability_of_both_tokens_after_the_prefix_whatever_the_batch(tiny):
     pivots = random_pivots(7, tiny.config.vocab_size)
-    one, many = (choices(tiny, pivots, arm="base", batch=size) for size in (1, 4))
+    one, many = (choices(tiny, pivots, model="base", batch=size) for size in (1, 4))
     for pivot, alone, together in zip(pivots, one, many, strict=True):
         plain = tiny(input_ids=torch.tensor([pivot.prefix])).logits[0, -1].log_softmax(-1)
-        assert (alone.problem, alone.arm) == (pivot.problem, "base")
+        assert (alone.problem, alone.model) == (pivot.problem, "base")
         expected = (plain[pivot.desired].item(), plain[pivot.undesired].item())
         assert (alone.desired, alone.undesired) == pytest.approx(expected, abs=1e-4)
         assert (together.desired, together.undesired) == pytest.approx(expected, abs=1e-4)
@@ -60,3 +77,87 @@ def test_a_choice_is_the_log_probability_of_both_tokens_after_the_prefix_whateve
 
 def test_plain_text_is_measured_but_for_the_first_token_of_each_piece():
     assert plain_texts(range(7), length=3) == [Text((0,), (1, 2)), Text((3,), (4, 5))]
+
+
+def test_drift_is_measured_on_solutions_that_are_spread_over_all_templates(prompter, problems):
+    chosen = solution_texts(prompter, problems, 8)
+    assert [t.context for t in chosen] == [prompter.prompt(problems[i * len(problems) // 8]) for i in range(8)]
+    without = [replace(p, solution="") for p in problems[:3]]
+    assert solution_texts(prompter, [*without, problems[3]], 8) == solution_texts(prompter, problems[3:4], 8)
+
+
+def test_evaluate_pairs_both_models_answers_to_the_problems_that_test_the_update(bundled, problems, changed):
+    done = []
+    found = evaluate(bundled, problems, changed, batch=4, seed=3, progress=lambda now, of: done.append((now, of)))
+    tested = [p for p in problems if p.split not in ("train", "validation")]
+    assert list(found.results) == ["target", "transfer: chain_sum"]
+    assert {s.problem for s in found.scores} == {p.id for p in tested}
+    assert len(found.scores) == 2 * len(tested)
+    assert done[-1] == (len(tested), len(tested))
+    for problem in tested:
+        (base,) = answer_chunk(bundled.network, bundled.prompter, [problem], model="base", max_new_tokens=160)
+        with changed.active(bundled):
+            (updated,) = answer_chunk(bundled.network, bundled.prompter, [problem], model="updated", max_new_tokens=160)
+        assert {base, updated} == {s for s in found.scores if s.problem == problem.id}
+    target, test = found.target, [p for p in tested if p.split == "test"]
+    right = {s.problem + s.model: s.correct for s in found.scores}
+    base, updated = ([right[p.id + model] for p in test] for model in ("base", "updated"))
+    expected = paired(base, updated, [p.template for p in test], 3)
+    assert target is not None and target.drift is not None
+    assert replace(target, drift=None) == expected
+    texts = solution_texts(bundled.prompter, test, 100)
+    assert target.drift.kl == pytest.approx(drift(bundled.network, changed, texts, 4).kl, rel=1e-4)
+
+
+def test_evaluate_leaves_the_model_as_it_was(bundled, problems, changed):
+    before = {name: p.clone() for name, p in bundled.network.named_parameters()}
+    evaluate(bundled, problems[-2:], changed, max_new_tokens=4)
+    assert all(torch.equal(p, before[name]) for name, p in bundled.network.named_parameters())
+
+
+def test_problems_without_a_solution_are_compared_without_drift(bundled, problems):
+    tests = [replace(p, solution="") for p in problems if p.split == "test"]
+    found = evaluate(bundled, tests, Delta({}), max_new_tokens=4)
+    assert found.target is not None and found.target.drift is None
+    assert (found.target.difference, found.target.ci95) == (0, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({}, "none of the 12 problems tests the update"), ({"batch": 0}, "EvaluationOptions: batch")]
+)
+def test_training_problems_are_no_test_and_impossible_settings_are_named(bundled, problems, settings, said):
+    train = [p for p in problems if p.split == "train"][:12]
+    with pytest.raises(InputError, match=said):
+        evaluate(bundled, train, Delta({}), **settings)
+
+
+def _result(base: float, updated: float, n: int) -> SetResult:
+    return SetResult(n, base, updated, updated - base, Interval(0.054, 0.197), 0, 0, 1.0, None)
+
+
+def test_an_evaluation_says_in_one_line_what_it_found():
+    target = {"target": _result(0.542, 0.664, 880)}
+    shown = "Evaluation(target: 54.2% -> 66.4% of 880, +12.2 points (+5.4 to +19.7)"
+    assert repr(Evaluation(target, ())) == shown + ")"
+    assert repr(Evaluation({**target, "transfer: a": _result(0, 1, 2)}, ())) == shown + "; 1 other set)"
+    assert Evaluation({"transfer: a": _result(0, 1, 2)}, ()).target is None
+    assert repr(Evaluation({"transfer: a": _result(0, 1, 2)}, ())).startswith("Evaluation(transfer: a: 0.0%")
+
+
+def test_sets_are_compared_each_by_itself_with_the_drift_that_was_measured():
+    def score(model, split, skill, number, correct) -> Score:
+        return Score(model, split, skill, f"{skill}-{number}", "t", "", correct, 1, "")
+
+    scores = [
+        score(model, split, skill, i, model == "updated" and skill is not None)
+        for model in ("base", "updated")
+        for split, skill in (("test", None), ("transfer", "sums"), ("retention", "turns"))
+        for i in range(3)
+    ]
+    drifts = {ProblemSet("test", None): Drift(0.1, 1.2, 30)}
+    found = comparisons(scores, drifts, seed=0)
+    assert [name.name for name in found] == ["target", "transfer: sums", "retention: turns"]
+    assert [result.difference for result in found.values()] == [0, 1, 1]
+    assert found[ProblemSet("test", None)].drift == Drift(0.1, 1.2, 30)
+    assert found[ProblemSet("transfer", "sums")].drift is None
+    assert by_skill(found, "transfer") == {"sums": found[ProblemSet("transfer", "sums")]}

@@ -1,5 +1,7 @@
 """Problems for one's own script: from names, files and rows in memory, each with its split."""
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -99,3 +101,10 @@ def test_an_unknown_template_or_source_is_refused_as_in_a_run():
         load_problems("gsm-symbolic", templates=(1000,))
     with pytest.raises(InputError, match="no problems at 'nowhere'"):
         load_problems("nowhere")
+
+
+def test_problems_and_their_options_load_neither_torch_nor_transformers():
+    code = "import sys, cca; cca.load_problems([{'question': str(i), 'answer': str(i)} for i in range(9)]); "
+    code += "import cca.problems.prompts, cca.problems.splits, cca.problems.listing; "
+    code += "assert not {'torch', 'transformers', 'scipy', 'reasoning_gym'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cca.errors import InputError
+from cca.model.checks import check_prompts
 from cca.model.generate import generate_greedy
-from cca.model.open import check_prompts
 from cca.problems.examples import load_examples
 from cca.problems.prompts import TEMPLATES, Example, Prompter
 from cca.records import Problem

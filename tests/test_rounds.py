@@ -4,20 +4,18 @@ import json
 
 import pytest
 import torch
-from cca.run.pipeline import ARTIFACTS
-from cca.run.stages.rounds import further_rounds
-from cca.run.workspace import Workspace
 from safetensors.torch import save_file
 
 from cca import cli
-from cca.errors import InputError
-from cca.folder import RunFolder, write_text
-from cca.method.circuit import Circuit
+from cca.errors import InputError, NothingToLearnError
+from cca.folder import RunFolder
+from cca.method.rounds import Round, further_rounds
 from cca.model.delta import Delta
 from cca.model.open import open_model
 from cca.model.rows import Rows
-from cca.records import Metric, TracePair
+from cca.records import TracePair
 from cca.run.config import load_config
+from cca.run.stages import OF_A_ROUND, STAGES
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 TWO_ROUNDS = """
@@ -45,86 +43,83 @@ retention = []
 """
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return open_model("bundled", "float32", "cpu")
+@pytest.fixture
+def model():
+    return open_model("bundled", device="cpu")
 
 
-def finished_round(run: Workspace, gain: float) -> None:
-    """What the stages of one round leave in a run folder: an update of row `number` that gains so much accuracy."""
-    folder = run.folder
-    number = int(folder.path.name.removeprefix("round-")) if folder.path.name.startswith("round-") else 1
-    Delta({WEIGHT: Rows(torch.tensor([number]), torch.full((1, 192), 0.5))}).save(folder.file("delta.safetensors"))
-    metrics = [Metric(0, None, 0, 0, 0.5, 10), Metric(2, 1.0, 0, 0, 0.5 + gain, 10)]
-    write_text(folder.file("metrics.jsonl"), "".join(m.line() + "\n" for m in metrics))
-    Circuit(torch.ones(4), torch.ones(1, 4), torch.ones(1), torch.ones(1, 4, dtype=torch.int64), "").save(
-        folder.file("circuit.safetensors")
-    )
-    write_text(folder.file("pivots.jsonl"), "")
-    write_text(folder.file("problems.jsonl"), "")
-
-
-def start(tmp_path, loaded, rounds: int) -> Workspace:
-    config = load_config(None, (f"rounds={rounds}",))
-    run = Workspace(RunFolder.create(tmp_path / "run", config), config)
-    run.use(loaded)
-    finished_round(run, 0.1)
-    return run
+def change(row: int) -> Delta:
+    return Delta({WEIGHT: Rows(torch.tensor([row]), torch.full((1, 192), 0.5))})
 
 
 def changed_rows(model, base) -> list[int]:
-    return (model.get_parameter(WEIGHT) - base).abs().sum(1).nonzero().flatten().tolist()
+    return (model.network.get_parameter(WEIGHT) - base).abs().sum(1).nonzero().flatten().tolist()
 
 
-def test_each_round_sees_the_model_as_the_rounds_before_left_it_and_the_deltas_add_up(tmp_path, loaded):
-    run, base, seen = start(tmp_path, loaded, 4), loaded.network.get_parameter(WEIGHT).clone(), []
+def test_each_round_sees_the_model_as_the_rounds_before_left_it_and_the_deltas_add_up(model):
+    base, seen = model.network.get_parameter(WEIGHT).clone(), []
 
-    def job(part: Workspace) -> None:
-        seen.append(changed_rows(part.loaded.network, base))
-        finished_round(part, 0.1 if len(seen) < 3 else 0.0)
+    def again(number: int, total: Delta) -> Round:
+        seen.append(changed_rows(model, base))
+        assert total.weights[WEIGHT].index.tolist() == seen[-1]
+        return Round(change(number), 2 if len(seen) < 3 else 0)
 
-    further_rounds(run, {"update": job})
+    total, lacking = further_rounds(model, Round(change(1), 2), again, 4)
     assert seen == [[1], [1, 2], [1, 2, 3]]
-    assert changed_rows(loaded.network, base) == []
-    total = Delta.load(run.folder.final_delta())
+    assert changed_rows(model, base) == []
     assert total.weights[WEIGHT].index.tolist() == [1, 2, 3], "a round that did not help leaves nothing"
-    lines = [json.loads(line) for line in run.folder.file("rounds.jsonl").read_text().splitlines()]
-    assert [(line["round"], line["best_step"]) for line in lines] == [(1, 2), (2, 2), (3, 2), (4, 0)]
+    assert lacking is None
 
 
-def test_a_first_round_that_does_not_help_is_the_last(tmp_path, loaded):
-    run = start(tmp_path, loaded, 3)
-    finished_round(run, 0.0)
-    further_rounds(run, {"update": lambda _: pytest.fail("no further round is due")})
-    assert run.folder.final_delta().name == "delta.safetensors"
+def test_a_first_round_that_does_not_help_is_the_last(model):
+    never = lambda number, total: pytest.fail("no further round is due")
+    total, lacking = further_rounds(model, Round(change(1), 0), never, 3)
+    assert (total.row_count, lacking) == (1, None)
 
 
-def test_a_round_that_finds_nothing_to_learn_from_ends_the_rounds_with_its_reason(tmp_path, loaded, capsys):
-    run = start(tmp_path, loaded, 3)
+def test_a_round_that_finds_nothing_to_learn_from_ends_the_rounds_with_its_reason(model):
+    def again(number: int, total: Delta) -> Round:
+        raise NothingToLearnError("no problem gave a pivot")
 
-    def job(_: Workspace) -> None:
-        raise InputError("no problem gave a pivot")
-
-    further_rounds(run, {"pivots": job})
-    assert "round 1 was the last: no problem gave a pivot" in capsys.readouterr().err
-    assert Delta.load(run.folder.final_delta()).row_count == 1
+    total, lacking = further_rounds(model, Round(change(1), 2), again, 3)
+    assert lacking == "round 1 was the last: no problem gave a pivot"
+    assert total.row_count == 1
 
 
-def test_a_killed_round_goes_on_where_it_was(tmp_path, loaded):
-    run, done = start(tmp_path, loaded, 2), []
+def test_any_other_bad_input_in_a_round_is_no_reason_to_stop_quietly(model):
+    def again(number: int, total: Delta) -> Round:
+        raise InputError("traces.jsonl was changed")
 
-    def trace(part: Workspace) -> None:
-        done.append("trace")
-        write_text(part.folder.file("problems.jsonl"), "")
+    with pytest.raises(InputError, match="was changed"):
+        further_rounds(model, Round(change(1), 2), again, 3)
 
-    def killed(_: Workspace) -> None:
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        further_rounds(run, {"trace": trace, "update": killed})
-    further_rounds(run, {"trace": trace, "update": lambda part: finished_round(part, 0.1)})
-    assert done == ["trace"], "a finished stage of a round is not done again"
-    assert Delta.load(run.folder.final_delta()).row_count == 2
+def test_a_killed_round_goes_on_where_it_was_and_a_changed_file_of_it_is_refused(tmp_path, monkeypatch, capsys):
+    config, run, whole = tmp_path / "two.toml", tmp_path / "run", tmp_path / "whole"
+    config.write_text(TWO_ROUNDS)
+    assert cli.main(["run", str(config), "--out", str(whole), "--quiet"]) == 0
+    done, finish = [], RunFolder.finish
+
+    def killed(self, stage, artifacts) -> None:
+        done.append((self.path.name, stage))
+        if done[-1] == ("round-2", "circuit"):
+            raise KeyboardInterrupt
+        finish(self, stage, artifacts)
+
+    monkeypatch.setattr(RunFolder, "finish", killed)
+    assert cli.main(["run", str(config), "--out", str(run), "--quiet"]) == 130
+    monkeypatch.undo()
+    traces = (run / "round-2" / "traces.jsonl").read_text()
+    (run / "round-2" / "traces.jsonl").write_text(traces + "\n")
+    assert cli.main(["run", str(config), "--out", str(run), "--quiet"]) == 2
+    assert "traces.jsonl was changed" in capsys.readouterr().err
+    (run / "round-2" / "traces.jsonl").write_text(traces)
+    done.clear()
+    monkeypatch.setattr(RunFolder, "finish", lambda *a: (done.append((a[0].path.name, a[1])), finish(*a)))
+    assert cli.main(["run", str(config), "--out", str(run), "--quiet"]) == 0
+    assert ("round-2", "pivots") not in done, "a finished stage of a round is not done again"
+    for name in ("total.safetensors", "rounds.jsonl", "scores.jsonl", "summary.json"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_the_second_round_of_a_run_traces_the_updated_model_and_leaves_no_scratch_files(tmp_path, capsys):
@@ -135,7 +130,7 @@ def test_the_second_round_of_a_run_traces_the_updated_model_and_leaves_no_scratc
     assert first["base"] < first["updated"] == second["base"]
     pairs = [p for p in RunFolder.open(run / "round-2").read("traces.jsonl", TracePair) if p.split == "validation"]
     assert sum(p.greedy.correct for p in pairs) / len(pairs) == second["base"]
-    kept = {name for stage in ("trace", "pivots", "circuit", "update") for name in ARTIFACTS[stage]}
+    kept = {name for stage in OF_A_ROUND for name in STAGES[stage].artifacts}
     assert {file.name for file in (run / "round-2").iterdir()} <= kept | {"config.toml", "manifest.json"}
     shown = capsys.readouterr().err
     assert "Update: 2 rounds" in shown

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cca.run.pipeline import ARTIFACTS, MEASURED, OPTIONAL, STAGES, Pipeline
 
 from cca import cli
-from cca.folder import RunFolder, checksum
-from cca.model.open import BUNDLED
+from cca.folder import RunFolder
+from cca.io import checksum
+from cca.model.bundled import BUNDLED
 from cca.records import Pivot, TracePair, WithoutPivot
-from cca.run.config import load_config
+from cca.run.config import dump_toml, load_config
+from cca.run.run import Run
+from cca.run.stages import MEASURED, STAGES
 
 SMALL = """
 seed = 3
@@ -46,9 +48,12 @@ retention = ["leg_counting"]
 per_skill = 2
 batch = 3
 """
-VARYING = {"summary.json", "report.html", *OPTIONAL}
-"""Artifacts that hold times, or that not every run has."""
-DETERMINISTIC = [name for stage in STAGES for name in ARTIFACTS[stage] if name not in VARYING]
+DETERMINISTIC = [
+    name
+    for stage in STAGES.values()
+    for name in stage.artifacts
+    if name not in stage.optional and name != "report.html"  # which tells the seconds of every stage
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +76,7 @@ def results(path: Path) -> dict[str, str]:
 
 
 def plain_summary(path: Path) -> dict:
-    summary = json.loads((path / "summary.json").read_text())
-    del summary["seconds"]
-    return summary
+    return json.loads((path / "summary.json").read_text())
 
 
 def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
@@ -81,6 +84,7 @@ def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
     assert {
         "model",
         "method",
+        "pivot_method",
         "pivots",
         "circuit",
         "update",
@@ -89,8 +93,9 @@ def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
         "transfer",
         "retention",
         "problems",
-        "drift",
-        "seconds",
+        "text_drift",
+        "rounds",
+        "diagnosis",
     } <= set(summary)
     assert {"problems", "traces", "found", "yield", "on_slip"} <= set(summary["pivots"])
     assert {"components", "selected", "density", "by_kind"} <= set(summary["circuit"])
@@ -98,8 +103,10 @@ def test_a_run_writes_the_folder_and_the_summary_that_the_docs_name(whole):
     sets = (*summary["transfer"].values(), *summary["retention"].values())
     assert len(sets) == 2
     for part in (summary["target"], summary["held_out_templates"], *sets):
-        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "detectable", "drift_kl"} <= set(part)
-    assert set(summary["seconds"]) == {*MEASURED, "total"}
+        assert {"n", "base", "updated", "difference", "ci95", "mcnemar_p", "minimum_detectable_effect", "drift"} <= set(
+            part
+        )
+    assert set(Run.load(whole).summary.seconds) == {*MEASURED, "total"}
     assert (summary["target"]["n"], summary["held_out_templates"]["n"]) == (8, 2)
     manifest = json.loads((whole / "manifest.json").read_text())
     assert set(manifest["stages"]) == set(STAGES)
@@ -274,7 +281,7 @@ def test_no_problems_are_refused(tmp_path, capsys, config_path):
 
 
 def test_a_stage_before_its_turn_names_the_one_that_is_missing(tmp_path, capsys, config_path):
-    RunFolder.create(tmp_path / "r", load_config(config_path))
+    RunFolder.create(tmp_path / "r", dump_toml(load_config(config_path)))
     refuse(["circuit", str(tmp_path / "r")], capsys, "needs trace first")
 
 
@@ -296,8 +303,8 @@ def test_a_dense_circuit_gives_a_warning(whole):
     assert "circuit.target_density=0.016" in density["advice"]
 
 
-def test_a_pipeline_reads_its_config_from_the_folder(whole, config_path):
-    assert Pipeline.resume(whole).config == load_config(config_path)
+def test_a_run_reads_its_config_from_the_folder(whole, config_path):
+    assert Run.resume(whole).config == load_config(config_path)
 
 
 # ---- other models, and what becomes of the result ----
@@ -360,7 +367,7 @@ def test_merge_writes_an_ordinary_model_that_answers_like_the_updated_one(whole,
     assert cli.main(["merge", str(whole), str(tmp_path / "merged")]) == 0
     assert "0.0% of the changed numbers rounded to nothing" in capsys.readouterr().err
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    base = open_model("bundled", "float32", "cpu").model
+    base = open_model("bundled", device="cpu").network
     ids = torch.tensor([[5, 9, 30, 77]])
     with Delta.load(whole / "delta.safetensors").applied(base):
         assert torch.equal(merged(input_ids=ids).logits, base(input_ids=ids).logits)
@@ -372,7 +379,7 @@ def test_merge_writes_an_ordinary_model_that_answers_like_the_updated_one(whole,
 
 
 def test_merge_of_an_unfinished_run_names_the_way_to_finish_it(config_path, tmp_path, capsys):
-    RunFolder.create(tmp_path / "r", load_config(config_path))
+    RunFolder.create(tmp_path / "r", dump_toml(load_config(config_path)))
     refuse(["merge", str(tmp_path / "r"), str(tmp_path / "m")], capsys, "no finished update", "cca run --out")
 
 
@@ -382,7 +389,7 @@ def test_a_folder_in_which_nothing_was_begun_takes_another_config(config_path, t
         capsys,
         "traces.max_new_tokens is 9999",
     )
-    RunFolder.create(tmp_path / "r", load_config(config_path))
+    RunFolder.create(tmp_path / "r", dump_toml(load_config(config_path)))
 
 
 def test_a_run_in_sixteen_bits_ends_like_one_in_thirty_two(whole, config_path, tmp_path):

@@ -12,24 +12,23 @@ from pathlib import Path
 from cca.evaluation.scores import answer_chunk
 from cca.evaluation.stats import accuracy
 from cca.method.traces import chunks, sample
-from cca.model.generate import prefill
-from cca.model.open import open_model, planted_slips
-from cca.problems.gsm_symbolic import SMALL_TEMPLATES
-from cca.problems.prompts import Prompter
+from cca.model.bundled import planted_slips
+from cca.model.open import Model, open_model
+from cca.model.read import prefill
 from cca.problems.skills import SKILLS
-from cca.problems.sources import open_source
-from cca.problems.splits import build_problems
+from cca.problems.splits import ProblemOptions, build_problems, chosen_source
+from cca.records import Problem
 
 LIMIT = 160
 
 
-def pass_at(loaded, prompter: Prompter, problems, samples: int, temperature: float) -> list[bool]:
+def pass_at(model: Model, problems: list[Problem], samples: int, temperature: float) -> list[bool]:
     """Whether at least one of `samples` sampled traces is correct, per problem."""
-    solved = []
+    solved, prompter = [], model.prompter
     for chunk in chunks(problems, prompter, 24):
-        read = prefill(loaded.network, [prompter.prompt(p) for p in chunk])
+        read = prefill(model.network, [prompter.prompt(p) for p in chunk])
         draws = [(i, n) for i in range(len(chunk)) for n in range(samples)]
-        written = sample(loaded.network, prompter, chunk, read, draws, temperature, LIMIT, seed=0)
+        written = sample(model.network, prompter, chunk, read, draws, temperature, LIMIT, seed=0)
         right = [prompter.trace(chunk[i], tokens).correct for (i, _), tokens in zip(draws, written, strict=True)]
         solved += [any(right[i * samples : (i + 1) * samples]) for i in range(len(chunk))]
     return solved
@@ -41,15 +40,12 @@ def main() -> None:
     parser.add_argument("--per-template", type=int, default=10)
     parser.add_argument("--seed", type=int, default=100)
     options = parser.parse_args()
-    loaded = open_model(str(options.model), "float32", "cpu")
-    prompter = Prompter(loaded.tokenizer, "Q: {question}\nA:", loaded.end_tokens)
+    model = open_model(options.model, device="cpu")
     planted = planted_slips(str(options.model))
+    drawn = ProblemOptions(train=1, validation=1, test=options.per_template, held_out=0.0)
     problems = build_problems(
-        open_source("gsm-symbolic", SMALL_TEMPLATES, 60),
-        train=1,
-        validation=1,
-        test=options.per_template,
-        held_out=0.0,
+        chosen_source(drawn),
+        drawn,
         retention=tuple(SKILLS),
         per_skill=60,
         seed=options.seed,
@@ -57,18 +53,18 @@ def main() -> None:
     tested = [p for p in problems if p.split not in ("train", "validation")]
     scores = [
         score
-        for chunk in chunks(tested, prompter, 128)
-        for score in answer_chunk(loaded.network, prompter, chunk, arm="base", max_new_tokens=LIMIT)
+        for chunk in chunks(tested, model.prompter, 128)
+        for score in answer_chunk(model.network, model.prompter, chunk, model="base", max_new_tokens=LIMIT)
     ]
     groups: dict[str, list[bool]] = {}
     for score in scores:
-        names = [score.set]
-        if score.set == "target":
+        names = [score.set.name]
+        if score.split == "test":
             share = planted.get(score.template, {"share": 0})["share"]
             names.append("slip prevails" if share > 0.5 else "right way prevails")
         for name in names:
             groups.setdefault(name, []).append(score.correct)
-    groups["pass@10 at 0.8"] = pass_at(loaded, prompter, [p for p in tested if p.split == "test"], 10, 0.8)
+    groups["pass@10 at 0.8"] = pass_at(model, [p for p in tested if p.split == "test"], 10, 0.8)
     found = {name: accuracy(correct) for name, correct in groups.items()}
     print(
         json.dumps({n: {"n": a.n, "accuracy": round(a.value, 4), "ci95": a.ci95} for n, a in found.items()}, indent=1)

@@ -13,7 +13,7 @@ class EvaluationOptions(Options):
     tasks: tuple[str, ...] = ()
     """Benchmarks of lm-evaluation-harness that must not move, such as ``mmlu``, ``triviaqa``, ``truthfulqa_mc2``."""
     task_data: str = ""
-    """Folder of local files for them (its layout: `cca.evaluation.harness.files`); without one they come from the hub."""
+    """Folder of local files for them (layout: `cca.evaluation.harness.files`); without one they come from the hub."""
     task_limit: CountOrNone = 0
     """Documents of each subtask, from its first. 0: all."""
     task_shots: CountOrNone | None = None

@@ -298,8 +298,8 @@ def paired(
         ValueError: the lengths differ or there are no problems.
     """
     compared = _compared(base, updated, clusters, seed)
-    intervals = {"base_ci95": accuracy(base).ci95, "updated_ci95": accuracy(updated).ci95}
-    return SetResult(**compared, **intervals, drift=drift, metric=metric)
+    before, after = accuracy(base).ci95, accuracy(updated).ci95
+    return SetResult(**compared, base_ci95=before, updated_ci95=after, drift=drift, metric=metric)
 
 
 def paired_shares(
@@ -311,12 +311,12 @@ def paired_shares(
         ValueError: the lengths differ or there are no documents.
     """
     n, change = len(base), np.subtract(updated, base)
-    interval = cluster_bootstrap(change, clusters, seed)
-    shares = {"base": sum(base) / n, "updated": sum(updated) / n, "difference": sum(change.tolist()) / n}
     return SetResult(
-        n,
-        **shares,
-        ci95=interval,
+        n=n,
+        base=sum(base) / n,
+        updated=sum(updated) / n,
+        difference=sum(change.tolist()) / n,
+        ci95=cluster_bootstrap(change, clusters, seed),
         gained=None,
         lost=None,
         mcnemar_p=None,

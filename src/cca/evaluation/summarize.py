@@ -135,8 +135,8 @@ def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], se
         first, second = [score.value for score, _ in both], [value for _, value in both]
         clusters, metric = [score.subtask for score, _ in both], both[0][0].metric
         if {*first, *second} <= {0, 1}:
-            right = [[value == 1 for value in values] for values in (first, second)]
-            found[name] = stats.paired(*right, clusters, seed, metric=metric)
+            before, after = ([value == 1 for value in values] for values in (first, second))
+            found[name] = stats.paired(before, after, clusters, seed, metric=metric)
         else:
             found[name] = stats.paired_shares(first, second, clusters, seed, metric)
     return found

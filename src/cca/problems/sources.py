@@ -118,5 +118,5 @@ def source_of_rows(name: str, rows: Sequence[files.Row]) -> Source:
         random.Random(f"file:{template}:{seed}").shuffle(items)
         return iter(items)
 
-    splits = {row.worked.question: row.split for row in rows if row.split}
+    splits: dict[str, Split] = {row.worked.question: row.split for row in rows if row.split}
     return Source(name, tuple(by_template), shuffled, splits, is_rows=True)

@@ -144,10 +144,11 @@ def _by_template(source: Source, wanted: Plan, seed: int) -> Iterator[Problem]:
         raise InputError(f"{source.name} has {len(order)} templates, too few; set problems.split_by to instance")
     random.Random(f"split-by-template:{seed}").shuffle(order)
     train, validation = (max(1, round(wanted[s] * len(order) / sum(wanted.values()))) for s in ("train", "validation"))
-    split_of: dict[str, Split] = dict.fromkeys(order, "test")
-    split_of |= dict.fromkeys(order[:train], "train") | dict.fromkeys(order[train : train + validation], "validation")
+    place = {template: number for number, template in enumerate(order)}
     for template in source.templates:
-        yield from counted(source, template, {split_of[template]: sum(wanted.values())}, seed)
+        early: Split = "train" if place[template] < train else "validation"
+        split: Split = early if place[template] < train + validation else "test"
+        yield from counted(source, template, {split: sum(wanted.values())}, seed)
 
 
 def _by_source(source: Source, wanted: Plan, seed: int) -> Iterator[Problem]:

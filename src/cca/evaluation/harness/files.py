@@ -3,8 +3,8 @@
 A folder holds a sub folder for each dataset, as ``hf download OWNER/NAME --repo-type dataset --local-dir FOLDER/NAME``
 writes it, in Parquet, JSON lines, JSON or CSV. It is called like the dataset (``cais/mmlu`` or ``mmlu``) or the task::
 
-    FOLDER/mmlu/components/test-00000-of-00001.parquet                      a folder for each configuration
-    FOLDER/mmlu/components/dev-00000-of-00001.parquet                       only where worked examples are asked for
+    FOLDER/mmlu/anatomy/test-00000-of-00001.parquet                      a folder for each configuration
+    FOLDER/mmlu/anatomy/dev-00000-of-00001.parquet                       only where worked examples are asked for
     FOLDER/trivia_qa/rc.nocontext/validation-00000-of-00001.parquet
     FOLDER/truthful_qa/multiple_choice/validation-00000-of-00001.parquet
     FOLDER/gsm8k/main/test.jsonl                                         one file without shard numbers

@@ -1,8 +1,8 @@
 """From the names of benchmarks to the tasks of lm-evaluation-harness that run, and what is written over their settings.
 
 Prompts, worked examples, generation and scoring stay the stock task's. Groups and tags are followed here in the
-harness's index, because its own way from a name to tasks (`TaskManager.load`) builds every task, and to build one reads or
-downloads its documents: before local files can be named, missing ones left out or a task refused.
+harness's index, since its own way from a name to tasks (`TaskManager.load`) builds each of them, which downloads its
+documents before local files can be named, missing ones left out or a task refused.
 """
 
 from collections import Counter
@@ -74,36 +74,58 @@ def resolve(names: Sequence[str], data: Data | None, shots: int | None) -> Check
         raise InputError(
             f"there is no folder {data} of local files; cca.evaluation.harness.files says how it is laid out"
         )
-    index = manager().task_index
     subtasks: list[Subtask] = []
     left_out: list[str] = []
     for name in names:
-        if name not in index:
-            near = get_close_matches(name, index, 3)
-            hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists all"
-            raise InputError(f"lm-evaluation-harness has no task {name}; {hint}")
-        parts = [
-            Subtask(name, leaf, {**index[leaf].cfg, **changes}, Path(index[leaf].yaml_path), changes)
-            for leaf, changes in leaves(index, name, {})
-        ]
-        refused = {part.name: why for part in parts if (why := _refusal(part.config, data is not None))}
-        if refused:
-            leaf, why = next(iter(refused.items()))
-            others = [part.name for part in parts if part.name not in refused]
-            raise InputError(
-                f"{leaf}{'' if leaf == name else f' of {name}'} {why}; "
-                f"name {listed(others) if others else 'another task'} instead"
-            )
+        parts = [_with_shots(part, shots) for part in _parts(name, local=data is not None)]
+        if data is None:
+            subtasks += parts
+            continue
         missing: dict[str, InputError] = {}
         for part in parts:
-            subtask = _with_shots(part, shots)
             try:
-                subtasks.append(subtask if data is None else _with_files(subtask, data))
+                subtasks.append(_with_files(part, data))
             except NoFolderError as error:
                 missing[part.name] = error
         if len(missing) == len(parts):
             raise next(iter(missing.values()))
         left_out += missing
+    _check_names(subtasks, data)
+    return CheckedTasks(tuple(subtasks), tuple(left_out))
+
+
+def _parts(name: str, local: bool) -> list[Subtask]:
+    """The tasks without parts that a task, group or tag stands for.
+
+    Raises:
+        InputError: there is no such task, or one of them is refused.
+    """
+    index = manager().task_index
+    if name not in index:
+        near = get_close_matches(name, index, 3)
+        hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists all"
+        raise InputError(f"lm-evaluation-harness has no task {name}; {hint}")
+    parts = [
+        Subtask(name, leaf, {**index[leaf].cfg, **changes}, Path(index[leaf].yaml_path), changes)
+        for leaf, changes in leaves(index, name, {})
+    ]
+    refused = {part.name: why for part in parts if (why := _refusal(part.config, local))}
+    if refused:
+        leaf, why = next(iter(refused.items()))
+        others = [part.name for part in parts if part.name not in refused]
+        raise InputError(
+            f"{leaf}{'' if leaf == name else f' of {name}'} {why}; "
+            f"name {listed(others) if others else 'another task'} instead"
+        )
+    return parts
+
+
+def _check_names(subtasks: Sequence[Subtask], data: Data | None) -> None:
+    """See that no task is named twice, and that local files are given for none that is not named.
+
+    Raises:
+        InputError: one is.
+    """
     for leaf, count in Counter(s.name for s in subtasks).items():
         if count > 1:
             both = " and ".join(s.task for s in subtasks if s.name == leaf)
@@ -113,7 +135,6 @@ def resolve(names: Sequence[str], data: Data | None, shots: int | None) -> Check
         for key in data:
             if key not in known:
                 raise InputError(f"local files are given for {key}, which is none of {listed(known)}; rename it")
-    return CheckedTasks(tuple(subtasks), tuple(left_out))
 
 
 @cache

@@ -126,7 +126,7 @@ class Template:
                 yield self._worked(question, variables)
 
     def default_values(self) -> Variables:
-        """The published values by name; a pair keeps its words."""
+        """The published values by name; a pair keeps its wording."""
         texts = {s.expression.text: s.default for s in reversed(list(slots(self.question)))}
         variables = {name: self._value(name, text) for name, text in texts.items()}
         for name in (name for name in self.draws.names if name not in texts):

@@ -26,7 +26,7 @@ class Slot(NamedTuple):
     ratio: bool  # 3/4 rather than 0.75
 
     def write(self, value: Value) -> str:
-        """`value` as text; a pair by its words."""
+        """`value` as text; a pair by its wording."""
         if isinstance(value, str | Pair):
             text = value.text if isinstance(value, Pair) else value
         else:

@@ -26,7 +26,7 @@ from cca.model.delta import Delta
 pytestmark = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed; pip install -e '.[eval]'"
 )
-SUBJECTS = ("components", "astronomy", "high_school_physics")
+SUBJECTS = ("anatomy", "astronomy", "high_school_physics")
 TASKS = ("mmlu", "triviaqa", "truthfulqa_mc2", "gsm8k", "hendrycks_math")
 STRICT = "exact_match,strict-match"
 
@@ -191,7 +191,7 @@ def test_the_updated_model_is_scored_on_the_same_documents_and_the_base_is_the_s
     with updated.attached(bundled.network):
         hooked = scores()
     assert scores() == before
-    values = [[s.value for s in arm] for arm in (before, between, hooked)]
+    values = [[s.value for s in scores] for scores in (before, between, hooked)]
     assert values[1] == pytest.approx(values[2], rel=1e-3)
     assert values[0] != values[1]
     assert [(s.subtask, s.document) for s in before] == [(s.subtask, s.document) for s in between]
