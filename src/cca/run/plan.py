@@ -1,9 +1,9 @@
 """What a run would do, hold in memory and change, told from the configuration alone: no weights are read."""
 
 import math
+import signal
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -109,9 +109,10 @@ def make_plan(config: Config) -> Plan:
     Raises:
         InputError: As the run itself would before it loads weights.
     """
-    # drawing takes as long as loading what builds the model, so a process of its own does it meanwhile
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        drawn = pool.submit(draw_problems, config)
+    # drawing takes as long as loading what builds the model, so a process of its own does it meanwhile; Ctrl-C is for
+    # this one, which then ends that
+    with get_context("spawn").Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        drawn = pool.apply_async(draw_problems, (config,))
         from cca.model.checks import check_model, check_prompts
         from cca.model.open import empty_model, open_prompter
 
@@ -119,7 +120,7 @@ def make_plan(config: Config) -> Plan:
         model_config = check_model(path, trust_remote_code=trust, weights=False)
         prompter = open_prompter(config.model, config.prompt, config.problems.grader)
         model = empty_model(model_config, trust_remote_code=trust)
-        problems = drawn.result()
+        problems = drawn.get()
     prompts = [prompter.prompt(p) for p in problems]
     check_prompts(prompts, config.traces.max_new_tokens, model_config, path)
     return _planned(config, model_config, model, _work(config, problems, [len(p) for p in prompts]))
