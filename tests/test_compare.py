@@ -57,7 +57,7 @@ def run(folder: Path, *more: str) -> int:
         "--seeds",
         "0",
     ]
-    return cli.main([*command, "--quiet", *more])
+    return cli.main([*command, "--seeds", "0", "--quiet", *more])
 
 
 def test_all_methods_answer_the_same_problems_with_one_set_of_base_answers(out):
