@@ -74,7 +74,7 @@ def test_the_examples_run(name, monkeypatch, capsys):
 def tiny(**changes):
     """A model of one's own in memory, in training mode and with gradients, as a notebook may have it."""
     network = tiny_qwen2(**changes).train().requires_grad_()
-    network.model.layers[-1].mlp.eval()
+    network.get_submodule("model.layers.0.mlp").eval()
     network.get_parameter("model.norm.weight").requires_grad_(False)
     return network, load_tokenizer("bundled")
 
@@ -243,8 +243,9 @@ def test_the_stages_in_memory_give_what_a_run_gives_to_the_last_bit(mended):
     ]
     circuit = cca.learn_circuit(model, run.pivots(), run.config.circuit, seed=run.config.seed)
     assert torch.equal(circuit.gates, cca.Circuit.load(mended / "circuit.safetensors").gates)
+    members = run.frames.components.query("selected")
     assert [tuple(c) for c in circuit.components()] == [
-        (row.layer, row.kind, row.number) for row in run.frames.components.itertuples() if row.selected
+        (row["layer"], row["kind"], row["number"]) for _, row in members.iterrows()
     ]
     delta = cca.update(model, circuit, run.pivots(), run.config.update, validate=run.problems)
     theirs = cca.Delta.load(mended / "delta.safetensors", model)
