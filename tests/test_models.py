@@ -118,9 +118,9 @@ def test_a_model_without_an_end_token_is_refused(tmp_path):
     tokenizer.eos_token = None
     config = family_config("llama", eos_token_id=None)
     with pytest.raises(InputError, match="end-of-text token"):
-        end_tokens(str(tmp_path), config, tokenizer)
+        end_tokens(str(tmp_path), None, config, tokenizer)
     config.eos_token_id = [5, 7]
-    assert end_tokens(str(tmp_path), config, tokenizer) == {5, 7}
+    assert end_tokens(str(tmp_path), None, config, tokenizer) == {5, 7}
 
 
 def test_weights_that_are_not_finite_are_named_before_the_first_trace(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from conftest import CIRCUIT, last_delta, random_pivots
 from families import VOCABULARY, family_model
 
-from cca.evaluation.scores import Text, drift
+from cca.evaluation.drift import Text, drift
 from cca.method.circuit import learn_gates
 from cca.method.objective import margins, pivot_loss
 from cca.method.prefixes import CachedPrefixes

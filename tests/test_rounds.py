@@ -48,6 +48,15 @@ def model():
     return open_model("bundled", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory):
+    """A folder with a config of two rounds, and its run, which nothing interrupted."""
+    folder = tmp_path_factory.mktemp("rounds")
+    (folder / "two.toml").write_text(TWO_ROUNDS)
+    assert cli.main(["run", str(folder / "two.toml"), "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder
+
+
 def change(row: int) -> Delta:
     return Delta({WEIGHT: Rows(torch.tensor([row]), torch.full((1, 192), 0.5))})
 
@@ -94,10 +103,10 @@ def test_any_other_bad_input_in_a_round_is_no_reason_to_stop_quietly(model):
         further_rounds(model, Round(change(1), 2), again, 3)
 
 
-def test_a_killed_round_goes_on_where_it_was_and_a_changed_file_of_it_is_refused(tmp_path, monkeypatch, capsys):
-    config, run, whole = tmp_path / "two.toml", tmp_path / "run", tmp_path / "whole"
-    config.write_text(TWO_ROUNDS)
-    assert cli.main(["run", str(config), "--out", str(whole), "--quiet"]) == 0
+def test_a_killed_round_goes_on_where_it_was_and_a_changed_file_of_it_is_refused(
+    two_rounds, tmp_path, monkeypatch, capsys
+):
+    config, run, whole = two_rounds / "two.toml", tmp_path / "run", two_rounds / "run"
     done, finish = [], RunFolder.finish
 
     def killed(self, stage, artifacts) -> None:
@@ -122,9 +131,8 @@ def test_a_killed_round_goes_on_where_it_was_and_a_changed_file_of_it_is_refused
         assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_the_second_round_of_a_run_traces_the_updated_model_and_leaves_no_scratch_files(tmp_path, capsys):
-    config, run = tmp_path / "two.toml", tmp_path / "run"
-    config.write_text(TWO_ROUNDS)
+def test_the_second_round_of_a_run_traces_the_updated_model_and_leaves_no_scratch_files(two_rounds, capsys):
+    config, run = two_rounds / "two.toml", two_rounds / "run"
     assert cli.main(["run", str(config), "--out", str(run), "--quiet"]) == 0
     first, second = (json.loads(line)["validation"] for line in (run / "rounds.jsonl").read_text().splitlines())
     assert first["base"] < first["updated"] == second["base"]

@@ -90,8 +90,6 @@ def test_the_rule_on_rooms_sees_lazy_and_type_checking_imports(tmp_path):
 
 def test_no_modules_import_each_other_in_a_circle():
     graph = {module_name(path): arrows(path) for path in MODULES if module_name(path) != "__init__"}
-    in_order = ("run.stages.__init__", "run.run")  # the table of stages names their modules, which work on a run
-    assert set(in_order) <= set(graph)
     TopologicalSorter(graph).prepare()
 
 
@@ -123,9 +121,7 @@ PURE = {
 @pytest.mark.parametrize("name", PURE)
 def test_what_only_describes_loads_nothing_heavy(name):
     module = f"cca.{name.replace('/', '.').removesuffix('.__init__')}"
-    code = f"import sys, {module}; print(sorted({sorted(PURE[name])!r} & sys.modules.keys()))".replace(
-        f"{sorted(PURE[name])!r}", f"set({sorted(PURE[name])!r})"
-    )
+    code = f"import sys, {module}; print(sorted({PURE[name]!r} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert found.strip() == "[]"
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from cca import __version__
-from cca.commands import compare, grade, merge, problems, run, show
+from cca.commands import compare, config, grade, merge, problems, run, show
 from cca.errors import InputError
 from cca.run.stages import STAGES
 
@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add(command("run", run.run, "all stages; the same command resumes an interrupted run"))
     for stage in STAGES.values():
         run.add_stage(command(stage.name, run.run_stage, stage.help), stage.name)
+    config.add(command("config", config.run, "print every setting with its default, explained, as a config to change"))
     compare.add(command("compare", compare.run, "run every method on the same problems and rank them in one table"))
     problems.add(command("problems", problems.run, "write problems of a source as JSON lines, or check its templates"))
     merge.add(command("merge", merge.run, "write the updated model as an ordinary model folder"))

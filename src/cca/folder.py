@@ -91,7 +91,7 @@ class RunFolder:
     # ---- what is finished ----
 
     def save_manifest(self) -> None:
-        write_text(self.file("manifest.json"), json.dumps(self.manifest, indent=1, sort_keys=True) + "\n")
+        write_text(self.file("manifest.json"), json.dumps(self.manifest, indent=1) + "\n")
 
     def note(self, kind: str, stage: str, value: Any) -> None:
         """Keep `value` with a stage: its seconds, peak_gib or warnings."""

@@ -214,9 +214,9 @@ def _train(
 ) -> None:
     """Train a copy of `model`: all weights, or `adapter` (a LoraConfig)."""
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, PrinterCallback
     from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     memo: dict[int, Any] = {}
     if adapter:  # leaves the weights alone, so the copy can share them
@@ -225,6 +225,44 @@ def _train(
 
     def change() -> dict[str, Tensor]:
         return _lora_change(trained) if adapter else _full_change(model, trained)
+
+    trainer_class, callback = _reporting_to(epochs, change)
+    data = Dataset.from_dict(
+        {
+            "input_ids": [[*e.prompt, *e.answer] for e in examples],
+            "labels": [[-100] * len(e.prompt) + [*e.answer] for e in examples],
+        }
+    )
+    wanted = {f"{name}.weight" for name in adapter.target_modules} if adapter else set[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what these libraries deprecate in one another is not the caller's concern
+        options = SFTConfig(**settings)
+        options._n_gpu = min(options.n_gpu, 1)  # transformers would use every GPU it sees, which trl refuses
+        try:
+            trainer = trainer_class(
+                trained,
+                options,
+                data_collator=DataCollatorForLanguageModeling(pad_token),
+                train_dataset=data,
+                processing_class=PreTrainedTokenizerBase(),  # trl wants one, token ids need none
+                callbacks=[callback],
+                peft_config=adapter,
+            )
+        except ValueError as error:
+            raise InputError(f"trl cannot train this model: {error}; choose other targets, or another model") from error
+    found = set(_lora_layers(trained)) if adapter else set[str]()
+    if found != wanted:  # in a mixture peft reads some names as those of its experts
+        other, left = (", ".join(sorted(names)) for names in (found - wanted, wanted - found))
+        raise InputError(f"LoRA: peft would adapt {other} in place of {left} in this model; choose other targets")
+    trainer.remove_callback(PrinterCallback)
+    with recomputed([memo[id(layer)] for layer in recompute]):
+        trainer.train()
+
+
+def _reporting_to(epochs: _Epochs, change: Callable[[], dict[str, Tensor]]) -> tuple[type[Any], Any]:
+    """A trainer's class and a callback that tell `epochs` of each batch and each epoch."""
+    from transformers import TrainerCallback
+    from trl.trainer.sft_trainer import SFTTrainer
 
     class Trainer(SFTTrainer):
         def _send_telemetry(self) -> None:
@@ -242,36 +280,7 @@ def _train(
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             control.should_training_stop |= epochs.epoch_done(change)
 
-    data = Dataset.from_dict(
-        {
-            "input_ids": [[*e.prompt, *e.answer] for e in examples],
-            "labels": [[-100] * len(e.prompt) + [*e.answer] for e in examples],
-        }
-    )
-    wanted = {f"{name}.weight" for name in adapter.target_modules} if adapter else set[str]()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what these libraries deprecate in one another is not the caller's concern
-        options = SFTConfig(**settings)
-        options._n_gpu = min(options.n_gpu, 1)  # transformers would use every GPU it sees, which trl refuses
-        try:
-            trainer = Trainer(
-                trained,
-                options,
-                data_collator=DataCollatorForLanguageModeling(pad_token),
-                train_dataset=data,
-                processing_class=PreTrainedTokenizerBase(),  # trl wants one, token ids need none
-                callbacks=[Epochs()],
-                peft_config=adapter,
-            )
-        except ValueError as error:
-            raise InputError(f"trl cannot train this model: {error}; choose other targets, or another model") from error
-    found = set(_lora_layers(trained)) if adapter else set[str]()
-    if found != wanted:  # in a mixture peft reads some names as those of its experts
-        other, left = (", ".join(sorted(names)) for names in (found - wanted, wanted - found))
-        raise InputError(f"LoRA: peft would adapt {other} in place of {left} in this model; choose other targets")
-    trainer.remove_callback(PrinterCallback)
-    with recomputed([memo[id(layer)] for layer in recompute]):
-        trainer.train()
+    return Trainer, Epochs()
 
 
 def _adapter(lora: Lora, names: list[str]) -> Any:

@@ -162,6 +162,7 @@ def effects(scores: Sequence[Score], seed: int) -> list[Effect]:
     for ((split, skill), template), both in groups.items():
         base, updated = [a.base.correct for a in both], [a.updated.correct for a in both]
         result = stats.paired(base, updated, [template] * len(both), seed)
+        assert result.gained is not None and result.lost is not None, "answers are right or wrong"
         low, high = result.ci95
         accuracies = (result.base, result.updated, result.difference)
         found.append(Effect(split, skill, template, result.n, *accuracies, low, high, result.gained, result.lost))

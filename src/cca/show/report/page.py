@@ -8,7 +8,6 @@ own two scripts and nothing else, and load nothing.
 import base64
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from plotly.offline import get_plotlyjs
 from cca.evaluation.results import Comparison, Summary
 from cca.folder import RunFolder
 from cca.io import write_text
+from cca.problems.files import natural_order
 from cca.problems.prompts import Prompter
 from cca.records import KINDS, Score, Trial
 from cca.show import figures, tables, words
@@ -105,7 +105,7 @@ def panels(
 
 def shown_pivots(views: Sequence[PivotView]) -> list[dict[str, Any]]:
     """Pivots for the browser, evenly spaced where all of them would take more than `PIVOT_BYTES`."""
-    rows = [asdict(v) for v in sorted(views, key=lambda v: _natural(v.problem))]
+    rows = [asdict(v) for v in sorted(views, key=lambda v: natural_order(v.problem))]
     size = sum(len(_json(row)) for row in rows)
     count = min(len(rows), max(1, int(len(rows) * PIVOT_BYTES / size)))
     return [rows[i * len(rows) // count] for i in range(count)]
@@ -142,7 +142,7 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None 
         counts=Counter(p["outcome"] for p in pivots),
         found=len(views),
         shown=len(pivots),
-        templates=sorted({p["template"] for p in pivots}, key=_natural),
+        templates=sorted({p["template"] for p in pivots}, key=natural_order),
         summary=summary,
         sections=sections,
         words=words,
@@ -170,11 +170,6 @@ def _json(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def write_report(path: Path, folder: RunFolder, prompter: Prompter, comparison: Comparison | None = None) -> None:
