@@ -79,10 +79,11 @@ def sample(template: int, rng: random.Random, max_number: float | None = 60) -> 
     """
     if template not in generators():
         raise ValueError(f"GSM-Symbolic has no template {template}; it has 0 to {max(generators())}")
+    generate = generators()[template]
     for _ in range(20_000):
-        entry = generators()[template](rng, 1.0)
+        entry = generate(rng, 1.0)
         question, solution = entry["question"].strip(), entry["metadata"]["answer_cot"].strip()
-        if max_number is None or all(_is_within(text, max_number) for text in (solution, question)):
+        if max_number is None or (_is_within(solution, max_number) and _is_within(question, max_number)):
             return Worked(str(template), question, str(entry["answer"]), solution)
     raise ValueError(f"template {template} gave no instance with numbers up to {max_number}; raise max_number")
 

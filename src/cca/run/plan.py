@@ -3,9 +3,11 @@
 import math
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from cca.records import Problem
@@ -109,21 +111,52 @@ def make_plan(config: Config) -> Plan:
     Raises:
         InputError: As the run itself would before it loads weights.
     """
-    # drawing takes as long as loading what builds the model, so a process of its own does it meanwhile; Ctrl-C is for
-    # this one, which then ends that
-    with get_context("spawn").Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        drawn = pool.apply_async(draw_problems, (config,))
-        from cca.model.checks import check_model, check_prompts
-        from cca.model.open import empty_model, open_prompter
+    from cca.model.checks import check_model, check_prompts
+    from cca.model.open import empty_model, open_prompter
 
+    # drawing takes as long as loading what builds the model, so a process of its own does it meanwhile
+    with _drawn_meanwhile(config) as drawn:
         path, trust = config.model.path, config.model.trust_remote_code
         model_config = check_model(path, trust_remote_code=trust, weights=False)
         prompter = open_prompter(config.model, config.prompt, config.problems.grader)
         model = empty_model(model_config, trust_remote_code=trust)
-        problems = drawn.get()
+        problems = drawn()
     prompts = [prompter.prompt(p) for p in problems]
     check_prompts(prompts, config.traces.max_new_tokens, model_config, path)
     return _planned(config, model_config, model, _work(config, problems, [len(p) for p in prompts]))
+
+
+@contextmanager
+def _drawn_meanwhile(config: Config) -> Iterator[Callable[[], list[Problem]]]:
+    """What gives the problems of `config`, which another process draws until the context ends."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_draw_into, args=(sender, config), daemon=True)
+    process.start()
+    sender.close()  # that process has its own end, so that this one sees it closed where that one dies
+
+    def drawn() -> list[Problem]:
+        try:
+            found = receiver.recv()
+        except EOFError:
+            return draw_problems(config)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    try:
+        yield drawn
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _draw_into(sender: Connection, config: Config) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which then ends this one
+    try:
+        sender.send(draw_problems(config))
+    except Exception as error:
+        sender.send(error)
 
 
 def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
