@@ -5,6 +5,7 @@ Heavy imports stay inside the commands, so that `--help` answers at once.
 """
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Sequence
 
@@ -72,5 +73,12 @@ def _command(arguments: Sequence[str] | None) -> str:
     return "cca " + shlex.join(sys.argv[1:] if arguments is None else arguments)
 
 
+def command() -> int:
+    """`main` as a process of its own."""
+    code = main()
+    gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -127,8 +127,8 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "  trace": f"{memory.trace:.2f}",
         "  circuit": f"{memory.circuit:.2f}{memory.notes['circuit']}",
         "  update": f"{memory.update:.2f}{memory.notes['update']}",
-        "problems": splits,
-        "prompts": f"{work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
+        "problems": f"at most {splits}",
+        "prompts": f"about {work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
         "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
         f"each of at most {work.max_new_tokens} tokens",
         "pivots": f"at most {work.pivots:,} to train on; one completion for each deviation that is tried",

@@ -54,6 +54,10 @@ class ProblemOptions(Options):
     grader: str = "number"
     """``number`` (the last one, as GSM-Symbolic does), ``exact``, ``math-verify`` or your own ``module:function``."""
 
+    def counts(self) -> dict[Split, int]:
+        """Instances a template by split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
 
 def chosen_source(options: ProblemOptions) -> Source:
     """The source that `options` name, of it the templates that they name.
@@ -100,7 +104,7 @@ def build_problems(
     Raises:
         InputError: there is nothing to train on or evaluate, or a template has next to no instances.
     """
-    wanted: Plan = {"train": options.train, "validation": options.validation, "test": options.test}
+    wanted: Plan = options.counts()
     for name, count in wanted.items():
         if count == 0:
             raise InputError(f"problems.{name} is 0, so there are no {name} problems; set it to at least 1")

@@ -1,15 +1,12 @@
 """What a run would do, hold in memory and change, told from the configuration alone: no weights are read."""
 
 import math
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cca.problems.splits import chosen_source, how_split
 from cca.records import Problem
 from cca.run.config import Config
 from cca.run.problems import draw_problems
@@ -19,6 +16,8 @@ if TYPE_CHECKING:
 
 TYPICAL_DENSITY = 0.016
 """Of the paper's circuits; a run's own is known once its circuit is learned."""
+A_FEW = 3
+"""Problems of each template, split and skill by which prompts are measured."""
 WAVE = 3
 """Samples of a problem that are drawn at once, at most."""
 
@@ -75,7 +74,10 @@ class PromptTokens:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, at most. problems: by split. answers: of both models."""
+    """What there is to do, at most. problems: by split. answers: of both models.
+
+    prompt_tokens: over all rows of a file, or a few problems of each template where they are drawn.
+    """
 
     problems: dict[str, int]
     prompt_tokens: PromptTokens
@@ -114,49 +116,47 @@ def make_plan(config: Config) -> Plan:
     from cca.model.checks import check_model, check_prompts
     from cca.model.open import empty_model, open_prompter
 
-    # drawing takes as long as loading what builds the model, so a process of its own does it meanwhile
-    with _drawn_meanwhile(config) as drawn:
-        path, trust = config.model.path, config.model.trust_remote_code
-        model_config = check_model(path, trust_remote_code=trust, weights=False)
-        prompter = open_prompter(config.model, config.prompt, config.problems.grader)
-        model = empty_model(model_config, trust_remote_code=trust)
-        problems = drawn()
-    prompts = [prompter.prompt(p) for p in problems]
-    check_prompts(prompts, config.traces.max_new_tokens, model_config, path)
-    return _planned(config, model_config, model, _work(config, problems, [len(p) for p in prompts]))
+    path, trust = config.model.path, config.model.trust_remote_code
+    model_config = check_model(path, trust_remote_code=trust, weights=False)
+    prompter = open_prompter(config.model, config.prompt, config.problems.grader)
+    groups = _groups(config)
+    prompts = [[prompter.prompt(p) for p in group.problems] for group in groups]
+    check_prompts([p for found in prompts for p in found], config.traces.max_new_tokens, model_config, path)
+    model = empty_model(model_config, trust_remote_code=trust)
+    lengths = [[len(p) for p in found] for found in prompts]
+    return _planned(config, model_config, model, _work(config, groups, lengths))
 
 
-@contextmanager
-def _drawn_meanwhile(config: Config) -> Iterator[Callable[[], list[Problem]]]:
-    """What gives the problems of `config`, which another process draws until the context ends."""
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_draw_into, args=(sender, config), daemon=True)
-    process.start()
-    sender.close()  # that process has its own end, so that this one sees it closed where that one dies
+class _Group(NamedTuple):
+    """Problems of one template or skill in one split, and how many of them the run will have, at most."""
 
-    def drawn() -> list[Problem]:
-        try:
-            found = receiver.recv()
-        except EOFError:
-            return draw_problems(config)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    try:
-        yield drawn
-    finally:
-        process.terminate()
-        process.join()
+    split: str
+    problems: list[Problem]
+    size: int
 
 
-def _draw_into(sender: Connection, config: Config) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, which then ends this one
-    try:
-        sender.send(draw_problems(config))
-    except Exception as error:
-        sender.send(error)
+def _groups(config: Config) -> list[_Group]:
+    """Problems to measure prompts by.
+
+    Rows of a file are all read. Of templates and skills, whose problems are drawn, a few of each say enough: to draw
+    all takes longer than everything else that a dry run does.
+    """
+    options, per_skill = config.problems, config.evaluation.per_skill
+    source = chosen_source(options)
+    wanted: dict[str, int] = {**options.counts(), "held_out": options.test}
+    if how_split(source, options.split_by) == "template":
+        wanted = dict.fromkeys(wanted, sum(options.counts().values()))
+    if not source.is_rows:
+        few = options.changed({split: min(count, A_FEW) for split, count in options.counts().items()})
+        skills = config.evaluation.changed({"per_skill": min(per_skill, A_FEW)})
+        config = config.model_copy(update={"problems": few, "evaluation": skills})
+    found: dict[tuple[str, str], list[Problem]] = {}
+    for problem in draw_problems(config, source):
+        found.setdefault((problem.split, problem.skill or problem.template), []).append(problem)
+    return [
+        _Group(split, problems, len(problems) if source.is_rows else wanted.get(split, per_skill))
+        for (split, _), problems in found.items()
+    ]
 
 
 def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
@@ -223,12 +223,15 @@ def _activations(layer: "Layer", text: Any) -> float:
     return 6 * text.hidden_size + 4 * heads + 4 * neurons
 
 
-def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -> Work:
-    splits: Counter[str] = Counter(p.split for p in problems)
+def _work(config: Config, groups: Sequence[_Group], lengths: Sequence[Sequence[int]]) -> Work:
+    splits = Counter[str]()
+    for group in groups:
+        splits[group.split] += group.size
+    tokens = sum(sum(found) / len(found) * group.size for found, group in zip(lengths, groups, strict=True))
     traced = splits["train"] + splits["validation"]
     return Work(
         problems=dict(splits),
-        prompt_tokens=PromptTokens(sum(lengths) / len(lengths), max(lengths)),
+        prompt_tokens=PromptTokens(tokens / splits.total(), max(max(found) for found in lengths)),
         max_new_tokens=config.traces.max_new_tokens,
         greedy_traces=traced,
         sampled_traces=traced * config.traces.samples,
@@ -239,6 +242,6 @@ def _work(config: Config, problems: Sequence[Problem], lengths: Sequence[int]) -
         validations=config.update.validations(),
         validation_problems=splits["validation"],
         rounds=config.rounds,
-        answers=2 * (len(problems) - traced),
+        answers=2 * (splits.total() - traced),
         benchmarks=list(config.evaluation.tasks),
     )
