@@ -133,7 +133,7 @@ def mended(tmp_path_factory) -> Path:
     return folder / "mended-run"
 
 
-def last_delta(model, rows, pivots, **changes) -> Delta:
+def last_delta(model, rows, pivots, recompute=(), **changes) -> Delta:
     """The delta of the last of a few training steps: every validation is better than the one before."""
     rising = iter(range(100))
     options = UpdateOptions(loss="linear", learning_rate=0.02, steps=3, validate_every=3, patience=9, batch=4)
@@ -144,6 +144,7 @@ def last_delta(model, rows, pivots, **changes) -> Delta:
         [],
         lambda _: Validation(next(rising) / 100, 1),
         options.changed(changes),
+        recompute=recompute,
     ).intervention
 
 

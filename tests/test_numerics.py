@@ -40,7 +40,7 @@ def test_gates_losses_and_deltas_are_float32_on_sixteen_bit_weights(family, dtyp
     steps = (circuit.history[-1] - circuit.history[0]).abs()
     assert ((steps > 0) & (steps < 0.3)).any()
     rows = parts.rows(circuit.gates > 0.5)
-    delta = last_delta(model, rows, pivots, learning_rate=1e-4, steps=2, batch_size=3)
+    delta = last_delta(model, rows, pivots, learning_rate=1e-4, steps=2, batch=3)
     sizes = torch.cat([changed.values.abs().flatten() for changed in delta.weights.values()])
     assert sizes.dtype == torch.float32
     assert 0 < sizes[sizes > 0].median() < 1e-3, "a step of 1e-4 x gradient is kept"

@@ -365,7 +365,7 @@ def test_merge_writes_an_ordinary_model_that_answers_like_the_updated_one(whole,
     from cca.model.open import open_model
 
     assert cli.main(["merge", str(whole), str(tmp_path / "merged")]) == 0
-    assert "0.0% of the changed numbers rounded to nothing" in capsys.readouterr().err
+    assert "0.0% of the changed parameters rounded to nothing" in capsys.readouterr().err
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     base = open_model("bundled", device="cpu").network
     ids = torch.tensor([[5, 9, 30, 77]])
