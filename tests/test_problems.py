@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from cca.errors import InputError
-from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, largest_number, reserved_instances, sample
+from cca.problems.gsm_symbolic import SMALL_TEMPLATES, is_reserved, is_within, reserved_instances, sample
 from cca.problems.skills import SKILLS, reserved_skill_instances, sample_skill
 from cca.problems.sources import open_source
 from cca.problems.splits import ProblemOptions, build_problems, held_out_templates, scaled
@@ -59,13 +59,15 @@ def test_problems_repeat_with_their_seed_and_differ_by_it():
 def test_numbers_stay_within_the_bound_and_solutions_end_with_the_answer():
     for template in SMALL_TEMPLATES:
         item = next(reserved_instances(template, 0, 60))
-        assert largest_number(f"{item.question} {item.solution}") <= 60
+        assert is_within(f"{item.question} {item.solution}", 60)
         assert float(item.solution.rsplit("#### ", 1)[1]) == float(item.answer)
 
 
-def test_largest_number_reads_thousands_and_decimals():
-    assert largest_number("1,200 and 3.5") == 1200
-    assert largest_number("none") == 0
+def test_a_bound_on_numbers_reads_thousands_and_decimals():
+    assert is_within("1,200 and 3.5", 1200) and not is_within("1,200 and 3.5", 1199)
+    assert is_within("none", 0)
+    assert is_within("60.25", 61) and not is_within("60.25", 60)
+    assert not is_within("0.333", 60), "a number that was rounded by the machine, not by a person"
 
 
 def test_a_template_with_few_instances_gives_each_split_its_share():

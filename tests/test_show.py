@@ -29,10 +29,11 @@ from cca.method.circuit import Circuit
 from cca.records import Choice, Pivot, Problem, Score, Which
 from cca.run.config import dump_toml, load_config
 from cca.run.run import Run
+from cca.run.stages import MEASURED
 from cca.show import figures
 from cca.show.circuit import CircuitView
 from cca.show.progress import Display, Lines, LiveDisplay, clock
-from cca.show.views import MEASURED, effects, pivot_views, problem_view, steps
+from cca.show.views import effects, pivot_views, problem_view, steps
 
 ROOT = Path(__file__).parent.parent
 BOTH: tuple[Which, Which] = ("base", "updated")

@@ -55,12 +55,7 @@ def is_reserved(question: str) -> bool:
     return hashlib.sha256(question.encode()).digest()[0] < 52  # 52/256: about a fifth
 
 
-def largest_number(text: str) -> float:
-    """The largest number written in `text` (0 where there is none)."""
-    return max((float(n.replace(",", "")) for n in _NUMBER.findall(text)), default=0.0)
-
-
-def _is_within(text: str, bound: float) -> bool:
+def is_within(text: str, bound: float) -> bool:
     """Whether no number in `text` is above `bound` or has more than two decimals. It stops at the first that is, since
     most draws are refused."""
     for number in _NUMBER.finditer(text):
@@ -83,7 +78,7 @@ def sample(template: int, rng: random.Random, max_number: float | None = 60) -> 
     for _ in range(20_000):
         entry = generate(rng, 1.0)
         question, solution = entry["question"].strip(), entry["metadata"]["answer_cot"].strip()
-        if max_number is None or (_is_within(solution, max_number) and _is_within(question, max_number)):
+        if max_number is None or (is_within(solution, max_number) and is_within(question, max_number)):
             return Worked(str(template), question, str(entry["answer"]), solution)
     raise ValueError(f"template {template} gave no instance with numbers up to {max_number}; raise max_number")
 

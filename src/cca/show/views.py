@@ -17,8 +17,8 @@ from cca.records import Answered, Choice, Metric, Pivot, Problem, ProblemSet, Sc
 if TYPE_CHECKING:
     from cca.problems.prompts import Prompter
 
-MEASURED = ("trace", "pivots", "circuit", "update", "evaluate")
-"""The stages that a run's figures come from, in order: all but the report."""
+REPORT = "report"
+"""The stage that no figures come from."""
 Outcome = Literal["mended", "already preferred", "broken", "still not preferred", "not evaluated"]
 OUTCOMES: dict[Outcome, str] = {
     "mended": "the updated model prefers the desired token, the base model did not",
@@ -278,7 +278,7 @@ def summary_of(folder: RunFolder) -> Summary:
             f"{folder.path} is not finished, so it has no summary; finish it with: cca run --out {folder.path}"
         )
     spent = folder.manifest.get("seconds", {})
-    seconds = {stage: spent[stage] for stage in MEASURED if stage in spent}
+    seconds = {stage: value for stage, value in spent.items() if stage != REPORT}
     if seconds:
         seconds["total"] = round(sum(seconds.values()), 2)
     return replace(folder.read_one("summary.json", Summary), seconds=seconds)

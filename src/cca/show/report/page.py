@@ -28,7 +28,7 @@ from cca.problems.prompts import Prompter
 from cca.records import KINDS, Score, Trial
 from cca.show import figures, tables, words
 from cca.show.circuit import CircuitView, circuit_of
-from cca.show.views import MEASURED, OUTCOMES, PivotView, effects, pivot_views, steps, summary_of
+from cca.show.views import OUTCOMES, REPORT, PivotView, effects, pivot_views, steps, summary_of
 
 PIVOT_BYTES = 2_000_000
 """What the pivots may take of the page; of more, an even part is shown. The page without them takes 5 MB."""
@@ -151,7 +151,7 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None 
         tables=tables,
         config=folder.file("config.toml").read_text(encoding="utf-8"),
         manifest=folder.manifest,
-        checksums={n: d for stage in MEASURED for n, d in sorted(folder.manifest["stages"].get(stage, {}).items())},
+        checksums={n: d for stage, of in folder.manifest["stages"].items() if stage != REPORT for n, d in of.items()},
         name=folder.path.resolve().name,
     )  # fmt: skip
 
