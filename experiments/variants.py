@@ -9,13 +9,12 @@ figures of every round, and compares the variants with each other on the test pr
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from cca.evaluation import stats
+from cca.evaluation.pooling import against_base, answers_of, between
 from cca.evaluation.results import PooledResult, RoundSummary
 from cca.folder import RunFolder
-from cca.records import Answered, Score, Split, answered
+from cca.records import Split
 from cca.run.compare import share_base_answers
 from cca.run.config import load_config
 from cca.run.run import Run
@@ -40,35 +39,6 @@ SETS: dict[str, Split] = {
     "transfer": "transfer",
     "retention": "retention",
 }
-Answers = dict[Split, list[Answered]]
-
-
-def read_answers(folder: Path) -> Answers:
-    """Both models' answers by split, all skills of a split together."""
-    found: Answers = {}
-    for both in answered(RunFolder.open(folder).read("scores.jsonl", Score)):
-        found.setdefault(both.base.split, []).append(both)
-    return found
-
-
-def outcomes(pairs: Sequence[tuple[Score, Score]], seed: int) -> stats.Outcomes:
-    """Problems of a skill are independent draws, so each is a cluster of its own; those of a template are alike."""
-    clusters = [f"{seed}:{one.problem}" if one.skill else one.template for one, _ in pairs]
-    return stats.Outcomes([one.correct for one, _ in pairs], [other.correct for _, other in pairs], clusters)
-
-
-def against_base(seeds: Sequence[Answers], split: Split) -> PooledResult | None:
-    found = [outcomes(answers[split], seed) for seed, answers in enumerate(seeds) if split in answers]
-    return stats.pooled(found, seed=0) if found else None
-
-
-def between(first: Sequence[Answers], other: Sequence[Answers]) -> PooledResult:
-    """The updated model's target answers in `other` against those in `first`, on the same problems."""
-    found = []
-    for seed, (mine, theirs) in enumerate(zip(first, other, strict=True)):
-        updated = {both.updated.problem: both.updated for both in theirs["test"]}
-        found.append(outcomes([(both.updated, updated[both.updated.problem]) for both in mine["test"]], seed))
-    return stats.pooled(found, seed=0)
 
 
 def main() -> None:
@@ -95,7 +65,7 @@ def main() -> None:
                     f"| {seed} | {variant} | {found.round} | {found.pivots} | {found.density:.2%} | "
                     f"{found.best_step} | {seen.base:.1%} -> {seen.updated:.1%} of {seen.n} |"
                 )
-    answers = {variant: [read_answers(folder) for folder in runs] for variant, runs in folders.items()}
+    answers = {variant: [answers_of(RunFolder.open(folder)) for folder in runs] for variant, runs in folders.items()}
     print("\n| test problems | points (95%) | by seed | gained / lost |\n" + "| --- " * 4 + "|")
     for variant, seeds in answers.items():
         for name, split in SETS.items():

@@ -2,6 +2,7 @@ import pytest
 import reference
 import torch
 from conftest import random_pivots, tiny_qwen2
+from jaxtyping import TypeCheckError
 
 from cca.controls.circuits import random_circuit
 from cca.method.circuit import Circuit, learn_gates
@@ -107,6 +108,17 @@ def test_the_loss_is_undesired_minus_desired_of_each_pivots_own_row():
     desired, undesired = torch.tensor([2, 0]), torch.tensor([0, 1])
     assert margins(logits, desired, undesired).tolist() == [3.0, -8.0]
     assert pivot_loss(logits, desired, undesired).item() == 2.5
+
+
+def test_tensors_of_the_wrong_shape_are_found_under_test(tiny):
+    logits, tokens = torch.zeros(3, 8), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(TypeCheckError, match="desired"):
+        margins(logits, tokens, tokens)
+    with pytest.raises(TypeCheckError, match="logits"):
+        margins(logits[None], tokens, tokens)
+    parts = find_components(tiny)
+    with pytest.raises(TypeCheckError, match="selected"):
+        parts.rows(torch.ones(parts.size))  # not a mask
 
 
 def test_a_high_penalty_empties_the_circuit_and_none_leaves_components(tiny):

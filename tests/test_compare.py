@@ -7,6 +7,7 @@ import pytest
 
 from cca import cli
 from cca.controls.methods import METHODS
+from cca.evaluation.pooling import outcomes
 from cca.evaluation.results import Comparison
 from cca.folder import RunFolder
 from cca.io import from_json, to_json
@@ -157,9 +158,9 @@ def test_problems_of_a_skill_are_clusters_of_their_own_and_those_of_a_template_a
             Score("updated", split, skill, name, template, "", True, 1, ""),
         )
 
-    skill = compare._outcomes([pair("s-0", "s", "s"), pair("s-1", "s", "s")], 3)
+    skill = outcomes([pair("s-0", "s", "s"), pair("s-1", "s", "s")], 3)
     assert list(skill.templates) == ["3:s-0", "3:s-1"]
-    target = compare._outcomes([pair("4-0", None, "4"), pair("4-1", None, "4")], 3)
+    target = outcomes([pair("4-0", None, "4"), pair("4-1", None, "4")], 3)
     assert list(target.templates) == ["4", "4"]
 
 

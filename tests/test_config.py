@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from test_run import refuse
 
+from cca import cli
 from cca.errors import InputError
+from cca.options import Options
 from cca.run.config import Config, dump_toml, load_config, parse_config
 
 
@@ -26,6 +28,27 @@ def test_every_config_in_the_repository_parses():
 def test_the_config_for_the_bundled_run_says_what_the_defaults_are():
     path = Path(__file__).parent.parent / "configs" / "bundled.toml"
     assert load_config(path) == load_config(None)
+
+
+def test_cca_config_explains_every_key_and_is_itself_the_config_of_the_defaults(tmp_path, capsys):
+    assert cli.main(["config"]) == 0
+    printed = capsys.readouterr().out
+    path = tmp_path / "printed.toml"
+    path.write_text(printed)
+    assert load_config(path) == load_config(None)
+    lines = printed.splitlines()
+    for name, section in Config.model_fields.items():
+        kind = type(section.default)
+        fields = kind.model_fields if issubclass(kind, Options) else {name: section}
+        for key, field in fields.items():
+            (number,) = (i for i, line in enumerate(lines) if _is_key(lines, i, line, field.alias or key, name, kind))
+            assert lines[number - 1].startswith("# "), f"{name}.{key} has no explanation"
+
+
+def _is_key(lines: list[str], number: int, line: str, key: str, section: str, kind: type) -> bool:
+    above = [found for found in lines[: number + 1] if found.startswith("[")]
+    inside = above[-1].startswith(f"[{section}]") if issubclass(kind, Options) and above else not above
+    return inside and line.removeprefix("# ").startswith(f"{key} =")
 
 
 def test_a_prompt_without_the_question_is_refused():

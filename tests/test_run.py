@@ -274,6 +274,25 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
         refuse(["run", "--out", str(locked)], capsys, "cannot write", "--out")
 
 
+def test_a_run_folder_of_an_earlier_version_says_what_to_do(whole, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(whole, old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["format"]  # as version 0.1 wrote it
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["show", "scores", str(old)], ["evaluate", str(old)], ["run", "--out", str(old)]):
+        refuse(command, capsys, "an earlier version of cca", "report.html", f"cca run {old / 'config.toml'} --out NEW")
+
+
+def test_a_file_of_a_run_that_cannot_be_read_is_named_with_its_line(whole, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    lines = (broken / "scores.jsonl").read_text().splitlines()
+    lines[1] = lines[1].replace('"correct":', '"right":')
+    (broken / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    refuse(["show", "problem", str(broken), "16-0"], capsys, "scores.jsonl, line 2,", "correct")
+
+
 def test_no_problems_are_refused(tmp_path, capsys, config_path):
     for key in ("problems.train=0", "problems.test=0", "problems.validation=0", "problems.templates=[]"):
         name = key.split("=")[0].replace(".", "-")

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cca.controls.methods import METHODS
 from cca.errors import InputError
 from cca.evaluation import stats
+from cca.evaluation.pooling import Answers, against_base, answers_of, between
 from cca.evaluation.results import Comparison, MethodResult, PooledResult, Summary
 from cca.folder import RunFolder
 from cca.io import to_json, write_text
-from cca.records import Answered, Score, Split, answered
+from cca.records import Score, Split
 from cca.run.config import Config, load_config
 from cca.run.run import Run
 from cca.run.stages import MEASURED
@@ -129,7 +130,7 @@ class _Finished(NamedTuple):
 
     folder: RunFolder
     summary: Summary
-    answers: dict[str, list[Answered]]
+    answers: Answers
 
 
 def compare(out: Path, plan: ComparisonPlan) -> Comparison:
@@ -142,8 +143,9 @@ def compare(out: Path, plan: ComparisonPlan) -> Comparison:
     """
     runs = {method: [_finished(method_folder(out, seed, method)) for seed in plan.seeds] for method in plan.methods}
     first = plan.methods[0]
+    answers = {method: [run.answers for run in found] for method, found in runs.items()}
     results = {
-        method: _result(method, found, None if method == first else _between(runs[first], found))
+        method: _result(method, found, None if method == first else between(answers[first], answers[method]))
         for method, found in runs.items()
     }
     _correct(results, "target")
@@ -154,23 +156,21 @@ def compare(out: Path, plan: ComparisonPlan) -> Comparison:
 
 def _finished(path: Path) -> _Finished:
     folder = RunFolder.open(path)
-    answers: dict[str, list[Answered]] = {}
-    for both in answered(folder.read("scores.jsonl", Score)):
-        answers.setdefault(both.base.split, []).append(both)
-    return _Finished(folder, summary_of(folder), answers)
+    return _Finished(folder, summary_of(folder), answers_of(folder))
 
 
 def _result(method: str, runs: Sequence[_Finished], against_first: PooledResult | None) -> MethodResult:
     stages = (*METHODS[method].needs, "update")
+    answers = [run.answers for run in runs]
     updates = [run.summary.update for run in runs]
-    target = _against_base(runs, "test")
+    target = against_base(answers, "test")
     assert target is not None, "every run has target problems"
     return MethodResult(
         title=METHODS[method].title,
         target=target,
-        held_out_templates=_against_base(runs, SETS["held_out_templates"]),
-        transfer=_against_base(runs, SETS["transfer"]),
-        retention=_against_base(runs, SETS["retention"]),
+        held_out_templates=against_base(answers, SETS["held_out_templates"]),
+        transfer=against_base(answers, SETS["transfer"]),
+        retention=against_base(answers, SETS["retention"]),
         drift_kl={name: _mean_drift([run.summary for run in runs], name) for name in SETS},
         rows=[update.rows for update in updates],
         parameters=[update.parameters for update in updates],
@@ -187,27 +187,6 @@ def _correct(results: dict[str, MethodResult], key: str) -> None:
     tested = {method: found for method, result in results.items() if (found := getattr(result, key))}
     for method, p in zip(tested, stats.holm([found.mcnemar_p for found in tested.values()]), strict=True):
         results[method] = replace(results[method], **{key: replace(tested[method], holm_p=p)})
-
-
-def _outcomes(pairs: Sequence[tuple[Score, Score]], seed: int) -> stats.Outcomes:
-    """Problems of a skill are independent draws, so each is a cluster of its own; those of a template are alike."""
-    clusters = [f"{seed}:{base.problem}" if base.skill else base.template for base, _ in pairs]
-    return stats.Outcomes([base.correct for base, _ in pairs], [updated.correct for _, updated in pairs], clusters)
-
-
-def _against_base(runs: Sequence[_Finished], split: str) -> PooledResult | None:
-    found = [_outcomes(run.answers[split], seed) for seed, run in enumerate(runs) if split in run.answers]
-    return stats.pooled(found, seed=0) if found else None
-
-
-def _between(first: Sequence[_Finished], other: Sequence[_Finished]) -> PooledResult:
-    """The other method's target answers against the first method's, on the same problems."""
-    outcomes = []
-    for seed, (mine, theirs) in enumerate(zip(first, other, strict=True)):
-        updated = {both.updated.problem: both.updated for both in theirs.answers["test"]}
-        pairs = [(both.updated, updated[both.updated.problem]) for both in mine.answers["test"]]
-        outcomes.append(_outcomes(pairs, seed))
-    return stats.pooled(outcomes, seed=0)
 
 
 def _mean_drift(summaries: Sequence[Summary], name: str) -> float | None:
