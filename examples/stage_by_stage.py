@@ -21,6 +21,6 @@ print(delta)
 print(cca.evaluate(model, problems, delta))  # test problems
 
 with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "patch"
+    file = Path(folder) / "delta.safetensors"
     delta.save(file)
     cca.Delta.load(file, model).merge(model)  # for good

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen2
@@ -51,7 +54,7 @@ def test_the_script_of_the_readme_has_ten_lines_and_runs_on_the_bundled_model(sc
     exec(few, {})
     shown = capsys.readouterr().out
     assert re.search(r"Circuit\(\d+ of 3,260 components, .*Delta\(.*Evaluation\(target: ", shown, flags=re.S)
-    assert (tmp_path / "patch.safetensors").exists()
+    assert (tmp_path / "delta.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["own_pivots", "own_grader", "stage_by_stage"])
@@ -124,8 +127,8 @@ def test_a_delta_survives_saving_fits_its_model_alone_and_is_merged_for_good(tmp
     model = cca.open_model(tiny())
     circuit = cca.learn_circuit(model, OWN, penalty=0.01, epochs=2, learning_rate=0.3)
     delta = cca.update(model, circuit, OWN, steps=2, learning_rate=0.05)
-    delta.save(tmp_path / "patch")
-    again = cca.Delta.load(tmp_path / "patch", model)
+    delta.save(tmp_path / "delta")
+    again = cca.Delta.load(tmp_path / "delta", model)
     ids = torch.tensor([[3, 4, 5]])
     with delta.active(model), torch.no_grad():
         updated = model.network(input_ids=ids).logits
@@ -133,12 +136,12 @@ def test_a_delta_survives_saving_fits_its_model_alone_and_is_merged_for_good(tmp
     with torch.no_grad():
         assert torch.equal(model.network(input_ids=ids).logits, updated)
     other = cca.open_model(tiny(hidden_size=32))
-    with pytest.raises(cca.InputError, match=r"patch changes rows of .* do not fit"):
-        cca.Delta.load(tmp_path / "patch", other)
+    with pytest.raises(cca.InputError, match=r"delta changes rows of .* do not fit"):
+        cca.Delta.load(tmp_path / "delta", other)
     shallow = cca.open_model(tiny(num_hidden_layers=1))
     if any(".layers.2." in name for name in delta.weights):
         with pytest.raises(cca.InputError, match="this model has not"):
-            cca.Delta.load(tmp_path / "patch", shallow)
+            cca.Delta.load(tmp_path / "delta", shallow)
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(cca.InputError, match="cannot read a delta"):
         cca.Delta.load(tmp_path / "text", model)
@@ -203,11 +206,87 @@ def test_an_empty_circuit_and_that_of_another_model_are_refused(model):
         cca.update(other, circuit, OWN)
 
 
+@pytest.fixture
+def unchecked():
+    """Without the checks of types that tests add, as it is in use."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+door: Any = cca  # what a type checker would refuse at once
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m: door.Pivot("Ann had 3", 1, 2), "encode text with model.tokenizer"),
+        (lambda m: door.Pivot((1, 2), " -", " +"), "encode text with model.tokenizer"),
+        (lambda m: door.Pivot((1, 2), 1.5, 2), "token ids"),
+        (lambda m: door.Pivot(torch.tensor([[1, 2, 3]]), 1, 2), "of a batch take one row"),
+        (lambda m: door.learn_circuit(m, [(1, 2, 3)]), r"\(1, 2, 3\) is no pivot"),
+        (lambda m: door.learn_circuit(m.network, OWN), "a Qwen2ForCausalLM is not an opened model"),
+        (lambda m: door.learn_circuit("bundled", OWN), "a str is not an opened model"),
+        (lambda m: door.learn_circuit(m, OWN, door.UpdateOptions()), r"give CircuitOptions\(\.\.\.\)"),
+        (lambda m: door.learn_circuit(m, OWN, {"epochs": 0}), "CircuitOptions: epochs"),
+        (lambda m: door.CircuitOptions(penality=1), "unknown key penality; known there: penalty"),
+        (lambda m: door.PromptOptions(style="chatty"), "PromptOptions: style"),
+        (
+            lambda m: door.trace(m, ["What is 1 + 1?"]),
+            "is no list of problems; make one with cca.load",
+        ),
+        (lambda m: door.trace(m, "What is 1 + 1?"), "is no list of problems"),
+        (lambda m: door.evaluate(m, [{"question": "1?"}], door.Delta({})), "is no list of problems"),
+        (lambda m: door.evaluate(m, [], "delta.safetensors"), "load one with cca.Delta.load"),
+        (lambda m: door.find_pivots(m, []), "a list is not what cca.trace returned"),
+        (lambda m: door.update(m, OWN, OWN), "a list is no circuit"),
+        (lambda m: door.load_problems("gsm-symbolic", templates="12"), r"templates='12' is no list"),
+        (lambda m: door.load_problems("gsm-symbolic", n="x"), "n='x' asks for no problems"),
+        (lambda m: door.open_model("bundled", device="gpu"), "'gpu' is no torch device"),
+        (lambda m: door.open_model("bundled", prompt=door.PromptOptions(style="few-shot")), "with no examples"),
+        (lambda m: door.open_model("bundled", prompt=door.PromptOptions(template="no")), "has no {question}"),
+        (lambda m: door.open_model(m.network), "a Qwen2ForCausalLM is no model to open"),
+        (lambda m: door.open_model((m.tokenizer, m.network)), "a model in memory is a pair"),
+        (lambda m: door.open_model((m.network, m.tokenizer, 3)), "a model in memory is a pair"),
+        (lambda m: door.Circuit.load(__file__), "cannot read a circuit"),
+    ],
+)
+def test_what_a_newcomer_may_try_is_answered_by_what_to_do(model, make, message, unchecked):
+    with pytest.raises(cca.InputError, match=message):
+        make(model)
+
+
+def test_token_ids_may_come_as_numpy_or_torch_numbers_and_the_style_of_a_prompt_as_a_word():
+    pivot = door.Pivot(torch.tensor([1, 2, 3]), np.int64(4), torch.tensor(5))
+    assert (pivot.prefix, pivot.desired, pivot.undesired) == ((1, 2, 3), 4, 5)
+    assert type(pivot.prefix[0]) is type(pivot.desired) is int
+    network, tokenizer = tiny()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert cca.open_model((network, tokenizer), prompt="chat").prompter.style == "chat"
+
+
+def test_too_few_steps_for_any_gate_to_fall_are_said(model):
+    with pytest.warns(UserWarning, match="no gate fell below one half in 2 steps, so the circuit is the whole model"):
+        cca.learn_circuit(model, OWN, epochs=2)
+    with pytest.warns(UserWarning, match="no lambda gave a density within a tenth of 1.00%"):
+        cca.learn_circuit(model, OWN, epochs=2, target_density=0.01, penalty=0.0)
+
+
+def test_a_delta_for_another_model_is_refused_wherever_it_is_put_on(model):
+    other = cca.open_model(tiny(num_hidden_layers=1))
+    rows = model.components.rows(torch.ones(model.components.size, dtype=torch.bool))
+    delta = cca.Delta.zeros(model, rows)
+    problems = cca.load_problems([{"question": f"{a}?", "answer": "1"} for a in range(20)])
+    for use in (lambda: delta.active(other), lambda: delta.merge(other), lambda: cca.evaluate(other, problems, delta)):
+        with pytest.raises(cca.InputError, match="this model has not"):
+            use()
+
+
 def test_an_unknown_or_wrong_option_is_named_with_those_that_are_known(model):
-    with pytest.raises(cca.InputError, match="CircuitOptions: unknown key penality; known there: lambda"):
+    with pytest.raises(cca.InputError, match="CircuitOptions: unknown key penality; known there: penalty, target"):
         cca.learn_circuit(model, OWN, penality=0.1)
     with pytest.raises(cca.InputError, match=r"UpdateOptions: steps: .*greater than or equal to 1"):
-        cca.update(model, cca.learn_circuit(model, OWN, epochs=1), OWN, steps=0)
+        cca.update(model, cca.learn_circuit(model, OWN, penalty=0.0, epochs=1), OWN, steps=0)
     with pytest.raises(cca.InputError, match="ModelOptions: dtype"):
         cca.open_model("bundled", dtype="int8")
 

@@ -37,9 +37,9 @@ class RunFolder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".write-test-{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            trial = path / f".write-test-{os.getpid()}"
+            trial.write_text("")
+            trial.unlink()
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}; choose another folder with --out") from error
         existing = path / "config.toml"
@@ -103,14 +103,15 @@ class RunFolder:
     def finished(self, stage: str) -> bool:
         return stage in self.manifest["stages"]
 
-    def verify(self) -> None:
-        """Check that the artifacts of finished stages are as they were written.
+    def verify(self, stages: Iterable[str] | None = None) -> None:
+        """Check that the artifacts of finished stages, or of those of `stages`, are as they were written.
 
         Raises:
             InputError: one is missing or changed.
         """
-        for stage, artifacts in self.manifest["stages"].items():
-            for name, digest in artifacts.items():
+        finished = self.manifest["stages"]
+        for stage in finished if stages is None else [s for s in stages if s in finished]:
+            for name, digest in finished[stage].items():
                 path = self.file(name)
                 if not path.exists() or checksum(path) != digest:
                     state = "changed" if path.exists() else "removed"

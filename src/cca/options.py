@@ -1,5 +1,6 @@
 """The base of every stage's options: frozen, checked, and explained field by field where they stand."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -13,10 +14,32 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Options(BaseModel):
+class _Checked(type(BaseModel)):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+    """Who makes options gets an `InputError` that names what is wrong. (Sections of a config are not made so.)"""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            said = "; ".join(explained(e, cls, by_alias=False) for e in error.errors())
+            raise InputError(f"{cls.__name__}: {said}") from error
+
+
+class Options(BaseModel, metaclass=_Checked):
     """Frozen options. An unknown name or a value out of range is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+
+    @classmethod
+    def of(cls, options: "Self | Mapping[str, Any] | None", changes: Mapping[str, Any]) -> Self:
+        """`options`, by default all defaults, with `changes` by field name.
+
+        Raises:
+            InputError: they are options of something else, a name is unknown or a value out of range.
+        """
+        if options is not None and not isinstance(options, cls | Mapping):
+            raise InputError(f"options are of type {type(options).__name__}; give {cls.__name__}(...) or its fields")
+        return cls().changed({**dict(options or {}), **changes})
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """These options with `changes` by field name.
@@ -24,23 +47,22 @@ class Options(BaseModel):
         Raises:
             InputError: a name is unknown or a value out of range; the message names it.
         """
-        if not changes:
-            return self
-        try:
-            return type(self).model_validate({**dict(self), **changes})
-        except ValidationError as error:
-            what = f"{type(self).__name__}: "
-            raise InputError(what + "; ".join(explained(e, type(self)) for e in error.errors())) from error
+        names = {field.alias or name: name for name, field in type(self).model_fields.items()}
+        return type(self)(**{**dict(self), **{names.get(key, key): value for key, value in changes.items()}})
 
 
-def explained(error: Any, options: type[BaseModel]) -> str:
-    """One of pydantic's errors in words, with the names that are known where one is not."""
-    *sections, key = [str(part) for part in error["loc"]] or ["options"]
+def explained(error: Any, options: Any, by_alias: bool = True) -> str:
+    """One of pydantic's errors in words, with the names that are known where one is not.
+
+    by_alias: name fields as config files do.
+    """
+    # of a union pydantic names each member that a value is not
+    *sections, key = [str(part) for part in error["loc"] if re.fullmatch(r"\w+", str(part))] or ["options"]
     where = ".".join([*sections, key])
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg']} (got {error['input']!r})"
     section: Any = options
     for part in sections:
         section = section.model_fields[part].annotation
-    known = [field.alias or name for name, field in section.model_fields.items()]
+    known = [(by_alias and field.alias) or name for name, field in section.model_fields.items()]
     return f"unknown key {where}; known there: {', '.join(known)}"

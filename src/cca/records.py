@@ -5,6 +5,7 @@ Token ids are kept as they were generated; nothing is ever decoded and encoded a
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
@@ -35,9 +36,17 @@ class ProblemSet(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its gold answer.
+    """A question with its gold answer; `cca.load_problems` makes them.
 
-    skill: None for the target; another skill's answers are compared as they stand, whatever the target's grader.
+    Attributes:
+        id: unlike that of any other problem.
+        template: what the question is an instance of; instances of one template are alike.
+        instance: its number among them.
+        split: what it is for.
+        question: as it is asked.
+        answer: the gold one.
+        solution: worked, ending with the answer; may be empty.
+        skill: None for the target; another skill's answers are compared as they stand, whatever the target's grader.
     """
 
     id: str
@@ -51,7 +60,23 @@ class Problem:
 
     @property
     def set(self) -> ProblemSet:
+        """What it is evaluated together with."""
         return ProblemSet(self.split, self.skill)
+
+
+def check_problems(problems: Sequence[Problem]) -> None:
+    """See that these are problems, and that no two have one id.
+
+    Raises:
+        InputError: they are not; the message names one.
+    """
+    seen: set[str] = set()
+    for problem in problems if isinstance(problems, Sequence) and not isinstance(problems, str) else [problems]:
+        if not isinstance(problem, Problem) or problem is problems:
+            raise InputError(f"{problem!r:.80} is no list of problems; make one with cca.load_problems")
+        if problem.id in seen:
+            raise InputError(f"two problems have the id {problem.id}; give each its own")
+        seen.add(problem.id)
 
 
 @dataclass(frozen=True)
@@ -105,8 +130,8 @@ class TracePair:
 class Pivot:
     """The training example of stages 2 and 3: after `prefix`, `desired` should beat `undesired`.
 
-    All three are token ids. The rest says where the pivot came from, and may be left out for pivots of one's own;
-    those with the split ``validation`` are measured and never trained on.
+    All three are token ids, such as ``model.tokenizer.encode(text)`` gives. The rest says where the pivot came from,
+    and may be left out for pivots of one's own; those with the split ``validation`` are measured and never trained on.
 
     Raises:
         InputError: both tokens are the same, an id is negative, or the prefix has fewer than two tokens.
@@ -134,14 +159,28 @@ class Pivot:
     after_undesired: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prefix", tuple(self.prefix))
-        name = f"the pivot of {self.problem}" if self.problem else f"a pivot after {list(self.prefix[-4:])}"
+        try:
+            for name in ("desired", "undesired"):
+                object.__setattr__(self, name, index(getattr(self, name)))
+            object.__setattr__(self, "prefix", tuple(map(index, self.prefix)))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"a pivot is a list of token ids and two token ids ({error}); encode text with model.tokenizer, and of "
+                "a batch take one row"
+            ) from error
         if self.desired == self.undesired:
-            raise InputError(f"{name} has token {self.desired} as desired and undesired; give two different tokens")
+            raise InputError(
+                f"{self.name} has token {self.desired} as desired and undesired; give two different tokens"
+            )
         if len(self.prefix) < 2:
-            raise InputError(f"{name} has a prefix of {len(self.prefix)} tokens; give at least two token ids")
+            raise InputError(f"{self.name} has a prefix of {len(self.prefix)} tokens; give at least two token ids")
         if (lowest := min(*self.prefix, self.desired, self.undesired)) < 0:
-            raise InputError(f"{name} has token {lowest}; token ids are 0 and more")
+            raise InputError(f"{self.name} has token {lowest}; token ids are 0 and more")
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"the pivot of {self.problem}" if self.problem else f"a pivot after {list(self.prefix[-4:])}"
 
 
 @dataclass(frozen=True)

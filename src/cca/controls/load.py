@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from cca.controls.lora import LowRank
 from cca.controls.vectors import OutputBias, Steering
 from cca.controls.weights import WeightChange
+from cca.errors import InputError
 from cca.model.delta import Delta
 from cca.model.intervention import Intervention
 
@@ -32,4 +33,4 @@ def load_intervention(path: str | Path, device: str | torch.device = "cpu") -> I
             return LowRank(down, up, float(metadata["scale"]))
         case "weights":
             return WeightChange(tensors)
-    raise ValueError(f"{path} holds a intervention of unknown kind {kind!r}")
+    raise InputError(f"{path} holds an update of unknown kind {kind!r}; it may be of a later version of cca")

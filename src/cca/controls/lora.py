@@ -35,7 +35,7 @@ class LowRank:
         for name in weights:
             if model.get_parameter(name).ndim > 2:
                 raise InputError(
-                    f"{name} holds the weights of several experts, for which cca has no LoRA; leave that arm out"
+                    f"{name} holds the weights of several experts, for which cca has no LoRA; leave that method out"
                 )
             view = row_view(model, name)
             bound = view.shape[1] ** -0.5

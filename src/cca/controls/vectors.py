@@ -33,7 +33,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class OutputBias(Vector):
-    """Numbers (n,) added to the logits of the tokens `index` (n,), whatever the context.
+    """Constants (n,) added to the logits of the tokens `index` (n,), whatever the context.
 
     A sceptic's control: if it does as well as the circuit, what was learned is to write a token more or less often.
     They are added to what the output embedding gives, before any soft-capping.

@@ -13,9 +13,9 @@ from cca.method.options import TraceOptions
 from cca.method.traces import chunks
 from cca.model.checks import check_prompts
 from cca.model.intervention import Intervention
-from cca.model.open import Model
+from cca.model.open import Model, opened
 from cca.model.state import frozen
-from cca.records import Problem, ProblemSet, Score
+from cca.records import Problem, ProblemSet, Score, check_problems
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ def evaluate(
             of range.
         FloatingPointError: what a model computes is not finite.
     """
+    opened(model)
+    check_problems(problems)
+    if not hasattr(delta, "active"):
+        raise InputError(f"a {type(delta).__name__} is no update; load one with cca.Delta.load(path, model)")
     max_new_tokens = TraceOptions().changed({"max_new_tokens": max_new_tokens}).max_new_tokens
     options = EvaluationOptions().changed({"batch": batch})
     sets = evaluated_sets(problems)

@@ -1,6 +1,7 @@
 """Stage 2: learn which components favour the desired token (Desiderata-based Component Masking, paper section 3.2)."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +9,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cca.errors import NothingToLearnError
+from cca.errors import InputError, NothingToLearnError
 from cca.io import replace_file
-from cca.method.density import best_trial, next_penalty
+from cca.method.density import best_trial, is_near, next_penalty
 from cca.method.objective import pivot_loss, training_pivots
 from cca.method.options import CircuitOptions
 from cca.method.prefixes import CachedPrefixes
 from cca.model.components import Component, Components
 from cca.model.gates import gated
 from cca.model.numerics import check_finite
-from cca.model.open import Model
+from cca.model.open import Model, opened
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
 from cca.records import KINDS, Pivot, Trial
@@ -31,13 +32,16 @@ Progress = Callable[[int, float, float], None]
 """Told after each epoch: the epochs done, the circuit's density and the mean loss of the epoch's steps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Circuit:
     """Learned gates and how they came about.
 
-    gates: (C,) float32. history: (epochs done, C), the gates after each epoch. losses: (steps done,) mean of
-    logit[undesired] - logit[desired] of each step's batch, without the penalty. sizes: (L, 4), how many query, key and
-    value heads and neurons each layer has, in which order the gates stand.
+    Attributes:
+        gates: (C,) float32 in [0, 1].
+        history: (epochs done, C), the gates after each epoch.
+        losses: (steps done,) mean of logit[undesired] - logit[desired] of each step's batch, without the penalty.
+        sizes: (L, 4), how many query, key and value heads and neurons each layer has, in which order the gates stand.
+        stopped: why training ended, ``unchanged`` or ``epochs``.
     """
 
     gates: Float[Tensor, " C"]
@@ -58,6 +62,7 @@ class Circuit:
 
     @property
     def density(self) -> float:
+        """Its share of all components."""
         return float(self.selected.float().mean())
 
     def components(self) -> list[Component]:
@@ -75,15 +80,25 @@ class Circuit:
         return [parts[i : i + 4] for i in range(0, len(parts), 4)]
 
     def save(self, path: str | Path) -> None:
+        """Write to a safetensors file, whole or not at all."""
         tensors = {"gates": self.gates, "history": self.history, "losses": self.losses, "sizes": self.sizes}
-        save_file(tensors, path, metadata={"stopped": self.stopped})
+        metadata = {"stopped": self.stopped}
+        replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            stopped = (file.metadata() or {}).get("stopped", "")
-        return cls(tensors["gates"], tensors["history"], tensors["losses"], tensors["sizes"], stopped)
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds something else.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                stopped = (file.metadata() or {}).get("stopped", "")
+                gates, history, losses, sizes = map(file.get_tensor, ("gates", "history", "losses", "sizes"))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read a circuit from {path} ({error}); name a file of Circuit.save") from error
+        return cls(gates, history, losses, sizes, stopped)
 
 
 def learn_circuit(
@@ -106,7 +121,8 @@ def learn_circuit(
         **changes: fields of `CircuitOptions` that differ from `options`, such as ``target_density=0.016``.
 
     Returns:
-        The circuit; where a density is wanted, of the lambdas that were tried the nearest to it.
+        The circuit; where a density is wanted, of the lambdas that were tried the nearest to it. A warning says where
+        that is not near, or where the steps were too few for any gate to fall.
 
     Raises:
         InputError: there is no pivot to train on, a token is outside the vocabulary, or (NothingToLearnError) no
@@ -114,7 +130,8 @@ def learn_circuit(
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
             such value.
     """
-    options = (options or CircuitOptions()).changed(changes)
+    opened(model)
+    options = CircuitOptions.of(options, changes)
     chosen = training_pivots(model.network, pivots)
     circuits: dict[float, Circuit] = {}
     trials: list[Trial] = []
@@ -128,7 +145,20 @@ def learn_circuit(
         raise NothingToLearnError(
             f"lambda {best.penalty:g} leaves an empty circuit; lower it, for example penalty={best.penalty / 2:g}"
         )
+    _say_what_is_wrong(best, options, len(circuits[best.penalty].losses))
     return circuits[best.penalty]
+
+
+def _say_what_is_wrong(best: Trial, options: CircuitOptions, steps: int) -> None:
+    wanted = options.target_density
+    if best.density == 1 and options.penalty:
+        said = f"no gate fell below one half in {steps} steps, so the circuit is the whole model"
+        warnings.warn(
+            f"{said}; give more pivots, batch=1, more epochs or a higher learning_rate", UserWarning, stacklevel=3
+        )
+    elif wanted is not None and not is_near(best.density, wanted):
+        said = f"no lambda gave a density within a tenth of {wanted:.2%}: {best.penalty:g} gives {best.density:.2%}"
+        warnings.warn(said, UserWarning, stacklevel=3)
 
 
 def learn_gates(

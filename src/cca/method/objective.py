@@ -37,8 +37,8 @@ def losses(margin: Float[Tensor, " B"], kind: Loss) -> Float[Tensor, " B"]:
 
     Args:
         margin: (B,) logits.
-        kind: ``linear``: -margin, the paper's; it pays for a pivot that is long won as much as for one that is lost.
-            ``logistic``: log(1 + exp(-margin)); its pull on a pivot fades as the pivot is won.
+        kind: ``linear``: -margin, the paper's; it pays as much where the desired token is preferred already.
+            ``logistic``: log(1 + exp(-margin)); its pull on a pivot fades as the desired token wins.
 
     Returns:
         (B,).
@@ -73,14 +73,15 @@ def training_pivots(network: PreTrainedModel, pivots: Sequence[Pivot]) -> list[P
     """
     vocabulary = network.config.get_text_config().vocab_size
     for pivot in pivots:
+        if not isinstance(pivot, Pivot):
+            raise InputError(f"{pivot!r:.80} is no pivot; give a list of cca.Pivot(prefix, desired, undesired)")
         largest = max(*pivot.prefix, pivot.desired, pivot.undesired)
-        name = f"the pivot of {pivot.problem}" if pivot.problem else f"a pivot after {list(pivot.prefix[-4:])}"
         if largest >= vocabulary:
             raise InputError(
-                f"{name} has token {largest}, but the model has only {vocabulary}; use the tokenizer that belongs to it"
+                f"{pivot.name} has token {largest}, but the model has only {vocabulary}; use its own tokenizer"
             )
         if pivot.split not in ("train", "validation"):
-            raise InputError(f"{name} is of a {pivot.split} problem, which must not be trained on; leave it out")
+            raise InputError(f"{pivot.name} is of a {pivot.split} problem, which must not be trained on; leave it out")
     found = [p for p in pivots if p.split == "train"]
     if not found:
         raise InputError(

@@ -11,6 +11,10 @@ Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "l
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
 
+WAVE = 3
+"""Samples of a problem that are drawn at once, at most."""
+
+
 class TraceOptions(Options):
     """Stage 1a (paper section 3.1): how traces are drawn."""
 
@@ -68,7 +72,7 @@ class UpdateOptions(Options):
     ``steering`` vector on the last layer's output, ``lora-pivots``; or, on correct solutions, ``lora`` or ``finetune``
     (all weights). In a config file its name is ``arm``."""
     loss: Loss = "logistic"
-    """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as it is won."""
+    """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as the desired token wins."""
     learning_rate: Positive = 0.2
     """Step size of plain gradient descent."""
     steps: Count = 20

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cca.errors import NothingToLearnError
+from cca.errors import InputError, NothingToLearnError
 from cca.method.options import PivotOptions
 from cca.method.traces import Traces
 from cca.model.generate import decode
-from cca.model.open import Model
+from cca.model.open import Model, opened
 from cca.model.read import Prefill, prefill
 from cca.model.state import frozen
 from cca.problems.prompts import Prompter
@@ -41,10 +41,16 @@ def find_pivots(
         progress: told after each batch how many pairs are done, and of how many.
         **changes: fields of `PivotOptions` that differ from `options`.
 
+    Returns:
+        The pivots, those of validation problems among them.
+
     Raises:
         NothingToLearnError: no training problem gave a pivot.
     """
-    options = (options or PivotOptions()).changed(changes)
+    opened(model)
+    if not isinstance(traces, Traces):
+        raise InputError(f"a {type(traces).__name__} is not what cca.trace returned; give that")
+    options = PivotOptions.of(options, changes)
     usable, size = traces.usable, traces.options.batch
     found: list[Pivot] = []
     with frozen(model.network):
@@ -79,15 +85,15 @@ def prefix_pivot(pair: TracePair) -> Pivot:
     """The pivot of the prefix method: the first position where the two traces differ.
 
     Raises:
-        ValueError: the pair has no sampled trace, or one trace is the start of the other.
+        InputError: the pair has no sampled trace, or one trace is the start of the other.
     """
     if pair.sampled is None:
-        raise ValueError(f"{pair.problem} has no sampled trace ({pair.reason}), so it has no pivot")
+        raise InputError(f"{pair.problem} has no sampled trace ({pair.reason}), so it has no pivot")
     greedy, sampled = pair.greedy.tokens, pair.sampled.tokens
     for k, (a, b) in enumerate(zip(greedy, sampled, strict=False)):
         if a != b:
             return _pivot(pair, "prefix", k, after_argmax=greedy[k:], after_token=sampled[k:])
-    raise ValueError(f"{pair.problem}: one trace is the start of the other; raise max_new_tokens")
+    raise InputError(f"{pair.problem}: one trace is the start of the other; raise max_new_tokens")
 
 
 def _pivot(

@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from cca.errors import InputError
-from cca.method.options import TraceOptions
+from cca.method.options import WAVE, TraceOptions
 from cca.model.checks import check_prompts
 from cca.model.generate import decode, generate_greedy, pick, stream
-from cca.model.open import Model
+from cca.model.open import Model, opened
 from cca.model.read import Prefill, prefill
 from cca.model.state import frozen
 from cca.problems.prompts import Prompter
-from cca.records import Problem, Trace, TracePair
+from cca.records import Problem, Trace, TracePair, check_problems
 
 TRACED = ("train", "validation")
 """Splits whose problems are traced. All others are only ever evaluated."""
@@ -76,10 +76,16 @@ def trace(
         progress: told after each batch how many problems are done, and of how many.
         **changes: fields of `TraceOptions` that differ from `options`.
 
+    Returns:
+        A pair of traces for each problem, in the order of their prompts' lengths.
+
     Raises:
-        InputError: none of the problems is for training or validation, or a prompt does not fit the model.
+        InputError: none of the problems is for training or validation, two have one id, or a prompt does not fit the
+            model.
     """
-    options = (options or TraceOptions()).changed(changes)
+    opened(model)
+    check_problems(problems)
+    options = TraceOptions.of(options, changes)
     traced = [p for p in problems if p.split in TRACED]
     if not traced:
         raise InputError(f"none of the {len(problems)} problems is for training or validation, so nothing is traced")
@@ -112,8 +118,8 @@ def waves(samples: int) -> Iterator[range]:
         yield range(start, min(samples, start + size))
         start += size
     while start < samples:
-        yield range(start, min(samples, start + 3))
-        start += 3
+        yield range(start, min(samples, start + WAVE))
+        start += WAVE
 
 
 def trace_chunk(

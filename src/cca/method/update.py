@@ -22,15 +22,16 @@ from cca.io import replace_file
 from cca.method.circuit import Circuit
 from cca.method.course import Course, Training
 from cca.method.objective import Loss, last_margins, losses, training_pivots
-from cca.method.options import UpdateOptions
+from cca.method.options import TraceOptions, UpdateOptions
 from cca.method.traces import chunks, greedy_traces
+from cca.model.checks import check_prompts
 from cca.model.delta import Delta
 from cca.model.intervention import Intervention, Trainable
 from cca.model.numerics import check_finite
-from cca.model.open import Model
+from cca.model.open import Model, opened
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
-from cca.records import Metric, Pivot, Problem
+from cca.records import Metric, Pivot, Problem, check_problems
 
 T = TypeVar("T", bound=Trainable)
 Progress = Callable[[int, int, Metric | None], None]
@@ -51,7 +52,7 @@ def update(
     options: UpdateOptions | None = None,
     *,
     validate: Sequence[Problem] | None = None,
-    max_new_tokens: int = 160,
+    max_new_tokens: int = TraceOptions().max_new_tokens,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Delta:
@@ -76,21 +77,27 @@ def update(
             validate on.
         FloatingPointError: the loss or a gradient is not finite.
     """
-    options = (options or UpdateOptions()).changed(changes)
+    opened(model)
+    options = UpdateOptions.of(options, changes)
     if options.method != "circuit":
         raise InputError(f"cca.update trains a circuit; method {options.method!r} is for runs and cca compare")
-    if len(circuit.gates) != model.components.size:
+    if not isinstance(circuit, Circuit):
+        raise InputError(f"a {type(circuit).__name__} is no circuit; give what cca.learn_circuit returned")
+    if circuit.sizes.tolist() != [list(layer.sizes) for layer in model.components.layers]:
         raise InputError(
-            f"the circuit is of a model with {len(circuit.gates):,} components, and {model.name} has "
-            f"{model.components.size:,}; learn it on this model"
+            f"the circuit is of a model with other components ({len(circuit.gates):,} in {len(circuit.sizes)} layers) "
+            f"than {model.name} ({model.components.size:,} in {len(model.components.layers)}); learn it on this model"
         )
     if not circuit.selected.any():
         raise InputError("the circuit is empty, so there is no row to change; learn it with a lower penalty (lambda)")
     check: Callable[[Intervention], Validation] | None = None
     if validate is not None:
+        check_problems(validate)
         held = [p for p in validate if p.split == "validation"]
         if not held:
             raise InputError(f"none of the {len(validate)} problems in validate is for validation; give some that are")
+        prompts = [model.prompter.prompt(p) for p in held]
+        check_prompts(prompts, max_new_tokens, model.network.config, model.name)
         check = validator(model, held, max_new_tokens)
     training = train(
         model.network,
@@ -171,8 +178,8 @@ def held_out_margins(
 def measured(step: int, loss: float | None, held_out: Float[Tensor, " P"], score: Validation) -> Metric:
     """The metric of a step from the margins (P,) of held-out pivots and the validation."""
     mean = float(held_out.mean()) if len(held_out) else 0.0
-    won = float((held_out > 0).float().mean()) if len(held_out) else 0.0
-    return Metric(step, loss, mean, won, score.accuracy, score.n)
+    preferred = float((held_out > 0).float().mean()) if len(held_out) else 0.0
+    return Metric(step, loss, mean, preferred, score.accuracy, score.n)
 
 
 def train(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cca.errors import InputError
+from cca.io import replace_file
 from cca.model.experts import is_experts, with_experts
 from cca.model.rows import Rows
 from cca.model.state import network_of
@@ -23,7 +24,7 @@ _ROWS, _VALUES = ".rows", ".values"
 class Rounding(NamedTuple):
     """What became of a delta when it was merged into weights of another type.
 
-    unchanged: share of its numbers that rounded to nothing. error: size of what was lost or added by rounding, as a
+    unchanged: share of its parameters that rounded to nothing. error: size of what was lost or added by rounding, as a
     share of the delta's size (root mean square); 0 where the weights are float32, up to their own rounding.
     """
 
@@ -31,9 +32,12 @@ class Rounding(NamedTuple):
     error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Delta:
-    """The change of some rows of some weights, by weight name."""
+    """The change of some rows of some weights.
+
+    weights: by name, which rows (n,) change, and by how much (n, E) in float32.
+    """
 
     weights: dict[str, Rows]
 
@@ -53,10 +57,12 @@ class Delta:
 
     @property
     def row_count(self) -> int:
+        """How many rows change."""
         return sum(len(rows.index) for rows in self.weights.values())
 
     @property
     def parameter_count(self) -> int:
+        """How many parameters that are."""
         return sum(rows.values.numel() for rows in self.weights.values())
 
     @property
@@ -87,6 +93,7 @@ class Delta:
         In the way that keeps all of it: float32 weights hold the sum (`applied`: nothing slower than the base); 16-bit
         or offloaded ones stay as they are (`attached`), for a small change would be lost to their rounding.
         """
+        self.check_fits(model)
         weights = [network_of(model).get_parameter(name) for name in self.weights]
         whole = all(w.dtype == torch.float32 and w.device.type != "meta" for w in weights)
         return self.applied(model) if whole else self.attached(model)
@@ -149,6 +156,7 @@ class Delta:
 
     def merge(self, model: Any) -> Rounding:
         """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
+        self.check_fits(model)
         rounding = self.rounding(model)
         for weight, rows, _, summed in self._sums(model):
             weight[rows.index] = summed
@@ -160,7 +168,7 @@ class Delta:
         for name, rows in self.weights.items():
             tensors[name + _ROWS] = rows.index.cpu()
             tensors[name + _VALUES] = rows.values.detach().cpu().contiguous()
-        save_file(tensors, path)
+        replace_file(Path(path), lambda temporary: save_file(tensors, temporary))
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, device: str | torch.device = "cpu") -> "Delta":

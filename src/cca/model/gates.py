@@ -164,7 +164,7 @@ def attention_through(
 def gated(model: PreTrainedModel, components: Components, gates: Float[Tensor, " C"]) -> Iterator[None]:
     """Within the context, multiply every component's output at the last position by 2 x its gate.
 
-    gates: (C,) in [0, 1], float32, in the components's flat order; gradients flow into it. Neutral gates (0.5)
+    gates: (C,) in [0, 1], float32, in the components' flat order; gradients flow into it. Neutral gates (0.5)
     change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
     position of every sequence is the last column (left padding).
     """

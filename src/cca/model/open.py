@@ -8,16 +8,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cca.errors import InputError
 from cca.grading.graders import load_grader
 from cca.model.bundled import location
-from cca.model.checks import attention_for, check_model, end_tokens, load_tokenizer
+from cca.model.checks import attention_for, check_device, check_model, end_tokens, load_tokenizer
 from cca.model.options import ModelOptions
 from cca.model.state import frozen
 from cca.problems.examples import load_examples
-from cca.problems.prompts import TEMPLATES, Prompter, PromptOptions
+from cca.problems.prompts import Prompter, PromptOptions, check_prompt
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,21 @@ class Model:
         return f"Model({self.name}: {kind}, {weights:,} parameters, {self.components.size:,} components, on {where})"
 
 
+def opened(model: Any) -> Model:
+    """`model`, which has been opened.
+
+    Raises:
+        InputError: it has not.
+    """
+    if isinstance(model, Model):
+        return model
+    raise InputError(f"a {type(model).__name__} is not an opened model; open it first: model = cca.open_model(...)")
+
+
 def open_model(
     source: str | Path | tuple[Any, Any],
     *,
-    prompt: PromptOptions | None = None,
+    prompt: PromptOptions | Literal["plain", "few-shot", "chat"] | None = None,
     grader: str | Callable[[str, str], Any] = "number",
     prompter: Prompter | None = None,
     **options: Any,
@@ -64,7 +75,7 @@ def open_model(
     Args:
         source: ``bundled``, a folder, a hub name, or a (transformers model, tokenizer) that is already in memory and
             stays as it is.
-        prompt: how problems become prompts; by default ``Q: ...`` and ``A:``.
+        prompt: how problems become prompts, or only in which style; by default ``Q: ...`` and ``A:``.
         grader: how answers are judged: ``number``, ``exact``, ``math-verify``, ``module:function``, or a function that
             takes (text, gold answer) and returns whether the text is right.
         prompter: one that is ready, in place of `prompt` and `grader`.
@@ -79,14 +90,22 @@ def open_model(
             not fit.
         FloatingPointError: its logits are not finite in this dtype.
     """
+    prompt = PromptOptions.of({"style": prompt} if isinstance(prompt, str) else prompt, {})
     if isinstance(source, tuple):
+        if len(source) != 2 or not hasattr(source[0], "forward") or not hasattr(source[1], "encode"):
+            raise InputError("a model in memory is a pair: (transformers model, its tokenizer)")
         if options:
             raise InputError(f"{', '.join(options)}: only for a model that cca loads; this one is in memory already")
-        return _in_memory(*source, prompt or PromptOptions(), grader, prompter)
-    chosen = ModelOptions().changed({"path": str(source), **options})
+        return _in_memory(*source, prompt, grader, prompter)
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"a {type(source).__name__} is no model to open; give a name, a folder, or (transformers model, tokenizer)"
+        )
+    chosen = ModelOptions.of(options, {"path": str(source)})
+    check_device(chosen.device)
     config = check_model(chosen.path, trust_remote_code=chosen.trust_remote_code)
     if prompter is None:
-        prompter = open_prompter(chosen, prompt or PromptOptions(), grader)
+        prompter = open_prompter(chosen, prompt, grader)
     network = _load(chosen, config)
     components = _verified(network, chosen.path)
     return Model(chosen.path, network, prompter.tokenizer, components, prompter, _revision(chosen.path, network))
@@ -112,7 +131,7 @@ def open_prompter(
     """How a model is asked. Reads its tokenizer but no weights.
 
     Raises:
-        InputError: no tokenizer, no end token, no chat template, no examples or no such grader.
+        InputError: no tokenizer, no end token, no examples or no such grader, or the options do not go together.
     """
     trust = model.trust_remote_code
     config = check_model(model.path, trust_remote_code=trust, weights=False)
@@ -124,11 +143,9 @@ def open_prompter(
 def _prompter(
     tokenizer: Any, ends: frozenset[int], prompt: PromptOptions, grader: str | Callable[[str, str], Any]
 ) -> Prompter:
+    check_prompt(prompt)
     examples = load_examples(prompt.examples, prompt.shots) if prompt.shots else ()
-    template = TEMPLATES[prompt.style] if prompt.template is None else prompt.template
-    return Prompter(
-        tokenizer, template, ends, prompt.style, prompt.preamble, examples, prompt.stop, load_grader(grader)
-    )
+    return Prompter.of(tokenizer, ends, prompt, examples, load_grader(grader))
 
 
 def _generation_settings(path: str) -> Any:

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Which rows (n,) of one weight change, and by how much (n, E) in float32."""
 

@@ -48,8 +48,8 @@ def load_problems(
         InputError: there is no such source or template, a row has no question or answer (it is named), a template has
             fewer than three instances to split, or an argument is out of range.
     """
-    if n < 1:
-        raise InputError(f"n={n} asks for no problems; give at least 1")
+    if not isinstance(n, int) or n < 1:
+        raise InputError(f"n={n!r} asks for no problems; give a number, at least 1")
     if not 0 <= held_out < 1:
         raise InputError(f"held_out={held_out} is no share of the templates; give one from 0 to below 1")
     opened = _open(source, templates, max_number or None)

@@ -46,6 +46,8 @@ class Source:
         Raises:
             InputError: it has no such template.
         """
+        if isinstance(templates, str) and templates != "all":
+            raise InputError(f'templates={templates!r} is no list; give [{templates!r}] or "all"')
         if templates == "all":
             return self
         chosen = tuple(dict.fromkeys(map(str, templates)))

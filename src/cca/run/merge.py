@@ -9,6 +9,7 @@ from cca.errors import InputError
 from cca.model.delta import Delta
 from cca.model.open import open_model
 from cca.run.run import Run
+from cca.run.stages import OF_A_ROUND
 
 
 class Merged(NamedTuple):
@@ -37,7 +38,7 @@ def merge(run: Run, folder: Path, dtype: str | None = None) -> Merged:
         raise InputError(f"{folder} exists already; name a new folder")
     if not run.folder.finished("update"):
         raise InputError(f"{path} has no finished update yet; finish it with: cca run --out {path}")
-    run.folder.verify()
+    run.folder.verify(OF_A_ROUND)
     dtype = dtype or options.dtype
     settings = dict(options) | {"dtype": dtype, "device": "cpu", "device_map": None}
     model = open_model(settings.pop("path"), prompter=run.prompter, **settings)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cca.method.options import WAVE
 from cca.problems.splits import chosen_source, how_split
 from cca.records import Problem
 from cca.run.config import Config
@@ -18,13 +19,11 @@ TYPICAL_DENSITY = 0.016
 """Of the paper's circuits; a run's own is known once its circuit is learned."""
 A_FEW = 3
 """Problems of each template, split and skill by which prompts are measured."""
-WAVE = 3
-"""Samples of a problem that are drawn at once, at most."""
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """The model. type: as transformers calls it. parameters: how many numbers its weights are."""
+    """The model. type: as transformers calls it. parameters: how many its weights have."""
 
     path: str
     type: str

@@ -65,7 +65,7 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
-        """Open an existing run folder to look at it; nothing is changed and no weights are read.
+        """Open an existing run folder to look at it. Nothing is changed and no weights are read before `model` is.
 
         Raises:
             InputError: there is none.

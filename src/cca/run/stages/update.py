@@ -45,7 +45,7 @@ def work(run: Run) -> None:
     if run.config.rounds > 1:
         total, lacking = further_rounds(run.model, _round(run), again, run.config.rounds)
         if lacking:
-            run.warn("rounds", lacking)
+            run.warn("update", lacking)
         if len(lines) > 1:
             total.save(run.folder.file("total.safetensors"))
     run.folder.write("rounds.jsonl", lines)
