@@ -1,4 +1,4 @@
-"""Questions and a grader of one's own: a task where the last number is not what counts.
+"""A grader of one's own: an answer counts only where every number that it claims to have computed is right.
 
 python examples/own_grader.py
 """
@@ -8,25 +8,16 @@ import re
 import cca
 
 
-def names_the_unit(text: str, gold: str) -> bool:
-    """Right where the answer after #### is the gold one, whatever stands around it."""
-    found = re.search(r"####\s*(-?\d+)", text)
-    return found is not None and found[1] == gold
+def every_step_holds(text: str, gold: str) -> bool:
+    """Right where the final answer is the gold one and each ``a + b = c`` before it holds."""
+    steps = re.findall(r"(\d+) ?([-+*]) ?(\d+) ?= ?(\d+)", text)
+    results = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    sound = all(results[sign](int(a), int(b)) == int(c) for a, sign, b, c in steps)
+    return sound and text.rpartition("####")[2].strip() == gold
 
 
-questions = [
-    {
-        "question": f"Tom has {a} marbles. He buys {b} bags with {c} marbles each. How many marbles does he have now?",
-        "answer": str(a + b * c),
-        "solution": f"He buys {b} * {c} = {b * c} marbles.\nNow he has {a} + {b * c} = {a + b * c} marbles.\n"
-        f"#### {a + b * c}",
-    }
-    for a in range(3, 9)
-    for b in range(2, 4)
-    for c in (2, 3, 5)
-]
-model = cca.open_model("bundled", grader=names_the_unit)
-problems = cca.load_problems(questions)
+model = cca.open_model("bundled", grader=every_step_holds)
+problems = cca.load_problems("gsm-symbolic", templates=[58, 62], n=20, max_number=60)
 traces = cca.trace(model, problems, samples=4)
 print(traces)
 for pair in list(traces)[:3]:

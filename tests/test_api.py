@@ -50,7 +50,8 @@ def test_the_script_of_the_readme_has_ten_lines_and_runs_on_the_bundled_model(sc
     assert len([line for line in script.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
     few = script.replace("templates=[12, 57, 58, 62]", "templates=[57, 62], n=20")
-    assert few != script
+    few = few.replace("learn_circuit(model, pivots)", "learn_circuit(model, pivots, learning_rate=0.05)")
+    assert "n=20" in few and "0.05" in few
     exec(few, {})
     shown = capsys.readouterr().out
     assert re.search(r"Circuit\(\d+ of 3,260 components, .*Delta\(.*Evaluation\(target: ", shown, flags=re.S)
@@ -60,13 +61,6 @@ def test_the_script_of_the_readme_has_ten_lines_and_runs_on_the_bundled_model(sc
 @pytest.mark.parametrize("name", ["own_pivots", "own_grader", "stage_by_stage"])
 def test_the_examples_run(name, monkeypatch, capsys):
     source = (ROOT / "examples" / f"{name}.py").read_text()
-    # fewer of everything, so that each takes seconds
-    for whole, few in (
-        ("[12, 57, 58, 62], n=40", "[57, 62], n=20"),
-        ("epochs=30", "epochs=12"),
-        ("range(10, 18)", "(12,)"),
-    ):
-        source = source.replace(whole, few)
     exec(compile(source, name, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
 
