@@ -15,10 +15,15 @@ class Round(NamedTuple):
     best_step: int
 
 
-def further_rounds(
-    model: Model, first: Round, again: Callable[[int, Delta], Round], rounds: int
-) -> tuple[Delta, str | None]:
-    """The sum of the deltas of at most `rounds` rounds, and why they ended early, if something was lacking.
+class Rounds(NamedTuple):
+    """The sum of the deltas of all rounds that helped, and what was lacking where that ended them (else None)."""
+
+    total: Delta
+    lacking: str | None
+
+
+def further_rounds(model: Model, first: Round, again: Callable[[int, Delta], Round], rounds: int) -> Rounds:
+    """At most `rounds` rounds, each from the model as the rounds before left it.
 
     Ends with the first round whose update does not raise validation accuracy, or that finds nothing more to learn from.
 
@@ -36,7 +41,7 @@ def further_rounds(
             with total.active(model):
                 last = again(number, total)
         except NothingToLearnError as error:
-            return total, f"round {number - 1} was the last: {error}"
+            return Rounds(total, f"round {number - 1} was the last: {error}")
         if last.best_step > 0:
             total = total.plus(last.delta)
-    return total, None
+    return Rounds(total, None)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cca.controls.methods import OF_SOLUTIONS
 from cca.errors import InputError
 from cca.evaluation.results import Summary
 from cca.folder import RunFolder
@@ -101,7 +102,7 @@ class Run:
         if evaluation.tasks:
             data = Path(evaluation.task_data) if evaluation.task_data else None
             check_tasks(evaluation.tasks, data, shots=evaluation.task_shots)
-        if config.update.method in ("lora", "finetune"):
+        if config.update.method in OF_SOLUTIONS:
             from cca.controls.fine_tuning import check_installed
 
             check_installed()
