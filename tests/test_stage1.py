@@ -5,6 +5,7 @@ import random
 import pytest
 import reference
 
+from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
@@ -130,7 +131,7 @@ def test_the_prefix_pivot_is_the_first_difference_and_desires_the_correct_trace(
 
 
 def test_a_pair_without_a_sampled_trace_has_no_pivot():
-    with pytest.raises(ValueError, match="no_opposite"):
+    with pytest.raises(InputError, match="no_opposite"):
         prefix_pivot(TracePair("p", "train", "0", (9,), Trace((1,), "", "", True), None, 10, "no_opposite"))
 
 
