@@ -2,14 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from cca.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 R = TypeVar("R")
 
@@ -26,6 +29,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`replace_file` with text."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:
+    """`replace_file` with tensors by name, as safetensors."""
+    from safetensors.torch import save_file  # it loads torch, which the commands that only read do without
+
+    replace_file(Path(path), lambda temporary: save_file(dict(tensors), temporary, metadata=metadata))
 
 
 def checksum(path: Path) -> str:

@@ -13,10 +13,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Print it."""
+    from cca.options import Options
     from cca.run.config import Config
 
     print("# Every setting of cca run, with its default. Use it: cca run THIS_FILE, or --set section.key=value")
-    sections = [name for name, field in Config.model_fields.items() if isinstance(field.default, Config.__base__ or ())]
+    sections = [name for name, field in Config.model_fields.items() if isinstance(field.default, Options)]
     defaults = Config()
     print("\n".join(_keys(Config, defaults, leave_out=sections)))
     for name in sections:

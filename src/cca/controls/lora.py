@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cca.errors import InputError
+from cca.io import save_tensors
 from cca.model.delta import row_view
 from cca.model.state import network_of
 
@@ -81,4 +81,4 @@ class LowRank:
 
     def save(self, path: str | Path) -> None:
         tensors = {name: tensor.detach().cpu() for name, tensor in self.parameters.items()}
-        save_file(tensors, path, metadata={"kind": "lora", "scale": repr(self.scale)})
+        save_tensors(path, tensors, {"kind": "lora", "scale": repr(self.scale)})

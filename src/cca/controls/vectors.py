@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cca.model.state import network_of
+from cca.io import save_tensors
+from cca.model.state import hooked, network_of
 
 
 class Vector:
@@ -54,16 +54,13 @@ class OutputBias(Vector):
             )
 
         head = network_of(model).get_output_embeddings()
-        hook = head.register_forward_hook(add)
-        try:
+        with hooked(head, add):
             yield
-        finally:
-            hook.remove()
 
     active = attached
 
     def save(self, path: str | Path) -> None:
-        save_file({"index": self.index.cpu(), "values": self.values.detach().cpu()}, path, metadata={"kind": "bias"})
+        save_tensors(path, {"index": self.index.cpu(), "values": self.values.detach().cpu()}, {"kind": "bias"})
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,10 @@ class Steering(Vector):
             steered = hidden + self.values.to(hidden)
             return (steered, *out[1:]) if isinstance(out, tuple) else steered
 
-        hook = network_of(model).get_submodule(self.layer).register_forward_hook(add)
-        try:
+        with hooked(network_of(model).get_submodule(self.layer), add):
             yield
-        finally:
-            hook.remove()
 
     active = attached
 
     def save(self, path: str | Path) -> None:
-        save_file({"values": self.values.detach().cpu()}, path, metadata={"kind": "steering", "layer": self.layer})
+        save_tensors(path, {"values": self.values.detach().cpu()}, {"kind": "steering", "layer": self.layer})

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from cca.io import save_tensors
 from cca.model.state import network_of
 
 
@@ -48,4 +48,4 @@ class WeightChange:
     attached = active
 
     def save(self, path: str | Path) -> None:
-        save_file({n: t.cpu().contiguous() for n, t in self.weights.items()}, path, metadata={"kind": "weights"})
+        save_tensors(path, {n: t.cpu().contiguous() for n, t in self.weights.items()}, {"kind": "weights"})

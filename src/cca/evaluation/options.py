@@ -1,5 +1,7 @@
 """What can be set of the evaluation, with its default."""
 
+from pathlib import Path
+
 from cca.options import Count, CountOrNone, Options
 
 
@@ -26,3 +28,8 @@ class EvaluationOptions(Options):
     """Problems a set whose solutions measure drift, at most."""
     text: tuple[str, ...] = ()
     """Files of plain text on which drift is measured too, such as an article a file."""
+
+    @property
+    def task_folder(self) -> Path | None:
+        """`task_data` as a path; None where the benchmarks come from the hub."""
+        return Path(self.task_data) if self.task_data else None

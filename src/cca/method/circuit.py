@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cca.errors import InputError, NothingToLearnError
-from cca.io import replace_file
-from cca.method.density import best_trial, is_near, next_penalty
+from cca.io import save_tensors
+from cca.method.density import best_trial, is_near, missed, next_penalty
 from cca.method.objective import pivot_loss, training_pivots
 from cca.method.options import CircuitOptions
 from cca.method.prefixes import CachedPrefixes
@@ -83,7 +83,7 @@ class Circuit:
         """Write to a safetensors file, whole or not at all."""
         tensors = {"gates": self.gates, "history": self.history, "losses": self.losses, "sizes": self.sizes}
         metadata = {"stopped": self.stopped}
-        replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        save_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
@@ -157,8 +157,7 @@ def _say_what_is_wrong(best: Trial, options: CircuitOptions, steps: int) -> None
             f"{said}; give more pivots, batch=1, more epochs or a higher learning_rate", UserWarning, stacklevel=3
         )
     elif wanted is not None and not is_near(best.density, wanted):
-        said = f"no lambda gave a density within a tenth of {wanted:.2%}: {best.penalty:g} gives {best.density:.2%}"
-        warnings.warn(said, UserWarning, stacklevel=3)
+        warnings.warn(missed(best, wanted), UserWarning, stacklevel=3)
 
 
 def learn_gates(
@@ -287,7 +286,7 @@ class _Learning:
             "unchanged": torch.tensor(self.unchanged),
             "changed_once": torch.tensor(self.changed_once),
         }
-        replace_file(path, lambda temporary: save_file(tensors, temporary))
+        save_tensors(path, tensors)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:

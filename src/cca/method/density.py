@@ -15,6 +15,11 @@ def is_near(density: float, target: float) -> bool:
     return abs(density - target) <= TOLERANCE * target
 
 
+def missed(best: Trial, target: float) -> str:
+    """What to say of a search whose best trial is not near the wanted density."""
+    return f"no lambda gave a density within a tenth of {target:.2%}: {best.penalty:g} gives {best.density:.2%}"
+
+
 def next_penalty(trials: Sequence[Trial], start: float, target: float | None, limit: int = 12) -> float | None:
     """The penalty to try next for a circuit of density `target`; None once one is near it.
 

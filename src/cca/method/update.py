@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cca.errors import InputError
-from cca.io import replace_file
+from cca.io import save_tensors
 from cca.method.circuit import Circuit
 from cca.method.course import Course, Training
 from cca.method.objective import Loss, last_margins, losses, training_pivots
@@ -273,7 +273,7 @@ def _save_state(
             if isinstance(moment, Tensor):
                 tensors[f"{key}.{name}"] = moment
     metadata = {"step": str(step), "metrics": json.dumps([asdict(m) for m in course.metrics])}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    save_tensors(path, tensors, metadata)
 
 
 @torch.no_grad()

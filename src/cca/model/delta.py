@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cca.errors import InputError
-from cca.io import replace_file
+from cca.io import save_tensors
 from cca.model.experts import is_experts, with_experts
 from cca.model.rows import Rows
 from cca.model.state import network_of
@@ -168,7 +168,7 @@ class Delta:
         for name, rows in self.weights.items():
             tensors[name + _ROWS] = rows.index.cpu()
             tensors[name + _VALUES] = rows.values.detach().cpu().contiguous()
-        replace_file(Path(path), lambda temporary: save_file(tensors, temporary))
+        save_tensors(path, tensors)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, device: str | torch.device = "cpu") -> "Delta":

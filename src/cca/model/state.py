@@ -1,6 +1,6 @@
 """What a caller's network is left in: as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,16 @@ def frozen(network: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, wanted in gradients:
             parameter.requires_grad_(wanted)
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    """Within the context `hook` sees, and may replace, the output of `module`."""
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def network_of(model: Any) -> Any:

@@ -100,8 +100,7 @@ class Run:
         for skill in (*evaluation.transfer, *evaluation.retention):
             check_skill(skill)
         if evaluation.tasks:
-            data = Path(evaluation.task_data) if evaluation.task_data else None
-            check_tasks(evaluation.tasks, data, shots=evaluation.task_shots)
+            check_tasks(evaluation.tasks, evaluation.task_folder, shots=evaluation.task_shots)
         if config.update.method in OF_SOLUTIONS:
             from cca.controls.fine_tuning import check_installed
 

@@ -14,7 +14,7 @@ class Stage:
     """A stage of a run.
 
     help: what it does, for the command of its name. artifacts: the files that it leaves. optional: those that not every
-    run has. scratch: patterns of files that it needs to resume, and nothing after it. module: where its work is.
+    run has. scratch: patterns of files that it needs to resume, and nothing after it.
     """
 
     name: str

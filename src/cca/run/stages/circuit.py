@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cca.errors import NothingToLearnError
 from cca.method.circuit import Circuit, learn_gates
-from cca.method.density import SPARSE, best_trial, is_near, next_penalty
+from cca.method.density import SPARSE, best_trial, is_near, missed, next_penalty
 from cca.records import Trial
 from cca.run.run import Run
 
@@ -31,10 +31,7 @@ def work(run: Run) -> None:
             f"--set circuit.lambda={best.penalty / 2:g}"
         )
     if wanted is not None and not is_near(best.density, wanted):
-        run.warn(
-            "circuit",
-            f"no lambda gave a density within a tenth of {wanted:.2%}: {best.penalty:g} gives {best.density:.2%}",
-        )
+        run.warn("circuit", missed(best, wanted))
     elif best.density > SPARSE and wanted is None:
         run.warn(
             "circuit",

@@ -8,8 +8,7 @@ from torch import Tensor
 from cca.evaluation import diagnosis
 from cca.evaluation.results import Finding
 from cca.method.circuit import Circuit
-from cca.method.traces import chunks
-from cca.model.generate import generate_greedy
+from cca.method.traces import chunks, greedy_traces
 from cca.records import Choice, Metric, Problem, TracePair, Which, WithoutPivot, best_of
 from cca.run.run import Run
 
@@ -53,14 +52,9 @@ def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], i
     batch = next(iter(chunks(problems, run.prompter, run.config.evaluation.batch)))
     some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
 
-    def answers(of: Sequence[Problem]) -> list[list[int]]:
-        return generate_greedy(
-            run.model.network,
-            [run.prompter.prompt(p) for p in of],
-            max_new_tokens=run.config.traces.max_new_tokens,
-            end_tokens=run.prompter.end_tokens,
-            stop=run.prompter.stop_rule(),
-        )
+    def answers(of: Sequence[Problem]) -> list[tuple[int, ...]]:
+        greedy = greedy_traces(run.model.network, run.prompter, of, run.config.traces.max_new_tokens)
+        return [trace.tokens for trace in greedy]
 
     together = dict(zip([p.id for p in batch], answers(batch), strict=True))
     return [p.id for p in some if answers([p])[0] != together[p.id]], len(some)

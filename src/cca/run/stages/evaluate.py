@@ -131,8 +131,7 @@ def _tasks(run: Run, intervention: Intervention) -> dict[Which, list[TaskScore]]
     options, network = run.config.evaluation, run.model.network
     if not options.tasks:
         return {}
-    data = Path(options.task_data) if options.task_data else None
-    if left_out := check_tasks(options.tasks, data, shots=options.task_shots).left_out:
+    if left_out := check_tasks(options.tasks, options.task_folder, shots=options.task_shots).left_out:
         run.warn("evaluate", f"without local files, these benchmarks are left out: {', '.join(left_out)}")
     found: dict[Which, list[TaskScore]] = {}
     for which in _BOTH:
@@ -144,7 +143,7 @@ def _tasks(run: Run, intervention: Intervention) -> dict[Which, list[TaskScore]]
                     network,
                     run.model.tokenizer,
                     options.tasks,
-                    data=data,
+                    data=options.task_folder,
                     limit=options.task_limit or None,
                     shots=options.task_shots,
                     batch_size=options.batch,
