@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+# the same examples each time, however busy the machine is
+settings.register_profile(
+    "cca", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("cca")
 
 # under test, the shapes and types of all arguments and results are checked
 _OF_TENSORS = {
