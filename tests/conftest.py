@@ -113,6 +113,7 @@ lambda = 0.1
 target_density = 0.05
 learning_rate = 0.1
 epochs = 10
+min_steps = 0
 [update]
 steps = 2
 validate_every = 1

@@ -1,5 +1,6 @@
 """Each known failure mode is seen where it is, and not where it is not."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from conftest import random_pivots
 
 from cca.evaluation import diagnosis
-from cca.method.density import next_penalty
-from cca.records import Metric, Trace, TracePair, Trial, WithoutPivot
+from cca.evaluation.results import Interval, SetResult
+from cca.method.density import missed, next_penalty
+from cca.records import Metric, Score, Trace, TracePair, Trial, WithoutPivot
 
 WORDS = {1: ".", 2: ",\n", 3: " 7", 4: " -", 5: " +", 6: "The"}
 
@@ -66,13 +68,81 @@ def metrics(*accuracies: float, losses=(1.0, 0.8, 0.6, 0.4)) -> list[Metric]:
     return [Metric(i, losses[i - 1] if i else None, 0, 0, a, 10) for i, a in enumerate(accuracies)]
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "fine"), [((0.5, 0.6, 0.7), True), ((0.5, 0.6, 0.5), False), ((0.5, 0.4, 0.4), False)]
-)
-def test_a_peak_at_the_first_step_or_before_is_a_warning(accuracies, fine):
-    found = metrics(*accuracies)
+def course(accuracies: tuple[float, ...], margins: tuple[float, ...], n: int = 100, steps: int = 10):
+    found = [Metric(2 * i, None, m, 0, a, n) for i, (a, m) in enumerate(zip(accuracies, margins, strict=True))]
     kept = max(found, key=lambda m: (m.accuracy, -m.step))
-    assert diagnosis.best_step(found, kept).fine is fine
+    return diagnosis.validation_course(found, kept, steps)
+
+
+RISING = (3.0, 3.2, 3.4, 3.6)
+COURSES = {
+    "flat": ((0.5, 0.5, 0.51, 0.5), (3.0, 3.0, 3.01, 3.018), "hardly anything moved", "raise update.learning_rate"),
+    "flat, fewer problems": ((0.5, 0.5, 0.5, 0.5), (0.0,) * 4, "hardly anything moved", "raise update.learning_rate"),
+    "fell": ((0.5, 0.45, 0.4, 0.3), RISING, "no step helped .* fell by up to 20.0", "lower update.learning_rate"),
+    "margin alone": ((0.5, 0.5, 0.5, 0.5), RISING, "though the held-out margin moved", "cca show pivots"),
+    "peak at once": ((0.5, 0.7, 0.6, 0.5), RISING, "best at the first step .* 2 of 6", "lower update.learning_rate"),
+    "peak within": ((0.5, 0.6, 0.7, 0.6), RISING, "best at step 4 of 6", ""),
+}
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_how_validation_went_is_told_with_the_advice_that_fits(name):
+    accuracies, margins, said, advice = COURSES[name]
+    found = course(accuracies, margins)
+    assert re.search(said, found.message)
+    assert advice in found.advice
+    assert found.fine is (not advice)
+    other = {"raise update.learning_rate", "lower update.learning_rate"} - {advice}
+    assert not any(text in found.advice for text in other)
+
+
+def test_validation_that_rises_to_the_last_step_asks_for_more_steps_unless_patience_ended_it():
+    rising = (0.5, 0.6, 0.65, 0.7)
+    found = course(rising, RISING, steps=6)
+    assert "best at step 6 of 6, the last" in found.message
+    assert "raise update.steps" in found.advice
+    assert course(rising, RISING, steps=20).fine
+
+
+@pytest.mark.parametrize(("pivots", "validation", "said"), [(24, 30, "24 pivots"), (25, 29, "29 validation")])
+def test_few_pivots_and_few_validation_problems_are_said(pivots, validation, said):
+    found = diagnosis.sample_sizes(pivots, validation)
+    assert not found.fine
+    assert said in found.advice
+    assert diagnosis.sample_sizes(25, 30).fine
+
+
+@pytest.mark.parametrize(
+    ("base", "advice"), [(0.0, "no latent skill"), (0.01, "check prompt and grader"), (1.0, "harder"), (0.5, "")]
+)
+def test_a_base_model_that_solves_nothing_or_everything_is_said(base, advice):
+    found = diagnosis.room(SetResult(100, base, base, 0.0, Interval(-0.1, 0.1), 0, 0, 1.0, None))
+    assert found.fine is (not advice)
+    assert advice in found.advice
+
+
+def answer(answer: str = "5", correct: bool = False, cut: bool = False) -> Score:
+    return Score("base", "test", None, "p", "t", answer, correct, 9, "", cut)
+
+
+def test_no_answer_and_cut_are_told_apart_from_wrong():
+    assert answer(correct=True, cut=True).verdict == "right"
+    assert [answer().verdict, answer(cut=True).verdict, answer("").verdict] == ["wrong", "cut", "no answer"]
+    assert answer("", cut=True).verdict == "cut", "an unfinished text need not have an answer yet"
+    assert diagnosis.no_answer([answer()] * 99 + [answer("")], "exact").fine
+    found = diagnosis.no_answer([answer()] * 9 + [answer("", cut=True)] + [answer("")], "exact")
+    assert not found.fine
+    assert "in 9.1% of the answers" in found.message
+
+
+@pytest.mark.parametrize(("traces", "answers", "fine"), [(0, 0, True), (30, 0, False), (0, 10, False)])
+def test_a_noteworthy_share_of_cut_texts_is_a_warning_that_names_the_limit(traces, answers, fine):
+    pairs = _pairs(100, 50)
+    pairs = [replace(pair, greedy=replace(pair.greedy, cut=i < traces)) for i, pair in enumerate(pairs)]
+    found = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60)
+    assert found.fine is fine
+    assert f"{traces}.0% of the traces and {answers}.0% of the answers to the target" in found.message
+    assert ("raise traces.max_new_tokens" in found.advice) is not fine
 
 
 def test_a_held_out_margin_that_does_not_move_says_that_there_is_no_latent_skill():
@@ -80,6 +150,11 @@ def test_a_held_out_margin_that_does_not_move_says_that_there_is_no_latent_skill
     still = diagnosis.margins_move(torch.zeros(50), noise - noise.mean())
     assert not still.fine
     assert "no latent skill" in still.advice
+    assert "too short" in still.advice
+    fell = diagnosis.margins_move(torch.zeros(50), noise - noise.mean() - 1)
+    assert "it fell" in fell.advice
+    unsure = diagnosis.margins_move(torch.zeros(50), 9 * (noise - noise.mean()) + 0.5)
+    assert "uncertain" in unsure.advice
     moved = diagnosis.margins_move(torch.zeros(50), noise - noise.mean() + 1)
     assert moved.fine
     assert moved.figures["change"] == pytest.approx(1, abs=1e-5)
@@ -134,7 +209,28 @@ def test_the_search_ends_within_a_tenth_of_the_target_density(start, target):
 
 def test_the_search_gives_up_where_the_density_jumps_over_the_target():
     trials = search(lambda penalty: 0.2 if penalty < 0.05 else 0.0, 0.03, 0.016)
-    assert len(trials) == 12
+    below, above = max(t.penalty for t in trials if t.density), min(t.penalty for t in trials if not t.density)
+    assert below < 0.05 <= above < 1.01 * below
+    assert len(trials) < 12
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_the_search_ends_where_the_density_does_not_move_and_says_so(density):
+    trials = search(lambda _: density, 0.05, 0.016)
+    assert len(trials) == 3
+    assert max(t.penalty for t in trials) / min(t.penalty for t in trials) == pytest.approx(20)
+    assert "it does not move between lambda" in missed(trials, 0.016)
+
+
+def test_a_penalty_that_leaves_nothing_is_lowered_until_something_is_left():
+    trials = search(lambda penalty: 0.0 if penalty > 0.2 else 0.002 / penalty, 100.0, 0.016)
+    assert abs(trials[-1].density - 0.016) <= 0.1 * 0.016
+    assert len(trials) < 10
+
+
+def test_a_density_that_moves_after_a_plateau_is_found():
+    trials = search(lambda penalty: 1.0 if penalty < 0.4 else 0.008 / penalty, 0.03, 0.016)
+    assert abs(trials[-1].density - 0.016) <= 0.1 * 0.016
 
 
 def test_without_a_target_one_lambda_is_tried():

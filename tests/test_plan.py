@@ -61,7 +61,7 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     assert found["work"]["problems"] == {"train": 52, "validation": 8, "test": 40}
     assert found["work"]["benchmarks"] == ["mmlu", "triviaqa", "truthfulqa_mc2"]
     assert found["work"]["prompt_tokens"]["longest"] > 8 * 10, "the examples are in the prompt"
-    assert found["work"]["circuit_steps"] == 50 * 7
+    assert found["work"]["circuit_steps"] == 50 * 14, "seven a pass, twice an epoch"
     assert found["work"]["update_steps"] == 50
     assert found["work"]["validations"] == 15, "steps 0, 2, 4, 6, 8, 10, 15 ... 50"
     memory = found["memory_gib"]

@@ -15,8 +15,9 @@ from cca.errors import InputError
 from cca.io import append_records, checksum, from_json, read_records, replace_file, to_json, write_text
 
 R = TypeVar("R")
-FORMAT = 2
-"""Of the files in a run folder. 1, of version 0.1, had other names for some figures."""
+FORMAT = 3
+"""Of the files in a run folder. 1, of version 0.1, had other names for some figures; 2 did not say which answers were
+cut at the limit of tokens."""
 _OF_A_STAGE = ("seconds", "warnings", "peak_gib")
 """Entries of the manifest that are kept by stage."""
 

@@ -96,14 +96,31 @@ class ProblemSizes:
     splits: dict[str, SplitSize]
 
 
+Verdict = Literal["right", "wrong", "no answer", "cut"]
+"""What became of an answer. ``no answer``: the text gives none; ``cut``: it is not right, and was not finished."""
+
+
+def verdict(correct: bool, cut: bool, answer: str) -> Verdict:
+    """The verdict on a graded text; cut: it ended at the limit of tokens."""
+    return "right" if correct else "cut" if cut else "wrong" if answer else "no answer"
+
+
 @dataclass(frozen=True)
 class Trace:
-    """What the model wrote for a prompt. `tokens` includes the end token where the model wrote one."""
+    """What the model wrote for a prompt. `tokens` includes the end token where the model wrote one.
+
+    cut: it wrote neither an end token nor a stop string, so that the limit of tokens ended it.
+    """
 
     tokens: tuple[int, ...]
     text: str
     answer: str
     correct: bool
+    cut: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.correct, self.cut, self.answer)
 
 
 @dataclass(frozen=True)
@@ -208,10 +225,16 @@ class Score:
     correct: bool
     tokens: int
     text: str
+    cut: bool = False
+    """The limit of tokens ended it."""
 
     @property
     def set(self) -> ProblemSet:
         return ProblemSet(self.split, self.skill)
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict(self.correct, self.cut, self.answer)
 
 
 class Answered(NamedTuple):

@@ -7,14 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from cca.evaluation.results import Finding
+from cca.evaluation.results import Finding, SetResult
 from cca.method.density import SPARSE, is_near
-from cca.records import Metric, Pivot, TracePair, WithoutPivot
+from cca.method.traces import CUT_SHARE, share_cut
+from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
 
 MARKS_SHARE = 0.25
 """More pivots than this on punctuation or white space are a warning."""
 LEAST_YIELD = 0.1
 UNDECIDED = (0.4, 0.6)
+FEW_PIVOTS, FEW_VALIDATED = 25, 30
+"""Fewer than these are said to be few."""
+NO_ANSWER_SHARE = 0.05
+NO_ROOM = 0.02
+"""Base accuracy this near to 0 or 1 leaves nothing to gain, or nothing to gain it from."""
+FAINT = 0.1
+"""A mean margin that changes by less, in logits, hardly moved."""
 
 
 def _finding(check: str, fine: bool, message: str, figures: dict[str, Any], advice: str) -> Finding:
@@ -86,20 +94,97 @@ def undecided_gates(gates: Tensor) -> Finding:
     )
 
 
-def best_step(metrics: Sequence[Metric], kept: Metric) -> Finding:
-    """Where validation peaked."""
-    validated = [m.step for m in metrics if m.step > 0]
-    first = bool(validated) and kept.step == validated[0] and len(validated) > 1
+def sample_sizes(pivots: int, validation: int) -> Finding:
+    """Whether there is enough to learn from and to choose a step by."""
+    few = pivots < FEW_PIVOTS, validation < FEW_VALIDATED
+    said = [
+        f"a circuit of {pivots} pivots fits what is peculiar to them: raise problems.train or traces.samples",
+        f"one of {validation} validation problems is {1 / max(1, validation):.0%} of accuracy, so chance has a large "
+        "part in which step is kept: raise problems.validation",
+    ]
     return _finding(
-        "validation peak",
-        kept.step > 0 and not first,
-        "no step helped on the validation problems, so the updated model is the base model"
-        if kept.step == 0
-        else f"validation is best at step {kept.step} of {metrics[-1].step}",
-        {"best_step": kept.step, "validated": validated},
-        "the steps are too long to see where accuracy is best; lower update.learning_rate, for example to a third, or "
-        "validate more often (update.validate_every)",
+        "sample sizes",
+        not any(few),
+        f"{pivots} pivots to train on, {validation} validation problems to choose the step",
+        {"pivots": pivots, "validation": validation},
+        "; ".join(text for text, small in zip(said, few, strict=True) if small),
     )
+
+
+def unfinished(pairs: Sequence[TracePair], answers: Sequence[Score], limit: int) -> Finding:
+    """Texts that the limit of tokens ended, among the traces and both models' answers to the target."""
+    traces = [trace for pair in pairs for trace in pair.by_kind().values()]
+    shares = {"traces": share_cut(traces), "answers to the target": share_cut(answers)}
+    told = " and ".join(f"{share:.1%} of the {what}" for what, share in shares.items())
+    return _finding(
+        "cut answers",
+        max(shares.values()) < CUT_SHARE,
+        f"{told} were cut at traces.max_new_tokens = {limit}",
+        {"limit": limit, **shares},
+        "raise traces.max_new_tokens: what is cut counts as wrong unless the right answer came before, so what is "
+        "learned and measured is in part the limit",
+    )
+
+
+def no_answer(answers: Sequence[Score], grader: str) -> Finding:
+    """Finished answers to the target in which the grader found none."""
+    share = sum(score.verdict == "no answer" for score in answers) / len(answers)
+    return _finding(
+        "answers without an answer",
+        share <= NO_ANSWER_SHARE,
+        f"in {share:.1%} of the answers to the target the grader ({grader}) found none",
+        {"share": share},
+        "look at some with cca show problem; ask for the form that the grader reads (prompt.template, worked "
+        "examples), or choose another problems.grader",
+    )
+
+
+def room(target: SetResult) -> Finding:
+    """Whether the base model has something to gain on the target, and something to gain it from."""
+    solved, unable = target.base > 1 - NO_ROOM, target.base < NO_ROOM
+    return _finding(
+        "base accuracy",
+        not (solved or unable),
+        f"the base model answers {target.base:.1%} of {target.n} target problems right",
+        {"base": target.base, "n": target.n},
+        "hardly anything is left to gain: choose harder problems"
+        if solved
+        else "the model has next to no latent skill here, or is not understood: look at some answers with cca show "
+        "problem and check prompt and grader; then choose easier problems or another model",
+    )
+
+
+def validation_course(metrics: Sequence[Metric], kept: Metric, steps: int) -> Finding:
+    """How validation went over the steps that were measured; steps: those that the update could make at most."""
+    first, tried = metrics[0], metrics[1:]
+    changes = [m.accuracy - first.accuracy for m in tried]
+    moved = max((abs(m.margin - first.margin) for m in tried), default=0.0)
+    step, last = kept.step, metrics[-1].step
+    flat = all(abs(change) * first.n < 1.5 for change in changes) and moved < FAINT
+    rate = "update.learning_rate"
+    if flat:
+        said = "hardly anything moved: of the validation answers one at most, of the held-out margin "
+        said += f"{moved:.3f} logits"
+        advice = f"the steps are too short: raise {rate}, for example tenfold"
+    elif step == 0:
+        said = "no step helped on the validation problems, so the updated model is the base model"
+        if min(changes) < 0:
+            said += f"; accuracy fell by up to {-min(changes) * 100:.1f} points"
+            advice = f"if the held-out margin rose all the same, the steps are too long: lower {rate}, say to a third"
+        else:
+            said += ", though the held-out margin moved"
+            advice = "what the pivots teach does not decide the answers: look at them with cca show pivots"
+    elif step == tried[0].step and len(tried) > 1:
+        said = f"validation is best at the first step that was measured, {step} of {last}"
+        advice = f"the peak may lie before it: lower {rate}, for example to a third, or validate more often "
+        advice += "(update.validate_every)"
+    else:
+        said, advice = f"validation is best at step {step} of {last}", ""
+        if step == last == steps and len(tried) > 1:
+            said += ", the last"
+            advice = f"it may still be rising: raise update.steps, or {rate}"
+    figures = {"best_step": step, "validated": [m.step for m in tried], "changes": changes, "margin_moved": moved}
+    return _finding("validation course", not advice, said, figures, advice)
 
 
 def margins_move(before: Tensor, after: Tensor) -> Finding:
@@ -122,8 +207,22 @@ def margins_move(before: Tensor, after: Tensor) -> Finding:
         f"the margin of {n} held-out pivots changed by {mean:+.3f} logits ({mean - half:+.3f} to {mean + half:+.3f}), "
         f"preference accuracy {preferred[0]:.0%} -> {preferred[1]:.0%}",
         {"n": n, "change": mean, "ci95": [mean - half, mean + half], "preference_accuracy": preferred},
-        "what was learned from the training pivots does not carry over to others: there may be no latent skill to "
-        "amplify, in which case nothing that cca does will help; or the steps were too small (update.learning_rate)",
+        _margin_advice(mean),
+    )
+
+
+def _margin_advice(change: float) -> str:
+    """What a mean change of the held-out margin, in logits, that is not a clear rise asks for."""
+    if change >= FAINT:
+        return "it rose, by how much is uncertain: raise problems.validation for more held-out pivots"
+    if change > -FAINT:
+        return (
+            "it hardly moved: the steps were too short (raise update.learning_rate), or what was learned does not "
+            "carry over to other pivots, and then there may be no latent skill to amplify, and nothing here will help"
+        )
+    return (
+        "it fell, so what was learned from the training pivots speaks against others: there may be no latent skill to "
+        "amplify, or the pivots are noise (cca show pivots), or the steps were too long (lower update.learning_rate)"
     )
 
 
@@ -134,6 +233,7 @@ def margins_tried(metrics: Sequence[Metric], count: int) -> Finding:
     first, tried = metrics[0], metrics[1:]
     low, high = min(m.margin for m in tried), max(m.margin for m in tried)
     preferred = [first.preference_accuracy, max(m.preference_accuracy for m in tried)]
+    farthest = max((m.margin - first.margin for m in tried), key=abs)
     return _finding(
         "held-out margins",
         False,
@@ -141,9 +241,10 @@ def margins_tried(metrics: Sequence[Metric], count: int) -> Finding:
         f"to between {low:.3f} and {high:.3f} logits, preference accuracy {preferred[0]:.0%} -> at most "
         f"{preferred[1]:.0%}",
         {"n": count, "before": first.margin, "tried": [m.margin for m in tried], "preference_accuracy": preferred},
-        "if it hardly moved, what was learned does not carry over to other pivots: there may be no latent skill to "
-        "amplify, in which case nothing that cca does will help; if it rose, the steps were too long: lower "
-        "update.learning_rate",
+        "it rose while accuracy did not: the steps were too long (lower update.learning_rate), or the pivots do not "
+        "decide the answers (cca show pivots)"
+        if farthest >= FAINT
+        else _margin_advice(farthest),
     )
 
 

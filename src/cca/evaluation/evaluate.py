@@ -44,6 +44,7 @@ class Evaluation:
         return (
             f"Evaluation({name}: {found.base:.1%} -> {found.updated:.1%} of {found.n:,}, "
             f"{found.difference * 100:+.1f} points ({low} to {high})"
+            + (f"; {found.cut.base:.0%} cut" if found.cut else "")
             + (f"; {others} other set{'s' * (others > 1)}" if others else "")
             + ")"
         )

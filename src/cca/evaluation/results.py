@@ -48,6 +48,8 @@ class SetResult:
     ci95: of the difference, over templates. gained, lost: problems. minimum_detectable_effect: the smallest true
     difference that this sample shows 80% of the time, at least; None where even a difference of 1 would not show.
     Where a benchmark's `metric` is no count of right answers, gained, lost, mcnemar_p and the effect are None.
+    no_answer, cut: shares of the answers in which none was found, and of those that reached the limit of tokens; None
+    for a benchmark, and where there were none.
     """
 
     n: int
@@ -63,6 +65,8 @@ class SetResult:
     updated_ci95: Interval | None = None
     drift: Drift | None = None
     metric: str | None = None
+    no_answer: Change | None = None
+    cut: Change | None = None
 
 
 @dataclass(frozen=True)

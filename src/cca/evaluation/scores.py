@@ -43,6 +43,6 @@ def answer_chunk(
     """
     traces = greedy_traces(network, prompter, problems, max_new_tokens)
     return [
-        Score(model, p.split, p.skill, p.id, p.template, t.answer, t.correct, len(t.tokens), t.text)
+        Score(model, p.split, p.skill, p.id, p.template, t.answer, t.correct, len(t.tokens), t.text, t.cut)
         for p, t in zip(problems, traces, strict=True)
     ]

@@ -1,7 +1,8 @@
 """The parts of what a run found (`cca.evaluation.results.Summary`), each from the records that it tells of."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from cca.evaluation import stats
 from cca.evaluation.results import (
@@ -103,16 +104,24 @@ def comparisons(scores: Sequence[Score], drifts: Mapping[ProblemSet, Drift], see
     sets: dict[ProblemSet, list[Answered]] = {}
     for both in answered(scores):
         sets.setdefault(both.base.set, []).append(both)
-    return {
-        name: stats.paired(
-            [a.base.correct for a in both],
-            [a.updated.correct for a in both],
-            [a.base.template for a in both],
-            seed,
-            drift=drifts.get(name),
-        )
-        for name, both in sets.items()
-    }
+    return {name: _compared(both, drifts.get(name), seed) for name, both in sets.items()}
+
+
+def _compared(both: Sequence[Answered], drift: Drift | None, seed: int) -> SetResult:
+    found = stats.paired(
+        [a.base.correct for a in both],
+        [a.updated.correct for a in both],
+        [a.base.template for a in both],
+        seed,
+        drift=drift,
+    )
+    return replace(found, no_answer=_shares(both, lambda score: not score.answer), cut=_shares(both, lambda s: s.cut))
+
+
+def _shares(both: Sequence[Answered], holds: Callable[[Score], bool]) -> Change | None:
+    """The share of each model's answers for which `holds`; None where it does for none."""
+    base, updated = (sum(map(holds, scores)) / len(both) for scores in zip(*both, strict=True))
+    return Change(base, updated) if base or updated else None
 
 
 def by_skill(results: Mapping[ProblemSet, SetResult], split: Split) -> dict[str, SetResult]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,17 +122,18 @@ def learn_circuit(
 
     Returns:
         The circuit; where a density is wanted, of the lambdas that were tried the nearest to it. A warning says where
-        that is not near, or where the steps were too few for any gate to fall.
+        that is not near, or where no gate fell.
 
     Raises:
-        InputError: there is no pivot to train on, a token is outside the vocabulary, or (NothingToLearnError) no
-            component is left.
+        InputError: there is no pivot to train on, a token is outside the vocabulary, the steps are too few for any gate
+            to fall, or (NothingToLearnError) no component is left.
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
             such value.
     """
     opened(model)
     options = CircuitOptions.of(options, changes)
     chosen = training_pivots(model.network, pivots)
+    options.check_reach(len(chosen))
     circuits: dict[float, Circuit] = {}
     trials: list[Trial] = []
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
@@ -145,19 +146,18 @@ def learn_circuit(
         raise NothingToLearnError(
             f"lambda {best.penalty:g} leaves an empty circuit; lower it, for example penalty={best.penalty / 2:g}"
         )
-    _say_what_is_wrong(best, options, len(circuits[best.penalty].losses))
+    _say_what_is_wrong(trials, options, len(circuits[best.penalty].losses))
     return circuits[best.penalty]
 
 
-def _say_what_is_wrong(best: Trial, options: CircuitOptions, steps: int) -> None:
+def _say_what_is_wrong(trials: Sequence[Trial], options: CircuitOptions, steps: int) -> None:
     wanted = options.target_density
+    best = best_trial(trials, wanted)
     if best.density == 1 and options.penalty:
         said = f"no gate fell below one half in {steps} steps, so the circuit is the whole model"
-        warnings.warn(
-            f"{said}; give more pivots, batch=1, more epochs or a higher learning_rate", UserWarning, stacklevel=3
-        )
+        warnings.warn(f"{said}; raise the penalty (lambda), for example to {4 * best.penalty:g}", UserWarning, 3)
     elif wanted is not None and not is_near(best.density, wanted):
-        warnings.warn(missed(best, wanted), UserWarning, stacklevel=3)
+        warnings.warn(missed(trials, wanted), UserWarning, stacklevel=3)
 
 
 def learn_gates(
@@ -232,25 +232,28 @@ class _Learning:
     @property
     def settled(self) -> bool:
         """Whether the rounded circuit has not changed for `patience` epochs' steps."""
-        steps = math.ceil(self.count / self.options.batch)
-        return self.unchanged >= max(1, math.ceil(self.options.patience * steps))
+        return self.unchanged >= max(1, math.ceil(self.options.patience * self.options.steps(self.count)))
 
     def run_epoch(self) -> float:
-        """One pass over the pivots in shuffled batches, shorter where the gates settle; the mean loss of its steps."""
-        epoch, size = self.epochs_done, self.options.batch
+        """Passes over the pivots in shuffled batches, fewer where the gates settle; the mean loss of its steps."""
+        epoch, before = self.epochs_done, len(self.losses)
         self.adam.param_groups[0]["lr"] = self.options.learning_rate * self.options.decay ** (
             epoch // self.options.decay_every
         )
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(self.count, generator=generator).tolist()
-        before = len(self.losses)
-        for number, start in enumerate(range(0, self.count, size), 1):
-            self._step(order[start : start + size], f"epoch {epoch + 1}, step {number}")
+        for number, rows in enumerate(self._batches(epoch), 1):
+            self._step(rows, f"epoch {epoch + 1}, step {number}")
             if self.settled:
                 break
         self.history.append(self.gates.detach().cpu().clone())
         ran = self.losses[before:]
         return sum(ran) / len(ran)
+
+    def _batches(self, epoch: int) -> Iterator[list[int]]:
+        """The pivots of each step of an epoch: shuffled anew in each pass over them."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        for _ in range(self.options.passes(self.count)):
+            order = torch.randperm(self.count, generator=generator).tolist()
+            yield from (order[i : i + self.options.batch] for i in range(0, self.count, self.options.batch))
 
     def _step(self, rows: list[int], where: str) -> None:
         step = self.prefixes.take(rows)

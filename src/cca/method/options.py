@@ -1,10 +1,12 @@
 """What can be set of each stage of the method, with its default. Nothing here loads torch."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cca.options import Count, Options, Positive, Share
+from cca.errors import InputError
+from cca.options import Count, CountOrNone, Options, Positive, Share
 
 Loss = Literal["linear", "logistic"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
@@ -57,10 +59,43 @@ class CircuitOptions(Options):
     """Pivots a step."""
     epochs: Count = 50
     """At most."""
+    min_steps: CountOrNone = 12
+    """Steps that an epoch has at least: few pivots are passed over several times an epoch, since in a pass of a step or
+    two the rate decays before any gate can fall. 0: one pass, whatever comes of it."""
     patience: Positive = 1.0
     """Stop when the rounded circuit has not changed for this many epochs. The paper's 0.2 is of far longer epochs."""
     cache_gib: Positive = 4.0
     """Keys and values of all prefixes are kept where they fit in this many GiB, else read again each step."""
+
+    def passes(self, pivots: int) -> int:
+        """How often an epoch passes over so many pivots."""
+        return max(1, math.ceil(self.min_steps / math.ceil(pivots / self.batch)))
+
+    def steps(self, pivots: int) -> int:
+        """Steps of an epoch with so many pivots."""
+        return self.passes(pivots) * math.ceil(pivots / self.batch)
+
+    def reach(self, pivots: int) -> float:
+        """How far a gate can move in a whole training, at about the learning rate in each of Adam's steps."""
+        return self._reach_of_a_step() * self.steps(pivots)
+
+    def _reach_of_a_step(self) -> float:
+        """Of one step in each epoch."""
+        return self.learning_rate * sum(self.decay ** (epoch // self.decay_every) for epoch in range(self.epochs))
+
+    def check_reach(self, pivots: int) -> None:
+        """See that gates can fall below one half in training on so many pivots.
+
+        Raises:
+            InputError: they cannot, so that every lambda would leave the whole model.
+        """
+        if (reach := self.reach(pivots)) < 0.5:
+            raise InputError(
+                f"no gate could leave the circuit: it must fall by 0.5, and in {self.epochs} epochs of "
+                f"{self.steps(pivots)} steps ({pivots} pivots, circuit.batch {self.batch}) at a learning rate of "
+                f"{self.learning_rate:g} a gate moves by about {reach:.2g} in all; set circuit.min_steps to "
+                f"{math.ceil(2 / self._reach_of_a_step())}, or raise circuit.epochs or circuit.learning_rate"
+            )
 
 
 class UpdateOptions(Options):

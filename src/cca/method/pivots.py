@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from cca.errors import InputError, NothingToLearnError
 from cca.method.options import PivotOptions
-from cca.method.traces import Traces
+from cca.method.traces import Traces, cut_off
 from cca.model.generate import decode
 from cca.model.open import Model, opened
 from cca.model.read import Prefill, prefill
@@ -75,9 +75,13 @@ def check_found(pivots: Sequence[Pivot], traces: Traces) -> None:
     """
     if not any(p.split == "train" for p in pivots):
         raise NothingToLearnError(
-            f"no problem gave a pivot ({len(traces)} problems, {len(traces.usable)} with an opposite sample): the "
-            "model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose other "
-            "templates"
+            f"no training problem gave a pivot ({len(traces)} problems traced, {len(traces.usable)} with an opposite "
+            "sample): "
+            + (
+                cut_off(traces.cut, traces.options.max_new_tokens)
+                or "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
+                "other templates"
+            )
         )
 
 

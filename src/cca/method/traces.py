@@ -1,6 +1,7 @@
 """Stage 1a: for each problem a greedy trace and a sampled trace of opposite correctness (paper section 3.1)."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,12 @@ from cca.model.open import Model, opened
 from cca.model.read import Prefill, prefill
 from cca.model.state import frozen
 from cca.problems.prompts import Prompter
-from cca.records import Problem, Trace, TracePair, check_problems
+from cca.records import Problem, Score, Trace, TracePair, check_problems
 
 TRACED = ("train", "validation")
 """Splits whose problems are traced. All others are only ever evaluated."""
+CUT_SHARE = 0.02
+"""More texts than this that the limit of tokens ended are worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ class Traces:
     def __repr__(self) -> str:
         right = sum(pair.greedy.correct for pair in self.pairs) / max(1, len(self.pairs))
         opposite = sum(pair.sampled is not None for pair in self.pairs)
-        return f"Traces({len(self.pairs)} problems, {right:.1%} right, {opposite} with an opposite sample)"
+        cut = f", {self.cut:.1%} of the traces cut at {self.options.max_new_tokens} tokens" if self.cut else ""
+        return f"Traces({len(self.pairs)} problems, {right:.1%} right, {opposite} with an opposite sample{cut})"
+
+    @property
+    def cut(self) -> float:
+        """The share of all traces, greedy and sampled, that the limit of tokens ended."""
+        return share_cut(trace for pair in self.pairs for trace in pair.by_kind().values())
 
     @cached_property
     def solved(self) -> frozenset[str]:
@@ -55,6 +64,22 @@ class Traces:
     def usable(self) -> list[TracePair]:
         """The pairs with both traces, of templates that are not solved."""
         return [pair for pair in self.pairs if pair.sampled and pair.template not in self.solved]
+
+
+def share_cut(written: Iterable[Trace | Score]) -> float:
+    """The share of texts that the limit of tokens ended."""
+    cut = [one.cut for one in written]
+    return sum(cut) / max(1, len(cut))
+
+
+def cut_off(share: float, limit: int, what: str = "the traces") -> str | None:
+    """What to say where the limit of tokens ended a noteworthy share of `what`, or None."""
+    if share < CUT_SHARE:
+        return None
+    return (
+        f"{share:.0%} of {what} were cut at traces.max_new_tokens = {limit}, which counts as wrong unless the right "
+        "answer came before; raise it"
+    )
 
 
 def trace(
@@ -77,7 +102,7 @@ def trace(
         **changes: fields of `TraceOptions` that differ from `options`.
 
     Returns:
-        A pair of traces for each problem, in the order of their prompts' lengths.
+        A pair of traces for each problem, in the order of their prompts' lengths. A warning says where many were cut.
 
     Raises:
         InputError: none of the problems is for training or validation, two have one id, or a prompt does not fit the
@@ -97,7 +122,10 @@ def trace(
             pairs += trace_chunk(model.network, model.prompter, chunk, options, seed)
             if progress:
                 progress(len(pairs), len(traced))
-    return Traces(tuple(pairs), {p.id: p for p in traced}, options)
+    found = Traces(tuple(pairs), {p.id: p for p in traced}, options)
+    if said := cut_off(found.cut, options.max_new_tokens):
+        warnings.warn(said, UserWarning, stacklevel=2)
+    return found
 
 
 def chunks(problems: Sequence[Problem], prompter: Prompter, size: int) -> Iterator[list[Problem]]:

@@ -165,7 +165,8 @@ class Prompter:
         """Grade `tokens` as the answer to `problem`."""
         text = self.text(tokens)
         graded = self.grade(problem, text)
-        return Trace(tuple(tokens), text, graded.answer, graded.correct)
+        ended = bool(tokens) and (tokens[-1] in self.end_tokens or self.stopped(tokens))
+        return Trace(tuple(tokens), text, graded.answer, graded.correct, cut=not ended)
 
     def grade(self, problem: Problem, text: str) -> Graded:
         """Grade a text as the answer to `problem`."""

@@ -1,6 +1,5 @@
 """What a run would do, hold in memory and change, told from the configuration alone: no weights are read."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -235,7 +234,7 @@ def _work(config: Config, groups: Sequence[_Group], lengths: Sequence[Sequence[i
         greedy_traces=traced,
         sampled_traces=traced * config.traces.samples,
         pivots=splits["train"],
-        circuit_steps=config.circuit.epochs * math.ceil(splits["train"] / config.circuit.batch),
+        circuit_steps=config.circuit.epochs * config.circuit.steps(splits["train"]),
         circuit_batch=config.circuit.batch,
         update_steps=config.update.steps,
         validations=config.update.validations(),

@@ -164,7 +164,9 @@ class Run:
 
     def warn(self, stage: str, message: str) -> None:
         """Say `message` now and keep it for the summary."""
-        self.folder.note("warnings", stage, message)
+        said = self.folder.noted("warnings", stage, [])
+        if message not in said:  # a stage that goes on finds the same
+            self.folder.note("warnings", stage, [*said, message])
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
     # ---- work ----

@@ -94,6 +94,7 @@ class Frames(_Looked):
                 "text": trace.text,
                 "answer": trace.answer,
                 "correct": trace.correct,
+                "verdict": trace.verdict,
                 "tokens": len(trace.tokens),
             }
             for pair in self.folder.read("traces.jsonl", TracePair)

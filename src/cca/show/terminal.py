@@ -42,17 +42,19 @@ def safe(said: str, style: str = "") -> Text:
 def show_summary(console: Console, summary: Summary) -> None:
     """The table that `cca run` ends with."""
     table = Table(title="Base against updated model", title_justify="left", show_edge=False, pad_edge=False)
-    for name in words.COLUMNS:
+    shown = words.set_table(summary)
+    for name in shown.headings:
         heading = name.replace(" detectable", "\ndetectable").replace(" (", "\n(")
         table.add_column(heading, justify="right" if name else "left", no_wrap=not name)
     group = "target"
-    for row in words.set_rows(summary):
-        if row.group != group:
+    for (now, _, _), (name, *cells) in zip(summary.sets(), shown.cells, strict=True):
+        if now != group:
             table.add_section()
-            group = row.group
-        table.add_row(safe(row.name, "bold" if row.name == "target" else ""), *row[2:])
+            group = now
+        table.add_row(safe(name, "bold" if name == "target" else ""), *cells)
     console.print(table)
-    console.print(words.MINIMUM_DETECTABLE)
+    for note in shown.notes:
+        console.print(note)
     console.print(f"\nPivots: {words.pivots_found(summary)}.")
     for line in words.on_slips(summary):
         console.print(f"  {line}.")
@@ -117,8 +119,8 @@ def show_pivot(console: Console, view: PivotView) -> None:
         text = Text(f"{sign} {name:<9} ")
         text.append_text(safe(_visible(side.token), style)).append_text(safe(side.text))
         console.print(Padding(text, (0, 0, 0, 2)))
-        right = f"{'right' if side.correct else 'wrong'}, gold {view.gold}"
-        console.print(Padding(safe(f"answer {side.answer or 'none'}: {right}; {_odds(side)}", "dim"), (0, 0, 0, 14)))
+        graded = f"answer {side.answer or 'none'}: {side.verdict}, gold {view.gold}"
+        console.print(Padding(safe(f"{graded}; {_odds(side)}", "dim"), (0, 0, 0, 14)))
     console.print()
 
 
@@ -180,7 +182,7 @@ def show_problem(console: Console, view: ProblemView, run: str) -> None:
         table.add_column(Text(answer.by), ratio=1, overflow="fold")
     if view.answers:
         table.add_row(*(safe(a.text.strip()) for a in view.answers))
-        verdicts = [f"{'✓ right' if a.correct else '✗ wrong'}: {a.answer or 'no answer'}" for a in view.answers]
+        verdicts = [f"{'✓' if a.verdict == 'right' else '✗'} {a.verdict}: {a.answer or 'none'}" for a in view.answers]
         table.add_row(*(safe(v, "bold") for v in verdicts))
         console.print(table)
     if view.split in ("train", "validation"):

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from cca.errors import InputError
 from cca.evaluation.results import Summary
 from cca.folder import RunFolder
-from cca.records import Answered, Choice, Metric, Pivot, Problem, ProblemSet, Score, TracePair, answered, best_of
+from cca.records import (
+    Answered,
+    Choice,
+    Metric,
+    Pivot,
+    Problem,
+    ProblemSet,
+    Score,
+    TracePair,
+    Verdict,
+    answered,
+    best_of,
+)
 
 if TYPE_CHECKING:
     from cca.problems.prompts import Prompter
@@ -31,7 +43,8 @@ OUTCOMES: dict[Outcome, str] = {
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a pivot's trace goes on with one of its two tokens. token and text follow each other; answer: as graded.
+    """How a pivot's trace goes on with one of its two tokens. token and text follow each other; answer, verdict: as
+    graded.
 
     base, updated: the token's probability after the prefix under each model; None where not evaluated.
     """
@@ -40,6 +53,7 @@ class Continuation:
     text: str
     answer: str
     correct: bool
+    verdict: Verdict
     base: float | None
     updated: float | None
 
@@ -100,6 +114,7 @@ def _pivot_view(
             _rest(whole, start, ""),
             graded.answer,
             graded.correct,
+            graded.verdict,
             None if base is None else math.exp(getattr(base, of)),
             None if updated is None else math.exp(getattr(updated, of)),
         )
@@ -217,7 +232,7 @@ class Answer:
     by: str
     text: str
     answer: str
-    correct: bool
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -246,14 +261,14 @@ def problem_view(folder: RunFolder, id: str) -> ProblemView:
         raise InputError(f"{folder.path} has no problem {id!r}; it has, for example, {', '.join(alike)}")
     problem = problems[id]
     answers = [
-        Answer(f"{s.model} model", s.text, s.answer, s.correct)
+        Answer(f"{s.model} model", s.text, s.answer, s.verdict)
         for s in folder.read("scores.jsonl", Score)
         if s.problem == id
     ]
     for pair in folder.read("traces.jsonl", TracePair):
         if pair.problem == id:
             answers += [
-                Answer(f"base model, {kind} trace", t.text, t.answer, t.correct) for kind, t in pair.by_kind().items()
+                Answer(f"base model, {kind} trace", t.text, t.answer, t.verdict) for kind, t in pair.by_kind().items()
             ]
     return ProblemView(
         id,

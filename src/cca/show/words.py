@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from cca.evaluation.results import Interval, SetResult, Summary
+from cca.evaluation.results import Change, Interval, SetResult, Summary
 
 
 def percent(share: float) -> str:
@@ -39,10 +39,20 @@ class SetRow(NamedTuple):
     mcnemar_p: str
     minimum_detectable: str
     drift: str
+    no_answer: str
+    cut: str
 
 
-COLUMNS = ("", "problems", "base", "updated", "points", "95% interval", "McNemar p", "min. detectable", "drift (KL)")
+COLUMNS = (
+    "", "problems", "base", "updated", "points", "95% interval", "McNemar p", "min. detectable", "drift (KL)",
+    "no answer", "cut",
+)  # fmt: skip
 """Headings of a `SetRow` from its name on."""
+NOTES = {
+    "no answer": "no answer: the grader found none in the text.",
+    "cut": "cut: traces.max_new_tokens ended the text; where no right answer stood in it by then, it counts as wrong.",
+}
+"""Of columns that are left out where they are empty."""
 MINIMUM_DETECTABLE = (
     "min. detectable: where the interval holds 0, the smallest true change in points, at least, found 80% of the time."
 )
@@ -66,7 +76,30 @@ def _set_row(group: str, name: str, found: SetResult) -> SetRow:
         "" if found.mcnemar_p is None else f"{found.mcnemar_p:.2g}",
         detectable(found.minimum_detectable_effect, found.ci95),
         "" if found.drift is None else f"{found.drift.kl:.4f}",
+        _change(found.no_answer),
+        _change(found.cut),
     )
+
+
+def _change(shares: Change | None) -> str:
+    return f"{percent(shares.base)} -> {percent(shares.updated)}" if shares else ""
+
+
+class SetTable(NamedTuple):
+    """The table of a run. headings: of `cells`, whose rows begin with a name; notes: what to say below it."""
+
+    headings: list[str]
+    cells: list[list[str]]
+    notes: list[str]
+
+
+def set_table(summary: Summary) -> SetTable:
+    """The rows of `set_rows` from the name on, without the columns of `NOTES` that are empty."""
+    rows = [row[1:] for row in set_rows(summary)]
+    kept = [i for i, name in enumerate(COLUMNS) if name not in NOTES or any(row[i] for row in rows)]
+    headings = [COLUMNS[i] for i in kept]
+    notes = [MINIMUM_DETECTABLE] + [note for heading, note in NOTES.items() if heading in headings]
+    return SetTable(headings, [[row[i] for i in kept] for row in rows], notes)
 
 
 def pivots_found(summary: Summary) -> str:

@@ -13,9 +13,10 @@ def work(run: Run) -> None:
     """Write circuit.safetensors, and sweep.jsonl with one line a lambda that was tried.
 
     Raises:
-        NothingToLearnError: the circuit is empty.
+        InputError: the steps are too few for any gate to fall, or (NothingToLearnError) the circuit is empty.
     """
     options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
+    options.check_reach(len(run.pivots_of("train")))
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
         found = _learn(run, penalty)
         found.save(_trial_file(run, penalty))
@@ -31,7 +32,7 @@ def work(run: Run) -> None:
             f"--set circuit.lambda={best.penalty / 2:g}"
         )
     if wanted is not None and not is_near(best.density, wanted):
-        run.warn("circuit", missed(best, wanted))
+        run.warn("circuit", missed(trials, wanted))
     elif best.density > SPARSE and wanted is None:
         run.warn(
             "circuit",

@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 from cca.evaluation import diagnosis
-from cca.evaluation.results import Finding
+from cca.evaluation.results import Finding, SetResult
 from cca.method.circuit import Circuit
 from cca.method.traces import chunks, greedy_traces
-from cca.records import Choice, Metric, Problem, TracePair, Which, WithoutPivot, best_of
+from cca.records import Choice, Metric, Problem, Score, TracePair, Which, WithoutPivot, best_of
 from cca.run.run import Run
 
 ALONE = 8
 """Problems that are answered alone as well as in a batch."""
 
 
-def diagnose(run: Run, choices: Sequence[Choice], target: Sequence[Problem]) -> list[Finding]:
+def diagnose(
+    run: Run, choices: Sequence[Choice], target: Sequence[Problem], scores: Sequence[Score], result: SetResult
+) -> list[Finding]:
     """Every check of `cca.evaluation.diagnosis`, in the order of the stages.
 
-    choices: what both models make of all pivots. target: problems to answer alone.
+    choices: what both models make of all pivots. target: its problems, of which some are answered alone. scores: of all
+    problems. result: the target's.
     """
     folder, config = run.folder, run.config
     circuit = Circuit.load(folder.file("circuit.safetensors"))
@@ -34,12 +37,17 @@ def diagnose(run: Run, choices: Sequence[Choice], target: Sequence[Problem]) -> 
     def margins(model: Which) -> Tensor:
         return torch.tensor([c.desired - c.undesired for c in choices if c.model == model and c.problem in held_out])
 
+    answers = [score for score in scores if score.set == target[0].set]
     return [
+        diagnosis.room(result),
+        diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens),
+        diagnosis.no_answer(answers, config.problems.grader),
+        diagnosis.sample_sizes(len(train), kept.n),
         diagnosis.pivots_on_marks(train, run.model.tokenizer.decode),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
-        diagnosis.best_step(metrics, kept),
+        diagnosis.validation_course(metrics, kept, config.update.steps),
         diagnosis.margins_move(margins("base"), margins("updated"))
         if kept.step
         else diagnosis.margins_tried(metrics, len(validation)),

@@ -46,11 +46,10 @@ def work(run: Run) -> None:
     text_drift = _drifts(run, intervention, _texts(run))
     made_of = _choices(run, intervention)
     tasks = _tasks(run, intervention)
-    run.display.doing("diagnosis")
-    diagnosis = diagnose(run, made_of, sets[_TARGET])
-
     config, folder = run.config, run.folder
     found = comparisons(scores, drifts, config.seed)
+    run.display.doing("diagnosis")
+    diagnosis = diagnose(run, made_of, sets[_TARGET], scores, found[_TARGET])
     benchmarks = task_comparisons(tasks["base"], tasks["updated"], config.seed) if tasks else {}
     summary = Summary(
         model=ModelRead(config.model.path, run.model.revision),

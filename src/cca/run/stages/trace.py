@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cca.method.traces import TRACED, chunks, trace_chunk
+from cca.method.traces import CUT_SHARE, TRACED, Traces, chunks, cut_off, trace_chunk
 from cca.model.checks import check_model, check_prompts
 from cca.problems.splits import chosen_source, describe_splits, how_split
 from cca.records import Problem, TracePair
@@ -29,7 +29,7 @@ def work(run: Run) -> None:
     sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
     run.folder.manifest["problems"] = asdict(sizes)
     traced = [p for p in problems if p.split in TRACED]
-    in_chunks(
+    pairs = in_chunks(
         run.folder,
         run.display,
         "trace",
@@ -41,11 +41,17 @@ def work(run: Run) -> None:
         each=1,
         shown=_shown,
     )
+    found = Traces(tuple(pairs), {}, options)
+    if said := cut_off(found.cut, options.max_new_tokens):
+        run.warn("trace", said)
 
 
 def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
     right = sum(pair.greedy.correct for pair in pairs) / len(pairs)
-    return "greedy traces", f"{right:.1%} right, {sum(p.sampled is not None for p in pairs):,} with an opposite sample"
+    cut = sum(pair.greedy.cut for pair in pairs) / len(pairs)
+    said = f", {cut:.0%} cut" if cut >= CUT_SHARE else ""
+    opposite = sum(p.sampled is not None for p in pairs)
+    return "greedy traces", f"{right:.1%} right, {opposite:,} with an opposite sample{said}"
 
 
 def _check_grader(run: Run, problems: list[Problem]) -> None:

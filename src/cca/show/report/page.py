@@ -146,7 +146,7 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None 
         summary=summary,
         sections=sections,
         words=words,
-        rows=list(words.set_rows(summary)),
+        table=words.set_table(summary),
         comparison=comparison,
         tables=tables,
         config=folder.file("config.toml").read_text(encoding="utf-8"),
