@@ -11,7 +11,7 @@ from cca.method.options import CircuitOptions
 from cca.model.components import find_components
 from cca.run.config import dump_toml, load_config
 
-SHORT = CircuitOptions(penalty=0.1, epochs=8, learning_rate=0.025)
+SHORT = CircuitOptions(penalty=0.02, epochs=8, learning_rate=0.025)
 COUNTS = st.integers(1, 5_000)
 
 

@@ -24,6 +24,8 @@ def work(run: Run) -> None:
         config.model.path,
     )
     _check_grader(run, problems)
+    # there can be no more pivots than problems; better said now than after hours
+    config.circuit.check_reach(sum(p.split == "train" for p in problems))
     network = run.model.network
     run.folder.write("problems.jsonl", problems)
     sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
