@@ -30,7 +30,7 @@ def value(text: str, **variables: Any) -> Any:
         "open('/etc/passwd')",
         "eval('1')",
         "unknown",
-        "True",
+        "None",
         "9**9**9",
         "2**2**2**2**2**2",
         "7**64**1*7**64*7**64",

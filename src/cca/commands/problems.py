@@ -31,25 +31,36 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write or check."""
     from cca.io import write_text
-    from cca.problems.listing import lines, verdicts
+    from cca.problems.listing import listed, verdicts
     from cca.problems.sources import open_source
 
     if options.n < 1:
         raise InputError(f"-n {options.n} asks for nothing; give at least 1")
     if options.check:
         return _check(verdicts(options.source, options.n, options.seed), options.n)
-    source = open_source(options.source)
-    found = lines(source, options.n, options.seed)
-    if options.out is None:
-        for line in found:
-            print(line)
-        return 0
-    if not options.out.parent.is_dir():
+    if options.out is not None and not options.out.parent.is_dir():
         raise InputError(f"there is no folder {options.out.parent} for --out; make it first")
-    text = [line + "\n" for line in found]
-    write_text(options.out, "".join(text))
-    print(f"wrote {len(text)} problems of {len(source.templates)} templates to {options.out}", file=sys.stderr)
-    return 0
+    source = open_source(options.source)
+    text: list[str] = []
+    errors: list[str] = []
+    for found in listed(source, options.n, options.seed):
+        if options.out is None:
+            print(*found.lines, sep="\n", end="\n" * bool(found.lines))
+        text += found.lines
+        if found.error and len(source.templates) == 1:
+            raise InputError(found.error)
+        if found.error:
+            errors.append(found.error)
+            print(f"left out {found.template}: {found.error}", file=sys.stderr)
+    if not text:
+        raise InputError(f"{options.source} gives no problems; mend what is named above, or name another source")
+    used = len(source.templates) - len(errors)
+    if options.out is not None:
+        write_text(options.out, "".join(line + "\n" for line in text))
+        print(f"wrote {len(text)} problems of {used} templates to {options.out}", file=sys.stderr)
+    if errors:
+        print(f"{len(errors)} of {len(source.templates)} templates left out", file=sys.stderr)
+    return 1 if errors else 0
 
 
 def _check(found: "Iterable[TemplateCheck]", wanted: int) -> int:

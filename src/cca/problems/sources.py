@@ -13,7 +13,7 @@ from typing import Literal
 from cca.errors import InputError
 from cca.problems import files, skills
 from cca.problems.gsm_symbolic import ALL_TEMPLATES, Worked, generators, reserved_instances
-from cca.problems.templates.annotated import Template, load_templates
+from cca.problems.templates.annotated import read_templates
 from cca.records import Split
 
 GSM_SYMBOLIC = "gsm-symbolic"
@@ -29,7 +29,6 @@ class Source:
         templates: their names.
         instances: the distinct instances of a template, in an order that a seed fixes.
         splits: which split the source itself gives a question; empty where it gives none.
-        annotated: its annotated templates by name.
         is_rows: whether the instances are rows that somebody wrote, so that there are no more to be drawn.
     """
 
@@ -37,7 +36,6 @@ class Source:
     templates: tuple[str, ...]
     instances: Callable[[str, int], Iterator[Worked]]
     splits: Mapping[str, Split] = field(default_factory=dict)
-    annotated: Mapping[str, Template] = field(default_factory=dict)
     is_rows: bool = False
 
     def only(self, templates: Sequence[str | int] | Literal["all"]) -> "Source":
@@ -92,8 +90,7 @@ def _open(name: str, max_number: float | None) -> Source:
         return Source(name, (skill,), skills.reserved_skill_instances)
     path = Path(name)
     if is_annotated(path):
-        found = {template.name: template for template in load_templates(path)}
-        return Source(name, tuple(found), lambda template, seed: found[template].instances(seed), annotated=found)
+        return _annotated(name, path)
     if path.exists():
         return source_of_rows(name, files.read_rows(path))
     if files.is_hub_name(name) and path.suffix not in (*files.SUFFIXES, ".json"):
@@ -107,6 +104,22 @@ def _open(name: str, max_number: float | None) -> Source:
 def is_annotated(path: Path) -> bool:
     """Whether `path` is a folder of annotated templates, or one of them."""
     return (path.suffix == ".json" and path.is_file()) or (path.is_dir() and any(path.glob("*.json")))
+
+
+def _annotated(name: str, path: Path) -> Source:
+    """Annotated templates as a source; one that is wrong is an error once instances of it are asked for."""
+    found = read_templates(path)
+
+    def drawn(template: str, seed: int) -> Iterator[Worked]:
+        one = found[template]
+        try:
+            if isinstance(one, InputError):
+                raise one
+            yield from one.instances(seed)
+        except InputError as error:
+            raise InputError(f"{error}{'; or leave it out of problems.templates' * (len(found) > 1)}") from None
+
+    return Source(name, tuple(found), drawn)
 
 
 def source_of_rows(name: str, rows: Sequence[files.Row]) -> Source:

@@ -34,15 +34,16 @@ class Condition(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """A condition ``name == rest`` whose name comes last of its variables: it is looked up rather than drawn.
+    """A condition that says what its last variable is: that is looked up rather than drawn.
 
-    Drawn, it would meet the condition once in as many draws as it has options; looked up, every assignment stays as
-    likely as it was.
+    Drawn, it would meet the condition once in as many draws as it has options. Looked up, one of `most` places is drawn
+    of which the options with the right value take the first, so that every assignment stays as likely as it was.
     """
 
     condition: Condition
     rest: Expression
-    by_value: dict[Value, tuple[Value, ...]]
+    by_value: dict[Value, list[tuple[Value, ...]]]
+    most: int  # options with one value
 
 
 class Step(NamedTuple):
@@ -54,14 +55,19 @@ class Step(NamedTuple):
     equation: Equation | None = None
 
     def candidates(self, variables: Variables) -> Sequence[tuple[Value, ...]]:
-        """The options, or where an equation leaves at most one of them, that one."""
+        """The options, or those that the equation leaves."""
         if not self.equation:
             return self.options
         try:
-            value = self.equation.rest(variables)
-        except ExpressionError as error:
-            raise InputError(f"{self.equation.condition.place}: {error}") from None
-        return [self.equation.by_value[value]] if value in self.equation.by_value else []
+            return self.equation.by_value.get(self.equation.rest(variables), [])
+        except (ExpressionError, TypeError):  # no value, or a list
+            return [
+                option for option in self.options if self.equation.condition.met(self.with_option(variables, option))
+            ]
+
+    def with_option(self, variables: Variables, option: tuple[Value, ...]) -> Variables:
+        """`variables` and those of this step."""
+        return {**variables, **dict(zip(self.names, option, strict=True))}
 
     def failed(self, variables: Variables) -> Condition | None:
         """The first condition that the variables do not meet."""
@@ -73,23 +79,26 @@ class Step(NamedTuple):
         Raises:
             InputError: a condition leaves no option.
         """
-        if len(self.options) > MAX_TRIED:
+        if isinstance(self.options, Permutations) and len(self.options) > MAX_TRIED:
             return self
-        name, options = self.names[0], self.options
+        options = self.options
         own = [check for check in self.checks if check.holds.names <= set(self.names)]
         for check in own:
-            options = [option for option in options if check.met(dict(zip(self.names, option, strict=True)))]
+            options = [option for option in options if check.met(self.with_option({}, option))]
             if not options:
                 raise InputError(f"{check.place} holds for no value of {', '.join(self.names)}; loosen it")
         checks = tuple(check for check in self.checks if check not in own)
-        equal = next((check for check in checks if name in check.holds.equals), None)
-        if equal is None or len(self.names) > 1:
-            return Step(self.names, options, checks)
-        by_value = {plain(value): (value,) for (value,) in options}
-        if len(by_value) < len(options):  # of two wordings with one value, one has to be drawn
-            return Step(self.names, options, checks)
-        equation = Equation(equal, equal.holds.equals[name], by_value)
-        return Step(self.names, options, tuple(check for check in checks if check is not equal), equation)
+        return Step(self.names, options, checks, self._equation(options, checks))
+
+    def _equation(self, options: Sequence[tuple[Value, ...]], checks: Sequence[Condition]) -> Equation | None:
+        for check in checks:
+            for place, name in enumerate(self.names):
+                if name in check.holds.equals and not check.holds.names & {*self.names} - {name}:
+                    by_value: dict[Value, list[tuple[Value, ...]]] = {}
+                    for option in options:
+                        by_value.setdefault(plain(option[place]), []).append(option)
+                    return Equation(check, check.holds.equals[name](), by_value, max(map(len, by_value.values())))
+        return None
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,11 @@ class Draws:
             return list(step.options.pool)
         return list(dict.fromkeys(option[step.names.index(name)] for option in step.options))
 
+    def decide(self, shown: set[str]) -> bool:
+        """Whether every other variable is looked up from what is drawn before it."""
+        others = [step for step in self._narrowed if not shown.issuperset(step.names)]
+        return all(step.equation and step.equation.most == 1 for step in others)
+
     def draw(self, rng: random.Random) -> Variables:
         """One assignment that meets the conditions, all being equally likely.
 
@@ -146,9 +160,12 @@ class Draws:
             # cheap, and unlike going on from the last variable it favours no assignment.
             for step in self._narrowed:
                 options = step.candidates(variables)
-                if options:
-                    variables.update(zip(step.names, options[rng.randrange(len(options))], strict=True))
-                failed = step.failed(variables) if options else step.equation and step.equation.condition
+                place = rng.randrange(step.equation.most if step.equation else len(options))
+                if place < len(options):
+                    variables.update(zip(step.names, options[place], strict=True))
+                    failed = step.failed(variables)
+                else:
+                    failed = step.equation and step.equation.condition
                 if failed:
                     rejected[failed.place] = rejected.get(failed.place, 0) + 1
                     break

@@ -12,7 +12,10 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
+
+from cca.problems.templates.equations import solutions
 
 MAX_TEXT = 2_000
 """Characters of an expression."""
@@ -23,6 +26,8 @@ MAX_BITS = 256
 MAX_EXPONENT = 64
 MAX_ITEMS = 100_000
 """Items of a list or range."""
+MAX_ITEMS_COMPUTED = 1_000
+"""Items of a list that is computed from variables, and so anew for every draw."""
 
 
 class ExpressionError(ValueError):
@@ -72,7 +77,7 @@ class Permutations(Sequence[tuple[Value, ...]]):
 class Expression:
     """A parsed expression: call it with the values of its variables.
 
-    equals: where the expression is ``name == rest`` (or the other way round), the rest by that name.
+    equals: a call that builds what a variable must be for the expression to hold, by that variable's name.
 
     Raises:
         ExpressionError: it has no value for them (division by zero, a number where text stands, too large a result).
@@ -82,7 +87,7 @@ class Expression:
     names: frozenset[str]
     calls: frozenset[str]
     run: _Run
-    equals: Mapping[str, "Expression"]
+    equals: Mapping[str, Callable[[], "Expression"]]
 
     def __call__(self, variables: Variables) -> Value:
         try:
@@ -93,8 +98,10 @@ class Expression:
             raise ExpressionError(f"`{self.text}`: {error}") from None
 
 
-def parse(text: str, known: Collection[str], helpers: Mapping[str, Callable[..., Value]]) -> Expression:
-    """Read an expression over the names in `known` that calls only `helpers`.
+def parse(
+    text: str, known: Collection[str], helpers: Mapping[str, Callable[..., Value]], max_items: int = MAX_ITEMS_COMPUTED
+) -> Expression:
+    """Read an expression over the names in `known` that calls only `helpers` and builds lists up to `max_items`.
 
     Raises:
         ExpressionError: it is not an expression, or uses something that is not allowed.
@@ -108,22 +115,19 @@ def parse(text: str, known: Collection[str], helpers: Mapping[str, Callable[...,
         reason = error.msg if isinstance(error, SyntaxError) else "it cannot be read, or is nested too deeply"
         raise ExpressionError(f"`{shown}` is not an expression: {reason}") from None
     try:
-        return _expression(shown, tree.body, known, helpers)
+        return _expression(shown, tree.body, known, helpers, max_items)
     except ValueError as error:
         raise ExpressionError(f"`{shown}`: {error}") from None
 
 
 def _expression(
-    text: str, node: ast.expr, known: Collection[str], helpers: Mapping[str, Callable[..., Value]]
+    text: str, node: ast.expr, known: Collection[str], helpers: Mapping[str, Callable[..., Value]], max_items: int
 ) -> Expression:
-    builder = _Builder(known, helpers)
+    builder = _Builder(known, helpers, max_items)
     run = builder.build(node, 0)
-    equals: dict[str, Expression] = {}
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
-        for side, rest in ((node.left, node.comparators[0]), (node.comparators[0], node.left)):
-            if isinstance(side, ast.Name):
-                found = _expression(text, rest, known, helpers)
-                equals |= {} if side.id in found.names else {side.id: found}
+    equals = {
+        name: partial(_expression, text, rest, known, helpers, max_items) for name, rest in solutions(node).items()
+    }
     return Expression(text, frozenset(builder.names), frozenset(builder.calls), run, equals)
 
 
@@ -166,6 +170,8 @@ def items(value: Value) -> list[Value]:
 
 
 def _kind(value: Value) -> str:
+    if type(value) in (int, Fraction):
+        return f"the number {value}"
     kinds = {str: f"the text {str(value)[:30]!r}", list: "a list", bool: "true or false", type(None): "nothing"}
     return kinds.get(type(value), "a choice")
 
@@ -205,9 +211,26 @@ _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Mod: lambda a, b: number(number(a) % number(b)),
     ast.Pow: _power,
 }
+
+
+def _equal(a: Value, b: Value) -> bool:
+    if isinstance(a, str) != isinstance(b, str):
+        text, other = (a, b) if isinstance(a, str) else (b, a)
+        raise TypeError(f"{_kind(text)} is compared with {_kind(other)}; of a pair, name[0] is the wording")
+    return a == b
+
+
+def _among(a: Value, pool: Value) -> bool:
+    return any(_equal(a, plain(item)) for item in items(pool))
+
+
 _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
+    ast.Eq: _equal,
+    ast.NotEq: lambda a, b: not _equal(a, b),
+    ast.In: _among,
+    ast.NotIn: lambda a, b: not _among(a, b),
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
     ast.Lt: lambda a, b: number(a) < number(b),
     ast.LtE: lambda a, b: number(a) <= number(b),
     ast.Gt: lambda a, b: number(a) > number(b),
@@ -218,8 +241,8 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
 class _Builder:
     """Turns one syntax tree into closures, refusing every node that is not in `_ALLOWED`."""
 
-    def __init__(self, known: Collection[str], helpers: Mapping[str, Callable[..., Value]]):
-        self.known, self.helpers = known, helpers
+    def __init__(self, known: Collection[str], helpers: Mapping[str, Callable[..., Value]], max_items: int):
+        self.known, self.helpers, self.max_items = known, helpers, max_items
         self.names: set[str] = set()
         self.calls: set[str] = set()
 
@@ -236,9 +259,9 @@ class _Builder:
         if type(value) is float:
             # A decimal is meant as it is written; its repr gives those digits back, the binary value would not.
             value = Fraction(repr(value)) if math.isfinite(value) else None
-        if type(value) not in (int, Fraction, str):
+        if type(value) not in (int, Fraction, str, bool):
             raise ExpressionError(f"{node.value!r} is not allowed in a template")
-        value = value if isinstance(value, str) else number(value)
+        value = value if isinstance(value, str | bool) else number(value)
         return lambda _: value
 
     def _name(self, node: ast.Name, _depth: int) -> _Run:
@@ -258,7 +281,12 @@ class _Builder:
         if apply is None:
             raise ExpressionError(f"the operator {type(node.op).__name__} is not allowed in a template")
         left, right = self.build(node.left, depth), self.build(node.right, depth)
-        return lambda variables: apply(left(variables), right(variables))
+        return lambda variables: self._bounded(apply(left(variables), right(variables)))
+
+    def _bounded(self, value: Value) -> Value:
+        if isinstance(value, list) and len(value) > self.max_items:
+            raise ValueError(f"a list of more than {self.max_items} items is not allowed; use comparisons instead")
+        return value
 
     def _unaryop(self, node: ast.UnaryOp, depth: int) -> _Run:
         operand = self.build(node.operand, depth)
@@ -266,6 +294,8 @@ class _Builder:
             return lambda variables: not truth(operand(variables))
         if isinstance(node.op, ast.USub):
             return lambda variables: -number(operand(variables))
+        if isinstance(node.op, ast.UAdd):
+            return lambda variables: number(operand(variables))
         raise ExpressionError(f"the operator {type(node.op).__name__} is not allowed in a template")
 
     def _boolop(self, node: ast.BoolOp, depth: int) -> _Run:
@@ -279,6 +309,12 @@ class _Builder:
         for op, right in zip(node.ops, node.comparators, strict=True):
             if type(op) not in _COMPARE:
                 raise ExpressionError(f"the comparison {type(op).__name__} is not allowed in a template")
+            if isinstance(op, ast.Is | ast.IsNot) and not (
+                isinstance(right, ast.Constant) and isinstance(right.value, bool)
+            ):
+                raise ExpressionError("`is` is for True and False alone; write ==")
+            if isinstance(op, ast.In | ast.NotIn) and isinstance(right, ast.Tuple | ast.Set):
+                right = ast.List(right.elts)
             links.append((_COMPARE[type(op)], self.build(right, depth)))
 
         def run(variables: Variables) -> bool:
@@ -342,7 +378,7 @@ class _Builder:
         except TypeError as error:
             raise ExpressionError(f"{name}: {error}") from None
         self.calls.add(name)
-        return lambda variables: helper(*[part(variables) for part in parts])
+        return lambda variables: self._bounded(helper(*[part(variables) for part in parts]))
 
 
 _ALLOWED: dict[type[ast.AST], Callable[[_Builder, Any, int], _Run]] = {

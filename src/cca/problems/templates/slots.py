@@ -24,13 +24,14 @@ class Slot(NamedTuple):
     commas: bool  # 1,200 rather than 1200
     suffix: str  # the % of a default such as 60%
     ratio: bool  # 3/4 rather than 0.75
+    times: int = 1  # 100 where a share such as 0.6 is shown as 60%
 
     def write(self, value: Value) -> str:
         """`value` as text; a pair by its wording."""
         if isinstance(value, str | Pair):
             text = value.text if isinstance(value, Pair) else value
         else:
-            text = number_text(value, self.places, self.commas, self.ratio) + self.suffix
+            text = number_text(number(value) * self.times, self.places, self.commas, self.ratio) + self.suffix
         return text[:1].upper() + text[1:] if self.starts_sentence else text
 
 

@@ -16,39 +16,23 @@ from typing import Any
 
 from cca.errors import InputError
 from cca.problems.templates.expressions import MAX_ITEMS, Pair, Permutations, Value, items, number, whole
+from cca.problems.templates.spelling import number_word, words
 
 Lists = Mapping[str, list[Value]]
 """Named lists; an item is text, a number or a `Pair` of wording and value."""
 
 
-def _words(text: str) -> list[Value]:
-    return list(text.split())
-
-
-_FEMALE = _words("""
+_FEMALE = words("""
     Alice Amara Anita Astrid Beatriz Bella Carmen Chloe Clara Dalia Delphine Edith Elena Esther Fatima Fiona Freya Greta
     Hana Harriet Ingrid Irene Jasmine Joan Kamala Katya Laila Leonie Lucia Mabel Maeve Marisol Mei Mina Nadia Naomi Nora
     Odile Olga Paloma Petra Priya Rosa Ruth Sana Selma Simone Talia Tessa Ursula Vera Violet Wanda Yara Ying Zelda Zora
 """)
-_MALE = _words("""
+_MALE = words("""
     Adam Ahmed Albert Anton Arjun Boris Bruno Carlos Cedric Damian Diego Dmitri Edgar Elias Emeka Felix Franco Gareth
     Gustav Hassan Henrik Hugo Ibrahim Igor Isaac Jamal Jonas Joshua Karl Kenji Kofi Lars Leon Liam Luca Malik Marco
     Mateo Milan Nikolai Noel Omar Oscar Pablo Pierre Rafael Ravi Rohan Samir Stefan Tariq Theo Tomas Victor Walter Wei
     Xavier Yusuf Zane
 """)
-_ONES = _words("""
-    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen
-""")
-_TENS = _words("twenty thirty forty fifty sixty seventy eighty ninety")
-
-
-def number_word(value: int) -> str:
-    """An integer from 0 to 99 in words (``forty-two``)."""
-    if value < 20:
-        return _ONES[value]
-    tens, ones = divmod(value, 10)
-    return _TENS[tens - 2] + (f"-{_ONES[ones]}" if ones else "")
 
 
 def _fraction_words(style: str) -> list[Value]:
@@ -58,27 +42,27 @@ def _fraction_words(style: str) -> list[Value]:
     pairs += [Pair(f"{style}-{word}" if style == "one" else f"a {word}", Fraction(1, d)) for d, word in names.items()]
     link = "-" if style == "one" else " "
     for top, bottom in ((2, 3), (3, 4), (2, 5), (3, 5), (4, 5)):
-        pairs.append(Pair(f"{_ONES[top]}{link}{names[bottom]}s", Fraction(top, bottom)))
+        pairs.append(Pair(f"{number_word(top)}{link}{names[bottom]}s", Fraction(top, bottom)))
     return pairs
 
 
 # Quarters and fifths come first: a template takes the first four for prices.
 _FRACTION_NUMS: list[Value] = [
-    Pair(str(text), Fraction(text)) for text in _words("1/2 1/4 3/4 1/5 2/5 3/5 4/5 1/10 3/10 1/3 2/3 1/6 1/8 3/8")
+    Pair(str(text), Fraction(text)) for text in words("1/2 1/4 3/4 1/5 2/5 3/5 4/5 1/10 3/10 1/3 2/3 1/6 1/8 3/8")
 ]
 
 LISTS: Lists = {
     "names": sorted(_FEMALE + _MALE),
     "names_female": _FEMALE,
     "names_male": _MALE,
-    "cities": _words("Lisbon Nairobi Montreal Osaka Lima Oslo Cairo Dublin Hanoi Prague Seattle Madrid Accra Vienna"),
-    "colors": _words("red blue green yellow purple orange pink white black brown gray turquoise"),
+    "cities": words("Lisbon Nairobi Montreal Osaka Lima Oslo Cairo Dublin Hanoi Prague Seattle Madrid Accra Vienna"),
+    "colors": words("red blue green yellow purple orange pink white black brown gray turquoise"),
     "currencies_sym": ["$", "€", "£"],
     # Every fruit forms its plural with a bare s, as the templates write it.
-    "fruits": _words("apple banana orange pear plum mango lemon melon kiwi apricot grape fig"),
-    "sports": _words("basketball tennis soccer volleyball baseball hockey badminton golf rugby cricket"),
-    "weekdays": _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
-    "months": _words(
+    "fruits": words("apple banana orange pear plum mango lemon melon kiwi apricot grape fig"),
+    "sports": words("basketball tennis soccer volleyball baseball hockey badminton golf rugby cricket"),
+    "weekdays": words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "months": words(
         "January February March April May June July August September October November December",
     ),
     "length_lg": ["mile", "kilometer"],
@@ -172,8 +156,17 @@ def _same(values: Value) -> Value:
     return items(values)
 
 
+def _least(*values: Value) -> Value:
+    return min(map(number, values))
+
+
+def _greatest(*values: Value) -> Value:
+    return max(map(number, values))
+
+
 HELPERS: Mapping[str, Callable[..., Value]] = {
     "Fraction": _fraction,
+    "abs": lambda value: abs(number(value)),
     "divides": _divides,
     "fix_floats": _same,  # exact numbers have nothing to fix
     "format_frac": _format_frac,
@@ -181,6 +174,10 @@ HELPERS: Mapping[str, Callable[..., Value]] = {
     "int": _int,
     "is_int": _is_int,
     "list": _same,
+    "math.ceil": lambda value: math.ceil(number(value)),
+    "math.floor": lambda value: math.floor(number(value)),
+    "max": _greatest,
+    "min": _least,
     "np.arange": _arange,
     "np.random.randint": _randint,
     "numbers_within": _numbers_within,
@@ -205,12 +202,12 @@ def load_lists(folder: Path) -> Lists:
         if not path.is_file():
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             # Decimals are kept as they are written; floats would carry their binary error into every is_int.
             load = json.loads if path.suffix == ".json" else tomllib.loads
             tables: Any = load(text, parse_float=Decimal)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: {error}; mend the file") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: {error}; mend the file, which is UTF-8 text") from None
         if not isinstance(tables, dict):
             raise InputError(f"{path}: expected names with lists, got {type(tables).__name__}")
         for name, entries in tables.items():
@@ -228,11 +225,19 @@ def load_lists(folder: Path) -> Lists:
 
 def _item(entry: Any) -> Value:
     if isinstance(entry, str):
-        return entry
+        return writable(entry)
     if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
-        value = entry[1]
-        return Pair(entry[0], number(_exact(value)))
+        return Pair(writable(entry[0]), number(_exact(entry[1])))
     return number(_exact(entry))
+
+
+def writable(text: str) -> str:
+    """`text`, or ValueError where it holds half a character (a lone surrogate), which no file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!a} holds half a character: {error.reason}") from None
+    return text
 
 
 def _exact(value: Any) -> Value:
