@@ -24,7 +24,7 @@ from cca.model.recompute import is_offloaded, recomputed
 def saved(folder: Path, family: str, **changes: Any) -> Path:
     """A tiny model of `family` with the bundled tokenizer, as save_pretrained writes it."""
     tokenizer = load_tokenizer("bundled")
-    model = family_model(family, vocab_size=len(tokenizer), max_position_embeddings=512, **changes)
+    model = family_model(family, **{"vocab_size": len(tokenizer), "max_position_embeddings": 512, **changes})
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -56,11 +56,9 @@ def test_a_quantised_model_is_refused(tmp_path, capsys, method):
 
 
 def test_a_context_shorter_than_the_prompt_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    tokenizer = load_tokenizer("bundled")
-    family_config("gpt2", vocab_size=len(tokenizer), max_position_embeddings=20).save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    (tmp_path / "m" / "model.safetensors").write_bytes(b"not read")
-    refused(tmp_path, capsys, tmp_path / "m", "the longest prompt has", "context of 20")
+    short = saved(tmp_path / "m", "gpt2", max_position_embeddings=20)
+    monkeypatch.setattr("cca.model.open.load_network", lambda *_: pytest.fail("weights were read"))
+    refused(tmp_path, capsys, short, "the longest prompt has", "context of 20")
     refused(
         tmp_path, capsys, BUNDLED, "traces.max_new_tokens is 1000", settings=("traces.max_new_tokens=1000",)
     )  # in the same folder, in which nothing was begun
@@ -123,21 +121,13 @@ def test_a_model_without_an_end_token_is_refused(tmp_path):
     assert end_tokens(str(tmp_path), None, config, tokenizer) == {5, 7}
 
 
-def test_weights_that_are_not_finite_are_named_before_the_first_trace(tmp_path, capsys):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_before_the_first_trace(tmp_path, capsys, value):
     folder = saved(tmp_path / "m", "llama")
     model = family_model("llama", vocab_size=len(load_tokenizer("bundled")), max_position_embeddings=512)
-    model.model.layers[2].mlp.up_proj.weight[3, 4] = float("nan")
+    model.model.layers[2].mlp.up_proj.weight[3, 4] = value
     model.save_pretrained(folder)
-    few = [
-        "--set",
-        "problems.templates=[16, 43]",
-        "--set",
-        "evaluation.transfer=[]",
-        "--set",
-        "evaluation.retention=[]",
-    ]
-    assert cli.main(["run", "--model", str(folder), "--out", str(tmp_path / "run"), "--quiet", *few]) == 1
-    assert "first after model.layers.2.mlp.up_proj" in capsys.readouterr().err
+    refused(tmp_path, capsys, folder, "model.layers.2.mlp.up_proj.weight has values that are not finite in float32")
 
 
 def test_the_check_of_a_model_reads_no_weights(tmp_path):

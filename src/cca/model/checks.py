@@ -5,36 +5,52 @@ from typing import Any
 
 from cca.errors import InputError
 from cca.model.bundled import location
+from cca.model.weights import check_folder, check_weights, first_line
 
 
 def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
     """See, without reading weights, that `path` is a model that the method can work with; returns its configuration.
 
-    weights: also see that a local folder has some.
+    weights: also see that a local folder has them all, each of its shape.
 
     Raises:
-        InputError: nothing is there, it is not a decoder-only causal language model, it is quantised, it comes with
-            code that is not trusted, or a local folder has no weights as safetensors.
+        InputError: nothing is there, a file is damaged, it is not a decoder-only causal language model, it is
+            quantised, it comes with code that is not trusted, or a local folder lacks weights.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     where = Path(location(path))
     looks_local = path.startswith((".", "/", "~")) or where.exists()
-    if looks_local and not (where / "config.json").exists():
-        raise InputError(
-            f"no model at {where}: it has no config.json; set model.path to a folder written by save_pretrained"
-        )
+    if looks_local:
+        check_folder(where)
+    config = _config(path, str(where) if looks_local else path, trust_remote_code)
+    _check_kind(path, config)
+    if weights and where.is_dir():
+        check_weights(where, trust_remote_code=trust_remote_code)
+    return config
+
+
+def _config(path: str, where: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
     try:
-        config = AutoConfig.from_pretrained(str(where) if looks_local else path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        config.get_text_config()
+        return config
+    except Exception as error:  # transformers says in many ways that a value is not what it should be
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{path} comes with Python code of its own; read it, and if you trust it: "
                 "--set model.trust_remote_code=true"
             ) from error
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load model {path!r}: {first_line}; set model.path to a local folder") from error
+        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        raise InputError(
+            f"cannot load model {path!r}: {said or type(error).__name__}; set model.path to a local folder whose "
+            "config.json is whole"
+        ) from error
+
+
+def _check_kind(path: str, config: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (
         getattr(config, "auto_map", None) or {}
     )
@@ -43,7 +59,11 @@ def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = T
             f"{path} is a {config.model_type} model, not a decoder-only causal language model; choose one that "
             "AutoModelForCausalLM loads"
         )
+    if getattr(config.get_text_config(), "num_hidden_layers", 1) < 1:
+        raise InputError(f"{path} has no layers, says its config.json; put the one back that belongs to its weights")
     architectures = config.architectures or []
+    if not isinstance(architectures, list) or not all(isinstance(a, str) for a in architectures):
+        raise InputError(f"{path}: architectures in its config.json is {architectures!r}, no list of names; mend it")
     if architectures and not any(
         a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures
     ):
@@ -57,9 +77,6 @@ def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = T
             f"{path} is quantised{f' ({method})' if method else ''}; its rows cannot be changed. "
             "Choose the unquantised model"
         )
-    if weights and where.is_dir() and not any(where.glob("*.safetensors")):
-        raise InputError(f"{where} holds no weights (*.safetensors); save the model there with save_pretrained")
-    return config
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
@@ -84,9 +101,10 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         if "1" not in tokenizer.decode(tokenizer.encode("1 + 1", add_special_tokens=False)):
             raise ValueError("its vocabulary is empty")
         return tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} has no usable tokenizer ({first_line}); add tokenizer.json to that folder") from error
+    except Exception as error:  # the tokenizers library has no error of its own
+        raise InputError(
+            f"{path} has no usable tokenizer ({first_line(error)}); put its own tokenizer.json into that folder"
+        ) from error
 
 
 def end_tokens(path: str, generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -4,6 +4,7 @@ import atexit
 import hashlib
 import inspect
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cca.model.bundled import location
 from cca.model.checks import attention_for, check_device, check_model, end_tokens, load_tokenizer
 from cca.model.options import ModelOptions
 from cca.model.state import frozen
+from cca.model.weights import first_line, load_network, some
 from cca.problems.examples import load_examples
 from cca.problems.prompts import Prompter, PromptOptions, check_prompt
 
@@ -155,6 +157,8 @@ def _generation_settings(path: str) -> Any:
         return GenerationConfig.from_pretrained(location(path))
     except OSError:
         return None
+    except Exception as error:  # a value of another type than transformers reckons with
+        raise InputError(f"cannot read the generation_config.json of {path}: {first_line(error)}; mend it") from error
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
@@ -169,14 +173,10 @@ def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
 def _load(options: ModelOptions, config: Any) -> Any:
     """The network of `options`, with its weights, where it computes."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one bar per stage, and loading is not one
     path, device_map = options.path, options.device_map
     settings: dict[str, Any] = {
         "dtype": getattr(torch, options.dtype),
-        "use_safetensors": True,
         "device_map": device_map,
         "attn_implementation": attention_for(config, options.attention, path),
         "trust_remote_code": options.trust_remote_code,
@@ -184,13 +184,10 @@ def _load(options: ModelOptions, config: Any) -> Any:
     if device_map is not None:
         settings["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
         atexit.register(shutil.rmtree, settings["offload_folder"], ignore_errors=True)
-    try:
-        network: Any = AutoModelForCausalLM.from_pretrained(location(path), **settings)
-    except (ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"cannot load {path} with attention {options.attention}, device_map {device_map}: {first_line}"
-        ) from error
+    asked = f"attention {options.attention}, device_map {device_map}"
+    network, unused = load_network(location(path), settings, asked)
+    if unused:
+        print(f"warning: {path} has weights that the model does not use: {some(unused)}", file=sys.stderr, flush=True)
     if device_map is None:
         cuda = torch.cuda.is_available()
         network.to(("cuda" if cuda else "cpu") if options.device == "auto" else options.device)

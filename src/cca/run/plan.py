@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cca.method.options import WAVE
@@ -111,11 +112,15 @@ def make_plan(config: Config) -> Plan:
     Raises:
         InputError: As the run itself would before it loads weights.
     """
-    from cca.model.checks import check_model, check_prompts
+    from cca.model.bundled import location
+    from cca.model.checks import check_device, check_model, check_prompts
     from cca.model.open import empty_model, open_prompter
+    from cca.model.weights import has_weights
 
     path, trust = config.model.path, config.model.trust_remote_code
-    model_config = check_model(path, trust_remote_code=trust, weights=False)
+    check_device(config.model.device)
+    # a configuration alone can be planned for
+    model_config = check_model(path, trust_remote_code=trust, weights=has_weights(Path(location(path))))
     prompter = open_prompter(config.model, config.prompt, config.problems.grader)
     groups = _groups(config)
     prompts = [[prompter.prompt(p) for p in group.problems] for group in groups]
