@@ -160,6 +160,7 @@ def _say_what_is_wrong(trials: Sequence[Trial], options: CircuitOptions, steps: 
         warnings.warn(missed(trials, wanted), UserWarning, stacklevel=3)
 
 
+@torch.inference_mode(False)  # whatever the caller's mode is
 def learn_gates(
     network: PreTrainedModel,
     components: Components,
@@ -187,7 +188,7 @@ def learn_gates(
             such value.
     """
     penalty = options.penalty if penalty is None else penalty
-    with frozen(network):
+    with frozen(network), torch.enable_grad():
         learning = _Learning(network, components, pivots, options, penalty, seed)
         if state_path is not None and state_path.exists():
             learning.load(state_path)

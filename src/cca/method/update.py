@@ -5,7 +5,8 @@ the best validation accuracy is kept, and step 0, no change at all, counts.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -139,6 +140,19 @@ def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
+@contextmanager
+def _with_gradients(values: Sequence[Tensor]) -> Iterator[None]:
+    """Within the context `values` take gradients; afterwards as before."""
+    before = [value.requires_grad for value in values]
+    try:
+        for value in values:
+            value.requires_grad_()
+        yield
+    finally:
+        for value, wanted in zip(values, before, strict=True):
+            value.requires_grad_(wanted)
+
+
 def full_gradient(
     network: PreTrainedModel,
     intervention: Trainable,
@@ -151,17 +165,15 @@ def full_gradient(
 
     recompute: layers whose activations are computed again in the backward pass.
     """
-    values = [value.requires_grad_() for value in intervention.parameters.values()]
+    values = list(intervention.parameters.values())
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
-    with intervention.attached(network), recomputed(recompute):
+    with intervention.attached(network), recomputed(recompute), _with_gradients(values), torch.enable_grad():
         for batch in by_length(pivots, batch_size):
             value = losses(last_margins(network, batch), loss).sum() / len(pivots)
             for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
                 kept += fresh
             total += value.item()
-    for value in values:
-        value.requires_grad_(False)
     return total, dict(zip(intervention.parameters, gradients, strict=True))
 
 
@@ -182,6 +194,7 @@ def measured(step: int, loss: float | None, held_out: Float[Tensor, " P"], score
     return Metric(step, loss, mean, preferred, score.accuracy, score.n)
 
 
+@torch.inference_mode(False)  # whatever the caller's mode is
 def train(
     network: PreTrainedModel,
     intervention: T,
@@ -198,7 +211,7 @@ def train(
     """W_r <- W_r - learning_rate * gradient_r, `steps` times from what `intervention` holds, keeping the best step.
 
     Args:
-        intervention: what is trained; it holds the last step afterwards.
+        intervention: where training starts; a copy of it is trained.
         pivots: trained on, all of them in every step.
         held_out: pivots that are measured beside validation.
         validate: accuracy under an intervention; called at step 0 and where the options say. None: the last step is
@@ -211,6 +224,7 @@ def train(
     Raises:
         FloatingPointError: the loss or a gradient is not finite; the message says at which step and in which weight.
     """
+    intervention = intervention.copy()
     parameters = list(intervention.parameters.values())
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
     rule = kind(parameters, options.learning_rate)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cca.model.rows import Rows
+from cca.model.state import registered
 
-_FUNCTION = "cca_experts"
+_PREFIX = "cca_experts_"
 _STATE = "_cca_experts"
 
 
@@ -35,8 +36,10 @@ class ExpertGates(NamedTuple):
 
 
 class _State(NamedTuple):
-    gates: ExpertGates | None
-    rows: tuple[Rows, ...]
+    """All that is on, the outermost first."""
+
+    gates: tuple[ExpertGates, ...] = ()
+    rows: tuple[Rows, ...] = ()
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -48,23 +51,27 @@ def is_experts(module: nn.Module) -> bool:
 @contextmanager
 def with_experts(module: Any, *, gates: ExpertGates | None = None, rows: Rows | None = None) -> Iterator[None]:
     """Within the context the experts compute with `gates` or `rows`, and with what an outer context has set."""
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.integrations.moe import ExpertsInterface
 
-    ALL_EXPERTS_FUNCTIONS.register(_FUNCTION, _forward)
-    before, stock = getattr(module, _STATE, None), module.config._experts_implementation
-    outer = before or _State(None, ())
-    object.__setattr__(module, _STATE, _State(gates or outer.gates, outer.rows + ((rows,) if rows else ())))
-    module.config._experts_implementation = _FUNCTION
-    try:
-        yield
-    finally:
-        object.__setattr__(module, _STATE, before)
-        module.config._experts_implementation = stock
+    before, config = getattr(module, _STATE, None), module.config
+    outer, stock = before or _State(), config._experts_implementation
+    with registered(ExpertsInterface, _PREFIX, _forward) as name:
+        try:
+            inner = _State(outer.gates + ((gates,) if gates else ()), outer.rows + ((rows,) if rows else ()))
+            object.__setattr__(module, _STATE, inner)
+            config._experts_implementation = name
+            yield
+        finally:
+            config._experts_implementation = stock
+            if before is None:
+                module.__dict__.pop(_STATE, None)
+            else:
+                object.__setattr__(module, _STATE, before)
 
 
 def _forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
     """hidden (B x T, E), chosen and weights (B x T, k): the experts of each token and what each counts."""
-    state: _State = getattr(module, _STATE, None) or _State(None, ())
+    state: _State = getattr(module, _STATE, None) or _State()
     out = torch.zeros_like(hidden)
     for expert in chosen.unique().tolist():
         token, place = torch.where(chosen == expert)
@@ -75,9 +82,9 @@ def _forward(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Te
             change = nn.functional.linear(x, mine.values.to(x))
             both = both.index_add(-1, mine.index.to(x.device), change)
         neurons = module._apply_gate(both)
-        if state.gates is not None:
-            factor = state.gates.factor.view(-1, neurons.shape[-1])[expert].to(x.device)
-            last = token % state.gates.width.positions == state.gates.width.positions - 1
+        for gates in state.gates:
+            factor = gates.factor.view(-1, neurons.shape[-1])[expert].to(x.device)
+            last = token % gates.width.positions == gates.width.positions - 1
             neurons = torch.where(last[:, None], neurons * factor, neurons).to(x.dtype)
         mixed = nn.functional.linear(neurons, module.down_proj[expert]) * weights[token, place, None]
         out = out.index_add(0, token, mixed.to(out.dtype))

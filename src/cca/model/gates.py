@@ -6,8 +6,9 @@ projection.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,8 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cca.model.components import Components
 from cca.model.experts import ExpertGates, Width, is_experts, with_experts
+from cca.model.state import registered
 
-_STATE = "_cca_head_gates"
 _PREFIX = "cca_gated_"
 _HARMLESS = {
     "attention_mask",
@@ -44,9 +45,11 @@ def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
     return last if x.shape[-2] == 1 else torch.cat([x[..., :-1, :], last], dim=-2)
 
 
-def _gated_attention(base: str) -> Callable[..., Any]:
+def _gated_attention(base: str, of_heads: Mapping[nn.Module, tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """What attention calls in place of `base`. of_heads: by attention, the gates of its heads."""
+
     def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        gates: tuple[Tensor, Tensor, Tensor] | None = getattr(module, _STATE, None)
+        gates = of_heads.get(module)
         if gates is not None:
             # an attention with parameters of its own (sinks) may do more with them than `_one_query`
             known = base == "eager" or (base == "sdpa" and kwargs.get("softcap") is None)
@@ -142,22 +145,19 @@ def attention_through(
     model: PreTrainedModel, components: Components, wrap: Callable[[str], Callable[..., Any]]
 ) -> Iterator[None]:
     """Within the context every attention calls `wrap(name)`, name being the function that it would have called."""
-    configs: dict[int, Any] = {}
-    for layer in components.layers:
-        config = getattr(layer.attention, "config", model.config)
-        configs[id(config)] = config
-    before = {key: str(config._attn_implementation) for key, config in configs.items()}
-    try:
-        for key, config in configs.items():
-            name = f"{_PREFIX}{wrap.__name__}_{before[key]}"
-            AttentionInterface.register(name, wrap(before[key]))
-            if before[key] in ALL_MASK_ATTENTION_FUNCTIONS:
-                AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[before[key]])
+    configs = {
+        id(config): config for config in (getattr(x.attention, "config", model.config) for x in components.layers)
+    }
+    with ExitStack() as stack:
+        for config in configs.values():
+            before = str(config._attn_implementation)
+            name = stack.enter_context(registered(AttentionInterface, _PREFIX, wrap(before), before))
+            if mask := ALL_MASK_ATTENTION_FUNCTIONS.get(before):
+                AttentionMaskInterface.register(name, mask)
+                stack.callback(AttentionMaskInterface._global_mapping.pop, name, None)
+            stack.callback(setattr, config, "_attn_implementation", before)
             config._attn_implementation = name
         yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
 
 
 @contextmanager
@@ -168,14 +168,14 @@ def gated(model: PreTrainedModel, components: Components, gates: Float[Tensor, "
     change nothing. Works for full sequences and for one-token steps against a cache, provided that the last
     position of every sequence is the last column (left padding).
     """
-    width = Width()
+    width, of_heads = Width(), dict[nn.Module, tuple[Tensor, ...]]()
     with ExitStack() as stack:
-        stack.enter_context(attention_through(model, components, _gated_attention))
+        wrap = partial(_gated_attention, of_heads=of_heads)
+        stack.enter_context(attention_through(model, components, wrap))
         hook = components.layers[0].module.register_forward_pre_hook(width.see, with_kwargs=True)
         stack.callback(hook.remove)
         for layer, (query, key, value, neuron) in zip(components.layers, components.split(gates * 2), strict=True):
-            object.__setattr__(layer.attention, _STATE, (query, key, value))
-            stack.callback(object.__delattr__, layer.attention, _STATE)
+            of_heads[layer.attention] = query, key, value
             sizes = [len(part.up) for part in layer.feed_forward]
             for part, factor in zip(layer.feed_forward, neuron.split(sizes), strict=True):
                 if is_experts(part.down):

@@ -1,5 +1,6 @@
 """What a caller's network is left in: as it was."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,24 @@ def frozen(network: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, wanted in gradients:
             parameter.requires_grad_(wanted)
+
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def registered(registry: Any, prefix: str, function: Callable[..., Any], base: str = "") -> Iterator[str]:
+    """Within the context transformers finds `function` in `registry`, under the name that this gives.
+
+    A name of its own for each context, so that contexts may be inside one another, and nothing stays that would keep
+    what the function refers to. It ends with `base`, for transformers tells by names what flash attention is.
+    """
+    name = f"{prefix}{next(_numbers)}_{base}"
+    registry.register(name, function)
+    try:
+        yield name
+    finally:
+        registry._global_mapping.pop(name, None)  # it has no public way out
 
 
 @contextmanager
