@@ -47,6 +47,8 @@ def _toml(value: Any) -> str:
 
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
     return "" if value is None else tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
 
 

@@ -1,11 +1,13 @@
 """Refuse early, without reading weights, what the method cannot work with."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cca.errors import InputError
 from cca.model.bundled import location
 from cca.model.weights import check_folder, check_weights, first_line
+from cca.problems.chat import turn_end
+from cca.problems.tokens import is_marker
 
 
 def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
@@ -107,21 +109,46 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
-def end_tokens(path: str, generation: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a text: those of the generation settings (None: none), or else of the model's, and the
-    tokenizer's.
+class Ends(NamedTuple):
+    """The ids that end a text, and the one with which the tokenizer, or else the model, ends its own."""
+
+    all: frozenset[int]
+    own: int
+
+
+def end_tokens(path: str, generation: Any, config: Any, tokenizer: Any) -> Ends:
+    """The ids that end a text, of all that name one and inside the vocabulary.
+
+    Those are the tokenizer, the generation settings (None: there are none) or, where they name none, the model's
+    configuration. What else the configuration names (of which some classes have a default that fits no other
+    tokenizer), and what ends a turn in the chat template, counts where it is a special token and no ordinary text.
 
     Raises:
-        InputError: none is named.
+        InputError: none is named, or something is named that is no token id.
     """
-    ends = (generation or config.get_text_config()).eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    found = frozenset(int(t) for t in (*ends, tokenizer.eos_token_id) if t is not None)
-    if not found:
+    text = config.get_text_config()
+    stated = _ids(path, generation, "generation_config.json")
+    configured = _ids(path, text, "config.json") + _ids(path, config, "config.json")
+    turn = turn_end(tokenizer)
+    others = [t for t in (*configured, *([] if turn is None else [turn])) if is_marker(tokenizer, t)]
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    named = [t for t in (*own, *(stated or configured), *others) if 0 <= t < text.vocab_size]
+    if not named:
         raise InputError(
-            f"{path}: neither model nor tokenizer names an end-of-text token; set eos_token_id in its config"
+            f"{path}: neither model nor tokenizer names an end-of-text token of the vocabulary; set eos_token_id in its"
+            " config"
         )
-    return found
+    return Ends(frozenset(named), named[0])
+
+
+def _ids(path: str, settings: Any, file: str) -> list[int]:
+    """The end tokens that a configuration names."""
+    found = getattr(settings, "eos_token_id", None)
+    ids = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    ids = [t for t in ids if t is not None]
+    if any(type(t) is not int for t in ids):
+        raise InputError(f"{path}: eos_token_id in {file} is {found!r}; make it a token id or a list of them")
+    return ids
 
 
 def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: Any, path: str) -> None:

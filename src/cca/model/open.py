@@ -8,13 +8,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from cca.errors import InputError
 from cca.grading.graders import load_grader
 from cca.model.bundled import location
-from cca.model.checks import attention_for, check_device, check_model, end_tokens, load_tokenizer
+from cca.model.checks import Ends, attention_for, check_device, check_model, end_tokens, load_tokenizer
 from cca.model.options import ModelOptions
 from cca.model.state import frozen
 from cca.model.weights import first_line, load_network, some
@@ -70,6 +71,7 @@ def open_model(
     prompt: PromptOptions | Literal["plain", "few-shot", "chat"] | None = None,
     grader: str | Callable[[str, str], Any] = "number",
     prompter: Prompter | None = None,
+    date: datetime | None = None,
     **options: Any,
 ) -> Model:
     """Open a model, find its components and prove by a small pass that they are where they should be.
@@ -80,7 +82,8 @@ def open_model(
         prompt: how problems become prompts, or only in which style; by default ``Q: ...`` and ``A:``.
         grader: how answers are judged: ``number``, ``exact``, ``math-verify``, ``module:function``, or a function that
             takes (text, gold answer) and returns whether the text is right.
-        prompter: one that is ready, in place of `prompt` and `grader`.
+        prompter: one that is ready, in place of `prompt`, `grader` and `date`.
+        date: today, for a chat template that says it in every prompt; by default the time now.
         **options: the fields of `ModelOptions`, such as ``dtype="bfloat16"``, for a model that is not in memory.
             What its device_map sends to the disk goes to a temporary folder (TMPDIR).
 
@@ -98,7 +101,7 @@ def open_model(
             raise InputError("a model in memory is a pair: (transformers model, its tokenizer)")
         if options:
             raise InputError(f"{', '.join(options)}: only for a model that cca loads; this one is in memory already")
-        return _in_memory(*source, prompt, grader, prompter)
+        return _in_memory(*source, prompter, prompt, grader, date)
     if not isinstance(source, str | Path):
         raise InputError(
             f"a {type(source).__name__} is no model to open; give a name, a folder, or (transformers model, tokenizer)"
@@ -107,58 +110,76 @@ def open_model(
     check_device(chosen.device)
     config = check_model(chosen.path, trust_remote_code=chosen.trust_remote_code)
     if prompter is None:
-        prompter = open_prompter(chosen, prompt, grader)
+        prompter = open_prompter(chosen, prompt, grader, date)
     network = _load(chosen, config)
     components = _verified(network, chosen.path)
     return Model(chosen.path, network, prompter.tokenizer, components, prompter, _revision(chosen.path, network))
 
 
-def _in_memory(
-    network: Any, tokenizer: Any, prompt: PromptOptions, grader: str | Callable[[str, str], Any], ready: Prompter | None
-) -> Model:
+def _in_memory(network: Any, tokenizer: Any, prompter: Prompter | None, *how: Any) -> Model:
     name = getattr(network.config, "_name_or_path", "") or type(network).__name__
     if getattr(network.config, "is_encoder_decoder", False):
         raise InputError(f"{name} is an encoder-decoder model; cca works with decoder-only causal language models")
     text = network.config.get_text_config()
     attention_for(network.config, text._attn_implementation, name)
-    ends = end_tokens(name, network.generation_config, network.config, tokenizer)
+    if prompter is None:
+        ends = end_tokens(name, getattr(network, "generation_config", None), network.config, tokenizer)
+        prompter = _prompter(tokenizer, ends, *how)
     with frozen(network):
         components = _verified(network, name)
-    return Model(name, network, tokenizer, components, ready or _prompter(tokenizer, ends, prompt, grader), "memory")
+    return Model(name, network, tokenizer, components, prompter, "memory")
 
 
 def open_prompter(
-    model: ModelOptions, prompt: PromptOptions, grader: str | Callable[[str, str], Any] = "number"
+    model: ModelOptions,
+    prompt: PromptOptions,
+    grader: str | Callable[[str, str], Any] = "number",
+    date: datetime | None = None,
 ) -> Prompter:
     """How a model is asked. Reads its tokenizer but no weights.
 
     Raises:
-        InputError: no tokenizer, no end token, no examples or no such grader, or the options do not go together.
+        InputError: no tokenizer, no end token, no examples or no such grader, the options do not go together, or a
+            question does not arrive in a prompt.
     """
     trust = model.trust_remote_code
     config = check_model(model.path, trust_remote_code=trust, weights=False)
     tokenizer = load_tokenizer(model.path, trust_remote_code=trust)
     ends = end_tokens(model.path, _generation_settings(model.path), config, tokenizer)
-    return _prompter(tokenizer, ends, prompt, grader)
+    return _prompter(tokenizer, ends, prompt, grader, date)
 
 
 def _prompter(
-    tokenizer: Any, ends: frozenset[int], prompt: PromptOptions, grader: str | Callable[[str, str], Any]
+    tokenizer: Any,
+    ends: Ends,
+    prompt: PromptOptions,
+    grader: str | Callable[[str, str], Any],
+    date: datetime | None,
 ) -> Prompter:
     check_prompt(prompt)
     examples = load_examples(prompt.examples, prompt.shots) if prompt.shots else ()
-    return Prompter.of(tokenizer, ends, prompt, examples, load_grader(grader))
+    dated = {} if date is None else {"date": date}
+    return Prompter.of(
+        tokenizer, prompt, examples, end_tokens=ends.all, end_token=ends.own, grader=load_grader(grader), **dated
+    )
 
 
 def _generation_settings(path: str) -> Any:
+    """What generation_config.json says; None where there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     from transformers import GenerationConfig
 
+    where = location(path)
     try:
-        return GenerationConfig.from_pretrained(location(path))
-    except OSError:
-        return None
+        return GenerationConfig.from_pretrained(where)
     except Exception as error:  # a value of another type than transformers reckons with
-        raise InputError(f"cannot read the generation_config.json of {path}: {first_line(error)}; mend it") from error
+        file = Path(where) / "generation_config.json"
+        if isinstance(error, OSError) and not file.exists():
+            return None
+        raise InputError(f"cannot read {file} ({first_line(error)}); mend it or delete it") from error
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:

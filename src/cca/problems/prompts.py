@@ -1,12 +1,21 @@
 """Problems as token ids, and token ids as text."""
 
-from collections.abc import Callable, Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from datetime import datetime
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, PlainValidator
 
 from cca.errors import InputError
 from cca.grading.answers import GRADERS, Graded, Grader
 from cca.options import CountOrNone, Options
+from cca.problems.chat import PROBES, Argument, Chat, Turn, open_chat
+from cca.problems.tokens import completed, continued, decoded, encoded, markers
 from cca.records import Problem, Trace
 
 Style = Literal["plain", "few-shot", "chat"]
@@ -15,6 +24,19 @@ TEMPLATES: dict[Style, str] = {
     "few-shot": "Q: {question}\nA:",
     "chat": "{question}",
 }
+_NOT_ARGUMENTS = frozenset(
+    {"messages", "conversation", "conversations", "tools", "documents", "chat_template", "add_generation_prompt"}
+    | {"continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length"}
+    | {"return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "self"}
+    | {"strftime_now", "raise_exception", "cca_date"}
+)
+"""Names of what is said to a chat template, or to the tokenizer about it, in other ways."""
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError("is no text, finite number, true or false")
 
 
 class PromptOptions(Options):
@@ -24,10 +46,11 @@ class PromptOptions(Options):
     """``plain``: the question; ``few-shot``: worked examples, then the question; ``chat``: the tokenizer's chat
     template, each example a turn."""
     template: str | None = None
-    """What stands for a question, with ``{question}``. Default: ``Q: {question}``, a new line and ``A:``; for chat
-    ``{question}`` alone."""
+    """What stands for a question, with ``{question}``; all else stays as it is, other braces too. Default:
+    ``Q: {question}``, a new line and ``A:``; for chat ``{question}`` alone."""
     preamble: str = ""
-    """Said first, before any example."""
+    """Said first, before any example. In a chat it begins the first turn of the user, or is the system turn where the
+    chat template wants one."""
     shots: CountOrNone = 0
     """How many examples."""
     examples: str = ""
@@ -35,6 +58,8 @@ class PromptOptions(Options):
     ``question`` and ``solution``."""
     stop: tuple[str, ...] = ()
     """An answer ends before any of these strings, as well as at the model's end token."""
+    chat_arguments: dict[str, Annotated[Argument, PlainValidator(_argument)]] = Field(default={})
+    """What else the chat template is told, for example ``{enable_thinking = false}``."""
 
 
 def check_prompt(options: PromptOptions, where: str = "") -> None:
@@ -54,6 +79,16 @@ def check_prompt(options: PromptOptions, where: str = "") -> None:
             f"{where}prompt.shots is {options.shots}, but prompt.examples names none; set it to lm-eval:gsm8k_cot, or "
             "to a JSON-lines file with question and solution"
         )
+    for string in options.stop:
+        if not string.strip(" "):
+            raise InputError(f"{where}prompt.stop has {string!r}, at which every answer ends; leave it out")
+    if options.chat_arguments and options.style != "chat":
+        raise InputError(
+            f"{where}prompt.chat_arguments are for a chat template, and prompt.style is {options.style}; leave them "
+            'out, or set prompt.style to "chat"'
+        )
+    if taken := sorted(_NOT_ARGUMENTS & set(options.chat_arguments)):
+        raise InputError(f"{where}prompt.chat_arguments.{taken[0]} is for cca to say; leave it out")
 
 
 class Example(NamedTuple):
@@ -69,14 +104,18 @@ class Prompter:
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
-        template: a format string with ``{question}``.
+        template: text with ``{question}``.
         end_tokens: ids that end a trace.
-        style: ``plain`` and ``few-shot`` are text, encoded with the tokenizer's own special tokens (a BOS where it
-            adds one); ``chat`` is the tokenizer's chat template with each example as a turn.
-        preamble: what stands before everything.
+        style: ``plain`` and ``few-shot`` are text, encoded with the special tokens that the tokenizer puts first (a BOS
+            where it adds one); ``chat`` is the tokenizer's chat template with each example as a turn.
+        preamble: what stands before everything. In a chat it begins the first turn of the user; where the template
+            raises or leaves it out, it is a system turn.
         examples: worked examples, shown in this order.
         stop: strings before which a trace ends.
         grader: of the target's answers; those of other skills are compared as they stand.
+        chat_arguments: what else the chat template is told.
+        date: today, for a chat template that says it.
+        end_token: what a worked solution ends with where no chat template says so; by default the tokenizer's own.
     """
 
     tokenizer: Any
@@ -87,73 +126,129 @@ class Prompter:
     examples: tuple[Example, ...] = ()
     stop: tuple[str, ...] = ()
     grader: Grader = GRADERS["number"]
-    _known: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    chat_arguments: Mapping[str, Argument] = field(default_factory=dict)
+    date: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))
+    end_token: int | None = None
+    _known: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _asked: dict[tuple[int, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(
-        cls,
-        tokenizer: Any,
-        end_tokens: frozenset[int],
-        options: PromptOptions,
-        examples: tuple[Example, ...] = (),
-        grader: Grader = GRADERS["number"],
-    ) -> Self:
-        """The prompter that `options` describe. examples: what `cca.problems.examples.load_examples` read for them.
+    def of(cls, tokenizer: Any, options: PromptOptions, examples: tuple[Example, ...], **others: Any) -> Self:
+        """The prompter that `options`, which `check_prompt` has seen, describe, tried with two questions.
+
+        Args:
+            examples: what `cca.problems.examples.load_examples` read for them.
+            **others: further attributes.
 
         Raises:
-            InputError: as `check_prompt`.
+            InputError: a question, an example or the preamble does not arrive in a prompt.
         """
-        check_prompt(options)
         template = TEMPLATES[options.style] if options.template is None else options.template
-        return cls(tokenizer, template, end_tokens, options.style, options.preamble, examples, options.stop, grader)
+        same = ("style", "preamble", "stop", "chat_arguments")
+        made = cls(tokenizer, template, examples=examples, **{name: getattr(options, name) for name in same}, **others)
+        for question in PROBES:
+            made._ids(question)
+        return made
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
-        """The prompt's token ids."""
-        if problem.question not in self._known:
-            encode = self._chat if self.style == "chat" else self._text
-            self._known[problem.question] = tuple(encode(problem.question))
-        return self._known[problem.question]
+        """The prompt's token ids.
 
-    def _text(self, question: str) -> list[int]:
-        shown = [f"{self.template.format(question=e.question)} {e.solution}" for e in self.examples]
-        parts = [self.preamble, *shown, self.template.format(question=question)]
-        return self.tokenizer.encode("\n\n".join(part for part in parts if part))
+        Raises:
+            InputError: the question does not arrive in it, or it is the prompt of another question too.
+        """
+        question = problem.question
+        if question not in self._known:
+            ids = self._ids(question)
+            if _read(other := self._asked.setdefault(ids, question)) != _read(question):
+                raise InputError(
+                    f"the tokenizer makes one prompt of two questions, {other[:60]!r} and {question[:60]!r}; use a "
+                    "tokenizer that knows their words"
+                )
+            self._known[question] = ids
+        return self._known[question]
 
-    def _chat(self, question: str) -> list[int]:
-        messages: list[dict[str, str]] = []
-        for example in self.examples:
-            messages.append({"role": "user", "content": self.template.format(question=example.question)})
-            messages.append({"role": "assistant", "content": example.solution})
-        messages.append({"role": "user", "content": self.template.format(question=question)})
-        if self.preamble:  # not every template has a system turn
-            messages[0]["content"] = f"{self.preamble}\n\n{messages[0]['content']}"
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except ValueError as error:
+    def _ids(self, question: str) -> tuple[int, ...]:
+        if self.style == "chat":
+            text = self._chat.written(self._turns(question), ask=True)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = encoded(self.tokenizer, self._text(question))
+        if _digits(question) not in _digits(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)):
             raise InputError(
-                'prompt.style is "chat", but the tokenizer has no chat template; use "few-shot" or "plain"'
-            ) from error
+                f"the tokenizer loses numbers of the question {question[:60]!r}; use the tokenizer that belongs to the "
+                "model, or other questions"
+            )
+        return tuple(ids)
+
+    def _filled(self, question: str) -> str:
+        return self.template.replace("{question}", question)
+
+    def _text(self, question: str) -> str:
+        shown = [f"{self._filled(e.question)}{self._gap}{e.solution}" for e in self.examples]
+        return "\n\n".join(part for part in (self.preamble, *shown, self._filled(question)) if part)
+
+    @property
+    def _gap(self) -> str:
+        """What stands between a question and its answer."""
+        return "" if self.template[-1:].isspace() else " "
+
+    def _turns(self, question: str) -> list[Turn]:
+        turns: list[Turn] = []
+        for example in self.examples:
+            turns += [Turn("user", self._filled(example.question)), Turn("assistant", example.solution)]
+        return [*turns, Turn("user", self._filled(question))]
+
+    @cached_property
+    def _chat(self) -> Chat:
+        chat = Chat(self.tokenizer, self.date, self.chat_arguments, self.preamble)
+        return open_chat(chat, len(self.examples))
 
     def reference(self, solution: str) -> tuple[int, ...]:
-        """The token ids with which the model would write `solution`, end token included."""
-        ids = self.tokenizer.encode(solution if self.style == "chat" else f" {solution}", add_special_tokens=False)
-        return (*ids, min(self.end_tokens)) if self.end_tokens else tuple(ids)
+        """The token ids with which the model would write `solution` after a prompt, end token included.
+
+        In a chat they are what the chat template writes for that answer, up to the end of its turn.
+        """
+        question = Turn("user", self._filled(PROBES[0]))
+        if self.style == "chat":
+            context, text = self._chat.written([question], ask=True), solution
+            try:
+                whole = self._chat.written([question, Turn("assistant", solution)], ask=False)
+            except InputError:
+                whole = ""
+            if whole.startswith(context):
+                text = whole.removeprefix(context)
+        else:
+            context, text = question.content, f"{self._gap}{solution}"
+        ids = continued(self.tokenizer, context, text)
+        end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
+        return (*ids[: end + 1],) if end is not None else (*ids, *self._last)
+
+    @cached_property
+    def _last(self) -> tuple[int, ...]:
+        """What a solution ends with."""
+        own = self.tokenizer.eos_token_id if self.end_token is None else self.end_token
+        return (own,) if own in self.end_tokens else tuple(sorted(self.end_tokens)[:1])
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What `tokens` read as up to the first stop string, without end tokens and ids beyond the vocabulary."""
-        text = self.decode(tokens)
+        """What `tokens` read as up to the first stop string, as `decode` has it."""
+        return self.cut(self.decode(tokens))
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first stop string."""
         return text[: min((text.find(s) for s in self.stop if s in text), default=len(text))]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        known = len(self.tokenizer)
-        return self.tokenizer.decode([t for t in tokens if t not in self.end_tokens and t < known])
+        """The text of `tokens`, without end tokens, ids beyond the vocabulary and special tokens that are no text."""
+        return decoded(self.tokenizer, tokens, self._silent)
+
+    @cached_property
+    def _silent(self) -> frozenset[int]:
+        kept = " ".join((*self.stop, *(e.solution for e in self.examples)))
+        return self.end_tokens | markers(self.tokenizer, kept)
 
     def stopped(self, tokens: Sequence[int]) -> bool:
         """Whether the last token of an answer completed a stop string."""
-        reach = max((len(s) for s in self.stop), default=0) + 2
-        return bool(self.stop) and any(s in self.decode(tokens[-reach:]) for s in self.stop)
+        return completed(self.decode, tokens, self.stop)
 
     def stop_rule(self, heads: Sequence[Sequence[int]] | None = None) -> Callable[[int, Sequence[int]], bool] | None:
         """For `decode`: whether row i has ended with its new tokens, which follow `heads[i]`. None: no stop strings."""
@@ -171,3 +266,14 @@ class Prompter:
     def grade(self, problem: Problem, text: str) -> Graded:
         """Grade a text as the answer to `problem`."""
         return (GRADERS["exact"] if problem.skill else self.grader)(text, problem.answer)
+
+
+def _digits(text: str) -> str:
+    return "".join(re.findall(r"\d", unicodedata.normalize("NFKC", text)))
+
+
+def _read(text: str) -> str:
+    """What is left of a text where a tokenizer makes all letters small and knows no accents and white space."""
+    return "".join(
+        c for c in unicodedata.normalize("NFKD", text).casefold() if not c.isspace() and not unicodedata.combining(c)
+    )

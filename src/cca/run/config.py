@@ -94,10 +94,10 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
 
 
 def dump_toml(config: Config) -> str:
-    """The whole config as TOML, defaults included; what is None is left out."""
+    """The whole config as TOML, defaults included; what is None or an empty table is left out."""
     sections = config.model_dump(by_alias=True, mode="json")
     return tomli_w.dumps({name: _stated(value) for name, value in sections.items()})
 
 
 def _stated(value: Any) -> Any:
-    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    return {k: v for k, v in value.items() if v is not None and v != {}} if isinstance(value, dict) else value

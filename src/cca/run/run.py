@@ -4,6 +4,8 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +54,7 @@ class Run:
         """
         prompter = cls.check(config, have_problems=(path / "problems.jsonl").exists())
         run = cls(RunFolder.create(path, dump_toml(config)), config, display)
-        run.prompter = prompter
+        run.prompter = run._dated(prompter)
         if redo:
             run.redo(redo)
         run.folder.verify()
@@ -115,7 +117,12 @@ class Run:
         """How the problems of the run become prompts. Needs the tokenizer but no weights."""
         from cca.model.open import open_prompter
 
-        return open_prompter(self.config.model, self.config.prompt, self.config.problems.grader)
+        return self._dated(open_prompter(self.config.model, self.config.prompt, self.config.problems.grader))
+
+    def _dated(self, prompter: "Prompter") -> "Prompter":
+        """`prompter` with the date at which the run was started, which a chat template may say in every prompt."""
+        date = self.folder.manifest.get("date")
+        return replace(prompter, date=datetime.fromisoformat(date)) if date else prompter
 
     @cached_property
     def model(self) -> "Model":
@@ -145,6 +152,7 @@ class Run:
             "device": str(model.network.device),
             "dtype": options.dtype,
             "seed": self.config.seed,
+            "date": self.prompter.date.isoformat(),
             "attention": model.network.config.get_text_config()._attn_implementation,
             "versions": {name: version(name) for name in _VERSIONS},
         }
@@ -202,7 +210,9 @@ class Run:
         self.folder.delete(stage.scratch)
 
     def share(self, other: "Run", stages: Sequence[str]) -> None:
-        """Take over the outcome of finished `stages` of another run, where this one does not have them."""
+        """Take over the date and the finished `stages` of another run, where this one does not have them."""
+        if "date" not in self.folder.manifest:
+            self.prompter = replace(self.prompter, date=other.prompter.date)
         for stage in stages:
             if not self.folder.finished(stage):
                 self.folder.take(stage, other.folder)
