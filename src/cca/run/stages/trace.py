@@ -24,6 +24,7 @@ def work(run: Run) -> None:
         config.model.path,
     )
     _check_grader(run, problems)
+    _check_stop(run, problems)
     # there can be no more pivots than problems; better said now than after hours
     config.circuit.check_reach(sum(p.split == "train" for p in problems))
     network = run.model.network
@@ -65,4 +66,22 @@ def _check_grader(run: Run, problems: list[Problem]) -> None:
             "trace",
             f"the grader takes the own solutions of {len(wrong)} of {len(problems)} problems for wrong, such as {p.id} "
             f"(gold {p.answer!r}); choose another problems.grader, or mend their answers",
+        )
+
+
+def _check_stop(run: Run, problems: list[Problem]) -> None:
+    """Warn of stop strings that stand in worked solutions: an answer written like them would end before its result."""
+    prompter = run.prompter
+    shown = [i for i, example in enumerate(prompter.examples, 1) if prompter.cut(example.solution) != example.solution]
+    if shown:
+        run.warn(
+            "trace", f"worked example {shown[0]} has a string of prompt.stop, so that answers like it are cut there"
+        )
+    cut = [p for p in problems if prompter.cut(p.solution) != p.solution and prompter.grade(p, p.solution).correct]
+    lost = [p for p in cut if not prompter.grade(p, prompter.cut(p.solution)).correct]
+    if lost:
+        run.warn(
+            "trace",
+            f"prompt.stop ends the own solutions of {len(lost):,} of {len(problems):,} problems before their answer, "
+            f"such as {lost[0].id}; leave out of prompt.stop what they contain",
         )
