@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from cca.grading.answers import final_text, grade_exact, grade_number, last_number, normal_number
+from cca.grading.answers import final_text, grade_exact, grade_number
+from cca.grading.numbers import last_number, normal_number
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cca.errors import InputError
-from cca.grading.answers import Graded
+from cca.grading.answers import Graded, final_text
+from cca.grading.characters import plain
+from cca.grading.numbers import improper, one_number
 
 _SECONDS = 1.0
 """Processor time that math-verify has for one text; it usually takes a few milliseconds."""
@@ -27,6 +29,11 @@ _WORKER = (
 """Told where this very package is, which may be on the path of this process alone."""
 _PACKAGE = Path(__file__).parents[2]
 _WORDS = re.compile(r"[A-Za-z]{3,}")
+_PERCENT = re.compile(r"%|percent|pct", re.IGNORECASE)
+_SIGN_BEFORE_CURRENCY = re.compile(r"(?<![\w)\]}])-(\$|€|£|¥|₹)\s?(?=\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]?\d)")
+_OPERATORS = re.compile(r"\\(?:times|div|cdot|[dtc]?frac)(?![A-Za-z])")
+_NO_ARITHMETIC = re.compile(r"[A-Za-zΑ-ω\\<>!≤≥≠]|\A\D*\Z")
 
 
 class MathVerify:
@@ -35,7 +42,7 @@ class MathVerify:
     Sympy can compute for ever ("9**9**9"), the library's own timeouts work in the main thread only, and nothing stops
     a long multiplication inside one bytecode. So the library runs in a process of its own, which the kernel ends after
     a second of processor time (not of the clock, so that a busy machine grades alike); the next text gets a new one.
-    A text that ended it gives no answer.
+    A text that ended it is wrong.
     """
 
     def __init__(self) -> None:
@@ -59,7 +66,7 @@ class MathVerify:
                 raise
             if not reply:
                 self.close()
-        return Graded(*json.loads(reply)) if reply else Graded("", False)
+        return Graded(*json.loads(reply)) if reply else Graded(final_text(text), False)
 
     def _start(self) -> subprocess.Popen[str]:
         self.close()
@@ -125,22 +132,39 @@ def serve() -> None:
         found = read(text, bare=False)
         correct = verify(read(gold, bare=True), found, timeout_seconds=None)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        answer = found[-1].strip("* ") if found and isinstance(found[-1], str) else ""
-        print(json.dumps([answer, answer != "" and correct]), file=replies, flush=True)
+        print(json.dumps([_answer(text, found), bool(found) and correct]), file=replies, flush=True)
+
+
+def _answer(text: str, found: list[Any]) -> str:
+    """How the expression is written, or what `text` marks as its answer where that is none."""
+    if found:
+        return str(found[-1]).strip("* ") or str(found[0])
+    return final_text(text) if "####" in text or "\\boxed" in text else ""
 
 
 def _expressions(parse: Callable[[str], list[Any]], text: str, bare: bool) -> list[Any]:
     """The expression that `text` ends in, and how it is written.
 
     The library looks for boxes and "the answer is" in prose and knows LaTeX by its delimiters. What follows ``####``,
-    and a gold answer, is `bare`: all of it is the answer, which without delimiters the library would read only a number
-    of ("2" of "2\\sqrt{3}"); unless there are words in it, which it would read as variables ("18 dollars").
+    what the only box holds, and a gold answer are the answer whole. Where that is one number, its unit is left out,
+    which the library would read as variables ("12 km/h"). Where it is not, it is put into a box, since without
+    delimiters the library would read only a number of it ("2" of "2\\sqrt{3}"); unless there are words in it.
     """
-    _, marker, last = text.rpartition("####")
-    for written, readable in (("−", "-"), ("\\$", "$"), (".}", "}")):
+    _, marker, last = plain(text).rpartition("####")
+    for written, readable in (("⁄", "/"), ("\\$", "$"), (".}", "}")):
         last = last.replace(written, readable)
-    text = last.strip()
-    if "\\boxed" in text or not (bare or marker):
+    text = improper(_SIGN_BEFORE_CURRENCY.sub(r"\1-", last)).strip()
+    boxes = text.count("\\boxed")
+    if boxes > 1 or not (bare or marker or boxes):
+        return parse(text)
+    whole = _SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), final_text(text))
+    left, equals, right = whole.rpartition("=")
+    if right.strip() and not _NO_ARITHMETIC.search(_OPERATORS.sub("", left)):  # "6 * 2 = 12"
+        text, boxes, left, equals = right.strip(), 0, "", ""
+    number = one_number(f"{left}{equals}{right}")
+    if number and not _PERCENT.search(whole):
+        return parse(f"\\boxed{{{left}={number}}}" if equals else number)
+    if boxes:
         return parse(text)
     ways = [f"\\boxed{{{text}}}", text]
     if "\\" not in text and _WORDS.search(text):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cca.errors import InputError
-from cca.grading.answers import final_text, grade_number, normal_number
+from cca.grading.answers import final_text, grade_number
+from cca.grading.numbers import normal_number
 from cca.problems.gsm_symbolic import Worked
 from cca.problems.templates import reading
 from cca.problems.templates.draws import MAX_TRIED, Draws, Variables
