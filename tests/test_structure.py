@@ -21,6 +21,7 @@ ROOMS = (
     ("errors",),
     ("options",),
     ("io", "records"),
+    ("lock",),
     ("folder",),
     ("grading",),
     ("problems",),

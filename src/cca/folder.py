@@ -5,14 +5,19 @@ manifest is written last (temporary file, fsync, rename). Killing the process an
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from cca.errors import InputError
-from cca.io import append_records, checksum, from_json, read_records, replace_file, to_json, write_text
+from cca.io import append_records, checksum, from_json, read_records, read_text, replace_file, to_json, write_text
+from cca.lock import FolderLock, make_and_lock
 
 R = TypeVar("R")
 FORMAT = 3
@@ -20,69 +25,151 @@ FORMAT = 3
 cut at the limit of tokens."""
 _OF_A_STAGE = ("seconds", "warnings", "peak_gib")
 """Entries of the manifest that are kept by stage."""
+_MOVES = "model.path"
+"""The setting that may be edited in config.toml, since a model may be moved and is known by its checksum."""
+Manifest = with_config(extra="allow")(
+    TypedDict(
+        "Manifest",
+        {
+            "format": int,
+            "stages": dict[str, dict[str, str]],
+            "config": str,
+            "redo": str,
+            "seconds": dict[str, float],
+            "peak_gib": dict[str, float],
+            "warnings": dict[str, Any],
+            "revision": str,
+            "lambda": float,
+        },
+        total=False,
+    )
+)
+"""What must be right of manifest.json. config: the text of config.toml. redo: a stage that is being forgotten."""
 
 
 class RunFolder:
-    """One run's folder. `stages` in the manifest maps a finished stage to its artifacts' checksums."""
+    """One run's folder. `stages` in the manifest maps a finished stage to its artifacts' checksums.
 
-    def __init__(self, path: Path, manifest: dict[str, Any]):
+    lock: held by whoever works in it. lost: it has records and no manifest, so nothing says what is finished.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lost: bool = False):
         self.path = path
         self.manifest = manifest
+        self.lost = lost
+        self.lock: FolderLock | None = None
+        self._told: set[str] = set()
 
     @classmethod
-    def create(cls, path: Path, config: str) -> "RunFolder":
-        """Open `path` for the run of `config` (its TOML), making the folder where it is new.
+    def create(cls, path: Path, config: str) -> Self:
+        """Open `path` to work in it, making it the folder of a run of `config` (TOML) where nothing was begun in it.
+
+        It is this process's own until it is closed.
 
         Raises:
-            InputError: the folder cannot be written, or it holds the run of another config.
+            InputError: the folder cannot be written, another process works in it, or it holds something else.
         """
+        if path.is_dir():
+            _check_ours(path)
+        lock = make_and_lock(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            trial = path / f".write-test-{os.getpid()}"
-            trial.write_text("")
-            trial.unlink()
-        except OSError as error:
-            raise InputError(f"cannot write to {path}: {error.strerror}; choose another folder with --out") from error
-        existing = path / "config.toml"
-        if existing.exists() and not (path / "problems.jsonl").exists():
-            existing.unlink()  # a run that bad input stopped before it had anything
-            (path / "manifest.json").unlink(missing_ok=True)
-        if existing.exists():
-            folder = cls.open(path)
-            if differing := _first_difference(existing.read_text(encoding="utf-8"), config):
-                raise InputError(
-                    f"{path} holds a run with another config ({differing}); choose another folder with --out, "
-                    "or delete that one"
-                )
+            folder = cls._claimed(path, config)
+            folder.lock = lock
             return folder
-        if any(p.name not in {".gitkeep"} for p in path.iterdir()):
-            raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
-        write_text(existing, config)
-        return cls.open(path)
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
-        """Open an existing run folder.
+    def _claimed(cls, path: Path, config: str) -> Self:
+        for left in path.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        if _check_ours(path) <= {"config.toml", "manifest.json"}:
+            # new, or a run that bad input stopped before it had anything
+            folder = cls(path, {"stages": {}, "format": FORMAT, "config": config})
+            if (path / "manifest.json").exists() and cls.open(path).manifest["stages"]:
+                raise InputError(f"{path} has lost all files of its finished stages; put them back, or delete it")
+            folder.save_manifest()
+            write_text(path / "config.toml", config)
+            return folder
+        folder = cls.open(path)
+        if folder.manifest.setdefault("config", folder.config) and not folder.file("config.toml").exists():
+            write_text(folder.file("config.toml"), folder.manifest["config"])
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing run folder, to look at it.
 
         Raises:
-            InputError: there is no run in it, or one of another version of cca.
+            InputError: there is no run in it, its manifest cannot be read, or it is of another version of cca.
         """
-        if not (path / "config.toml").exists():
-            raise InputError(f"{path} holds no run (it has no config.toml); start one with: cca run --out {path}")
-        manifest_path = path / "manifest.json"
-        if not manifest_path.exists():
-            return cls(path, {"stages": {}, "format": FORMAT})
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        file = path / "manifest.json"
+        if not file.exists():
+            if not (path / "config.toml").exists():
+                raise InputError(f"{path} holds no run (it has no config.toml); start one with: cca run --out {path}")
+            return cls(path, {"stages": {}, "format": FORMAT}, lost=True)
+        try:
+            manifest: dict[str, Any] = from_json(read_text(file), Manifest, str(file))
+            tomllib.loads(manifest.get("config", ""))
+            if "stages" not in manifest:
+                raise InputError(f"{file} has no stages")
+        except (InputError, tomllib.TOMLDecodeError) as error:
+            raise InputError(
+                f"{error}; put a copy of it back, or delete it: cca run --out {path} then goes on from the traces and "
+                "pivots that are there"
+            ) from error
         if (found := manifest.get("format", 1)) != FORMAT:
             raise InputError(
                 f"{path} is a run of {'an earlier' if found < FORMAT else 'a later'} version of cca (format {found}, "
                 f"this is {FORMAT}). Its report.html opens in a browser as before; to go on with it, run its config "
                 f"again: cca run {path / 'config.toml'} --out NEW"
             )
+        if "config" not in manifest and not (path / "config.toml").exists():
+            raise InputError(f"{path} holds no run (it has no config.toml); start one with: cca run --out {path}")
         return cls(path, manifest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes work in it."""
+        if self.lock:
+            self.lock.release()
+
+    @property
+    def config(self) -> str:
+        """The run's config as TOML, whose file holds every value, defaults included.
+
+        Raises:
+            InputError: config.toml was changed by hand, so that what is finished may be of other settings.
+        """
+        file, kept = self.file("config.toml"), self.manifest.get("config")
+        if kept is not None and ("redo" in self.manifest or not file.exists()):
+            return kept
+        back = "" if kept is None else f"; delete it, and cca run --out {self.path} writes it again as it was"
+        try:
+            text = read_text(file)
+            here = tomllib.loads(text)
+        except (InputError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"config {file} is not valid TOML: {error}{back or '; put it back'}") from error
+        if kept is not None and (changed := differences(tomllib.loads(kept), here).keys() - {_MOVES}):
+            raise InputError(
+                f"{file} was changed by hand ({', '.join(sorted(changed))}), so that what is finished is of other "
+                f"settings{back}. For other settings: cca STAGE {self.path} --redo --set KEY=VALUE"
+            )
+        return text
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def rounds(self) -> list[Path]:
+        """The folders of further rounds, in their order."""
+        numbered = {int(n): path for path in self.path.glob("round-*") if (n := path.name[len("round-") :]).isdecimal()}
+        return [numbered[number] for number in sorted(numbered)]
 
     def final_delta(self) -> Path:
         """What the run comes to: all its rounds together, where there were several."""
@@ -113,13 +200,29 @@ class RunFolder:
         finished = self.manifest["stages"]
         for stage in finished if stages is None else [s for s in stages if s in finished]:
             for name, digest in finished[stage].items():
-                path = self.file(name)
-                if not path.exists() or checksum(path) != digest:
-                    state = "changed" if path.exists() else "removed"
-                    raise InputError(
-                        f"{path} was {state} after stage {stage} was finished; put it back, or do that stage "
-                        f"and what follows again with: cca {stage} {self.path} --redo"
-                    )
+                if state := self._state(name, digest):
+                    raise self._damaged(name, state)
+
+    def _damaged(self, name: str, state: str) -> InputError:
+        return InputError(
+            f"{self.file(name)} was {state} after stage {self._maker(name)} was finished; {self._back(name)}"
+        )
+
+    def _state(self, name: str, digest: str) -> str:
+        path = self.file(name)
+        if not path.is_file():
+            return "replaced" if path.exists() else "removed"
+        return "" if checksum(path) == digest else "changed"
+
+    def _maker(self, name: str) -> str | None:
+        """The finished stage that left `name`."""
+        return next((stage for stage, files in self.manifest["stages"].items() if name in files), None)
+
+    def _back(self, name: str) -> str:
+        """How to go on where a file is damaged."""
+        if stage := self._maker(name):
+            return f"put it back, or do that stage and what follows again with: cca {stage} {self.path} --redo"
+        return "delete what cannot be read of it, and the same command does that again"
 
     def finish(self, stage: str, artifacts: Sequence[str]) -> None:
         """Mark a stage as finished, with the checksums of its artifacts."""
@@ -139,18 +242,18 @@ class RunFolder:
                 self.manifest[kept] = other.manifest[kept]
         self.finish(stage, list(artifacts))
 
-    def forget(self, stage: str) -> None:
-        """Take back `finish`; the files stay."""
-        self.manifest["stages"].pop(stage, None)
-        for kind in _OF_A_STAGE:
-            self.manifest.get(kind, {}).pop(stage, None)
-        self.save_manifest()
+    def forget(self, stages: Iterable[str]) -> None:
+        """Take back `finish`, in memory; the files stay."""
+        for stage in stages:
+            self.manifest["stages"].pop(stage, None)
+            for kind in _OF_A_STAGE:
+                self.manifest.get(kind, {}).pop(stage, None)
 
     def delete(self, patterns: Iterable[str]) -> None:
         """Delete the files whose names match."""
         for pattern in patterns:
             for file in self.path.glob(pattern):
-                file.unlink()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     # ---- records ----
 
@@ -165,19 +268,38 @@ class RunFolder:
         """The records of a file, none where it does not exist.
 
         Raises:
-            InputError: a line is no such record.
+            InputError: a line is no such record, or the file of a finished stage is gone.
         """
-        return list(read_records(self.file(name), kind))
+        self._say_if_changed(name)
+        try:
+            return list(read_records(self.file(name), kind, growing=self._maker(name) is None))
+        except InputError as error:
+            raise InputError(f"{error}; {self._back(name)}") from error
+
+    def _say_if_changed(self, name: str) -> None:
+        """Refuse a file of a finished stage that is gone, and say once of one that was changed by hand."""
+        stage = self._maker(name)
+        if stage is None or name in self._told:
+            return
+        state = self._state(name, self.manifest["stages"][stage][name])
+        if state and self.lock is None and (now := self.open(self.path).manifest) != self.manifest:
+            self.manifest = now  # whoever works in the folder has done that stage again since
+            self._say_if_changed(name)
+            return
+        if state and state != "changed":
+            raise self._damaged(name, state)
+        self._told.add(name)
+        if state:
+            print(f"note: {self.file(name)} was changed after stage {stage} was finished", file=sys.stderr)
 
     def recover(self, name: str, kind: type[R]) -> list[R]:
         """The whole records of an interrupted stage; a line that was cut off by a kill is removed from the file."""
         path = self.file(name)
-        if not path.exists():
-            return []
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            replace_file(path, lambda temporary: temporary.write_bytes(whole))
+        if path.is_file():
+            text = path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            if whole != text:
+                replace_file(path, lambda temporary: temporary.write_bytes(whole))
         return self.read(name, kind)
 
     def write_one(self, name: str, record: Any) -> None:
@@ -190,22 +312,49 @@ class RunFolder:
         Raises:
             InputError: it is no such record.
         """
+        self._say_if_changed(name)
         path = self.file(name)
-        return from_json(path.read_text(encoding="utf-8"), kind, str(path))
+        try:
+            return from_json(read_text(path), kind, str(path))
+        except InputError as error:
+            raise InputError(f"{error}; {self._back(name)}") from error
+
+    def kept(self, key: str, stage: str) -> Any:
+        """What `stage` left in the manifest itself.
+
+        Raises:
+            InputError: it is not there.
+        """
+        if key not in self.manifest:
+            raise InputError(
+                f"{self.file('manifest.json')} has no {key}, which stage {stage} leaves there; put a copy of it back, "
+                f"or do that stage and what follows again with: cca {stage} {self.path} --redo"
+            )
+        return self.manifest[key]
 
 
-def _first_difference(old: str, new: str) -> str | None:
-    """Where two TOML texts differ in what they say."""
-    import tomllib
+def _check_ours(path: Path) -> set[str]:
+    """The names in a folder, which is empty or a run's; what begins with a dot is nobody's.
 
-    def flat(text: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in tomllib.loads(text).items():
-            found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        return found
+    Raises:
+        InputError: it is neither.
+    """
+    names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+    known = {"manifest.json"} if "manifest.json" in names else {"config.toml", "problems.jsonl"}
+    if names and not known <= names:
+        raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
+    return names
 
-    here, there = flat(new), flat(old)
-    for key in (*here, *there):
-        if here.get(key) != there.get(key):
-            return f"there {key} = {there.get(key)!r}, here {here.get(key)!r}"
-    return None
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What two configs differ in: ``section.key`` -> the value there and here, None where there is none."""
+    before, after = _flat(old), _flat(new)
+    keys = (key for key in dict.fromkeys((*after, *before)) if before.get(key) != after.get(key))
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return found

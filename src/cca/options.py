@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cca.errors import InputError
 
@@ -30,6 +30,13 @@ class Options(BaseModel, metaclass=_Checked):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Half a character, as bytes that are no UTF-8 become on a command line, cannot be written to a file."""
+        _check_text(value)
+        return value
+
     @classmethod
     def of(cls, options: "Self | Mapping[str, Any] | None", changes: Mapping[str, Any]) -> Self:
         """`options`, by default all defaults, with `changes` by field name.
@@ -49,6 +56,19 @@ class Options(BaseModel, metaclass=_Checked):
         """
         names = {field.alias or name: name for name, field in type(self).model_fields.items()}
         return type(self)(**{**dict(self), **{names.get(key, key): value for key, value in changes.items()}})
+
+
+def _check_text(value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"is no text, since {value[error.start]!a} is half a character") from error
+    elif isinstance(value, Mapping):
+        _check_text([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_text(part)
 
 
 def explained(error: Any, options: Any, by_alias: bool = True) -> str:

@@ -42,11 +42,12 @@ def run(options: argparse.Namespace) -> int:
     planned = compare.plan(options.config, overrides(options), options.methods, options.seeds, rates)
     default = default_folder(options.config)
     out = options.out or default.with_name(f"compare-{default.name}")
-    compare.run_methods(
-        out, planned, make_display(options.quiet, keep=False), lambda text: print(text, file=sys.stderr, flush=True)
-    )
-    found = compare.compare(out, planned)
-    compare.write(out, planned, found)
+    with compare.alone(out):
+        compare.run_methods(
+            out, planned, make_display(options.quiet, keep=False), lambda text: print(text, file=sys.stderr, flush=True)
+        )
+        found = compare.compare(out, planned)
+        compare.write(out, planned, found)
     if options.json:
         print(to_json(found, indent=1))
         return 0

@@ -32,6 +32,8 @@ def _keys(kind: Any, values: Any, leave_out: list[str] | None = None) -> Iterato
 
     Commented out is what has no default, and what depends on another key.
     """
+    from cca.run.config import toml_value
+
     told = _docstrings(kind)
     for name, field in kind.model_fields.items():
         if name in (leave_out or ()):
@@ -39,17 +41,7 @@ def _keys(kind: Any, values: Any, leave_out: list[str] | None = None) -> Iterato
         yield from (f"# {line}" for line in textwrap.wrap(told[name].replace("``", '"'), 110))
         key, value = field.alias or name, getattr(values, name)
         depends = field.default_factory is not None  # on another key, which one may want to change
-        yield f"{'# ' if depends or value is None else ''}{key} = {_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    import tomli_w
-
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_toml(item)}' for key, item in value.items())}}}"
-    return "" if value is None else tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
+        yield f"{'# ' if depends or value is None else ''}{key} = {'' if value is None else toml_value(value)}"
 
 
 def _docstrings(kind: Any) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Arguments that several commands take, and what becomes of them."""
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -24,8 +23,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def overrides(options: argparse.Namespace) -> tuple[str, ...]:
     """What --set and --model change in the config."""
+    from cca.run.config import toml_value
+
     model = getattr(options, "model", None)
-    return (*options.overrides, *([f"model.path={json.dumps(model)}"] if model else []))
+    return (*options.overrides, *([f"model.path={toml_value(model)}"] if model else []))
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

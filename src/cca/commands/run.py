@@ -34,24 +34,28 @@ def add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     if stage == "trace":
         parser.add_argument("--config", type=Path, help="config of a new run (default: the bundled run)")
-        add_overrides(parser)
-    parser.add_argument("--redo", action="store_true", help="forget this stage and what follows, and do it again")
+    add_overrides(parser)
+    parser.add_argument(
+        "--redo", action="store_true", help="forget this stage and what follows, and do it again, with --set otherwise"
+    )
     add_common(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """All stages."""
     from cca.run.config import load_config
-
-    config = load_config(options.config, overrides(options))
-    if options.dry_run:
-        return _dry_run(config, options.json)
-    from cca.run.run import Run, default_folder
+    from cca.run.run import Run, config_of, default_folder
     from cca.show.progress import make_display
 
     path = options.out or default_folder(options.config)
-    opened = Run.start(path, config, make_display(options.quiet, f"cca run, in {path}"))
-    return _execute(opened, tuple(STAGES), options.json)
+    if options.config is None and options.out and (path / "config.toml").exists():
+        config = config_of(path, overrides(options))
+    else:
+        config = load_config(options.config, overrides(options))
+    if options.dry_run:
+        return _dry_run(config, options.json)
+    with Run.start(path, config, make_display(options.quiet, f"cca run, in {path}")) as opened:
+        return _execute(opened, tuple(STAGES), options.json)
 
 
 def run_stage(options: argparse.Namespace) -> int:
@@ -60,15 +64,16 @@ def run_stage(options: argparse.Namespace) -> int:
     from cca.run.run import Run
     from cca.show.progress import make_display
 
-    stage, path = options.command, options.run
+    stage, path, changes = options.command, options.run, overrides(options)
     display, redo = make_display(options.quiet), stage if options.redo else None
-    if stage == "trace" and (options.config or options.overrides or not (path / "config.toml").exists()):
-        opened = Run.start(path, load_config(options.config, overrides(options)), display, redo)
+    if stage == "trace" and (options.config or not (path / "config.toml").exists()):
+        opened = Run.start(path, load_config(options.config, changes), display, redo)
     else:
-        opened = Run.resume(path, display, redo)
-    if opened.folder.finished(stage):
-        print(f"{stage} is finished in {path}; --redo does it again", file=sys.stderr)
-    return _execute(opened, (stage,), options.json)
+        opened = Run.resume(path, display, redo, changes)
+    with opened:
+        if opened.folder.finished(stage):
+            print(f"{stage} is finished in {path}; --redo does it again", file=sys.stderr)
+        return _execute(opened, (stage,), options.json)
 
 
 def _execute(opened: "Run", stages: Sequence[str], as_json: bool) -> int:

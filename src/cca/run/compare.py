@@ -5,7 +5,8 @@ model's answers, and all but the Prefix method the circuit; finished runs are no
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from cca.evaluation.pooling import Answers, against_base, answers_of, between
 from cca.evaluation.results import Comparison, MethodResult, PooledResult, Summary
 from cca.folder import RunFolder
 from cca.io import to_json, write_text
+from cca.lock import make_and_lock
 from cca.records import Score, Split
 from cca.run.config import Config, load_config
 from cca.run.run import Run
@@ -80,25 +82,39 @@ def plan(
 # ---- running ----
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Within the context no other comparison works in `out`.
+
+    Raises:
+        InputError: one does, or the folder cannot be written.
+    """
+    lock = make_and_lock(out)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def run_methods(out: Path, plan: ComparisonPlan, display: "Display", say: Callable[[str], None]) -> None:
     """Run what is not finished, without reports, one after the other on one copy of the model."""
     model: Any = None
     for seed in plan.seeds:
-        first = _start(out, plan, "branching", seed, display)
-        for method in plan.methods:
-            run = first if method == "branching" else _start(out, plan, method, seed, display)
-            if run.folder.finished("evaluate"):
-                continue
-            say(f"seed {seed}, {method}: {METHODS[method].title}")
-            if model is not None:
-                first.use(model)
-            shared = METHODS[method].shares
-            first.execute(shared)
-            run.share(first, shared)
-            share_base_answers(out / str(seed), run.folder)
-            run.use(first.model)
-            run.execute(MEASURED)
-            model = run.model
+        with _start(out, plan, "branching", seed, display) as first:
+            for method in plan.methods:
+                with nullcontext(first) if method == "branching" else _start(out, plan, method, seed, display) as run:
+                    if run.folder.finished("evaluate"):
+                        continue
+                    say(f"seed {seed}, {method}: {METHODS[method].title}")
+                    if model is not None:
+                        first.use(model)
+                    shared = METHODS[method].shares
+                    first.execute(shared)
+                    run.share(first, shared)
+                    share_base_answers(out / str(seed), run.folder)
+                    run.use(first.model)
+                    run.execute(MEASURED)
+                    model = run.model
 
 
 def _start(out: Path, plan: ComparisonPlan, method: str, seed: int, display: "Display") -> Run:

@@ -1,11 +1,13 @@
 """The configuration of a run: the options of its stages in one TOML file; an unknown key is an error."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from cca.controls.methods import OF_ROWS
 from cca.errors import InputError
@@ -35,35 +37,83 @@ class Config(Options):
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """``section.key=value`` as a key path and a TOML value (a bare word is taken as a string).
+    """``section.key=value`` as a key path and a value in TOML, or as it stands where a bare word is a string.
+
+    Nothing after ``=`` is None where the setting may be None. A key with dots in it stands in quotes.
 
     Raises:
-        InputError: there is no ``=`` or no key.
+        InputError: there is no ``=`` or no key, or a value begins with a quote and is not TOML.
     """
     key, sign, value = text.partition("=")
-    if not sign or not key.strip():
+    keys = _key_path(key)
+    if not sign or not keys:
         raise InputError(f"--set {text!r} is not of the form section.key=value, for example update.steps=10")
+    bare = value if key == key.rstrip() else value.strip()
+    field = _field(keys)
+    of_text = field is not None and field.annotation in (str, str | None)
+    if not bare and field is not None and not field.is_required() and field.get_default() is None:
+        return keys, None
     try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+        parsed = tomllib.loads(f"value = {value.strip()}")
+    except tomllib.TOMLDecodeError as error:
+        if bare.startswith(('"', "'")):
+            raise InputError(
+                f"--set {text!r}: what begins with a quote is TOML, and this is none ({error}); leave the quotes out, "
+                "or write an emoji as itself or as \\U0001F600, and a backslash twice"
+            ) from error
+        return keys, bare
+    if parsed.keys() != {"value"} or (of_text and not isinstance(parsed["value"], str)):
+        return keys, bare
+    return keys, parsed["value"]
+
+
+def _key_path(key: str) -> list[str]:
+    try:
+        found: Any = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return key.strip().split("."), parsed
+        return []
+    path: list[str] = []
+    while isinstance(found, dict):
+        if len(found) != 1:
+            return []
+        ((name, found),) = found.items()
+        path.append(name)
+    return path
 
 
-def load_config(path: Path | None, overrides: tuple[str, ...] = ()) -> Config:
+def _field(keys: Sequence[str]) -> FieldInfo | None:
+    """What is known of the setting at `keys`."""
+    kind, found = Config, None
+    for key in keys:
+        if not (isinstance(kind, type) and issubclass(kind, Options)):
+            return None
+        found = next((f for name, f in kind.model_fields.items() if key in (f.alias, name)), None)
+        kind = found.annotation if found else None
+    return found
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file (None: all defaults, the bundled run) and put `overrides` on top.
 
     Raises:
         InputError: the file is missing or not TOML, a key is unknown or a value is out of range.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read config {path}: {error.strerror}; name a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"config {path} is not valid TOML: {error}") from error
+    if path is None:
+        return read_config("", "the command line", overrides)
+    try:
+        return read_config(path.read_text(encoding="utf-8-sig"), str(path), overrides)
+    except OSError as error:
+        raise InputError(f"cannot read config {path}: {error.strerror}; name a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config {path} is not valid TOML: {error}") from error
+
+
+def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that is `text`, which was read from `source`, with `overrides` on top. Raises as `load_config`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"config {source} is not valid TOML: {error}") from error
     for override in overrides:
         keys, value = parse_override(override)
         section = data
@@ -71,8 +121,11 @@ def load_config(path: Path | None, overrides: tuple[str, ...] = ()) -> Config:
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
                 raise InputError(f"--set {override!r}: {key} is not a section")
-        section[keys[-1]] = value
-    return parse_config(data, str(path) if path else "the command line")
+        if value is None:
+            section.pop(keys[-1], None)
+        else:
+            section[keys[-1]] = value
+    return parse_config(data, source)
 
 
 def parse_config(data: dict[str, Any], source: str) -> Config:
@@ -101,3 +154,14 @@ def dump_toml(config: Config) -> str:
 
 def _stated(value: Any) -> Any:
     return {k: v for k, v in value.items() if v is not None and v != {}} if isinstance(value, dict) else value
+
+
+def toml_value(value: Any) -> str:
+    """A value on one line, as it stands in a config or after ``=`` in --set; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(v)}" for key, v in value.items()) + "}"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")

@@ -1,7 +1,6 @@
 """One run: its folder, its config, its model, and its stages in order."""
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,14 +8,15 @@ from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cca.controls.methods import OF_SOLUTIONS
 from cca.errors import InputError
 from cca.evaluation.results import Summary
 from cca.folder import RunFolder
 from cca.records import Pivot, Problem
-from cca.run.config import Config, dump_toml, load_config
+from cca.run.changes import open_folder
+from cca.run.config import Config, read_config
 from cca.run.memory import peak_memory
 from cca.run.stages import STAGES, Stage
 from cca.show.progress import Display
@@ -31,7 +31,10 @@ _VERSIONS = ("constructive-circuit-amplification", "torch", "transformers", "rea
 
 
 class Run:
-    """A run folder at work, or one to look at. Model and prompter are loaded when a stage first needs them."""
+    """A run folder at work, or one to look at. Model and prompter are loaded when a stage first needs them.
+
+    Who works in a folder has it alone, until `close`, the end of a ``with`` or of the process.
+    """
 
     def __init__(self, folder: RunFolder, config: Config, display: Display | None = None):
         self.folder, self.config, self.display = folder, config, display or Display()
@@ -43,38 +46,56 @@ class Run:
     # ---- open ----
 
     @classmethod
-    def start(cls, path: Path, config: Config, display: Display | None = None, redo: str | None = None) -> "Run":
+    def start(cls, path: Path, config: Config, display: Display | None = None, redo: str | None = None) -> Self:
         """Open or create the run folder for `config`, after the cheap checks.
 
         Args:
-            redo: a stage to forget, with everything after it.
+            redo: a stage to forget, with everything after it; its settings may then be others than before.
 
         Raises:
-            InputError: bad model, folder or config.
+            InputError: bad model, folder or config, or another process works in the folder.
         """
-        prompter = cls.check(config, have_problems=(path / "problems.jsonl").exists())
-        run = cls(RunFolder.create(path, dump_toml(config)), config, display)
+        path = Path(path)
+        prompter = cls.check(config, have_problems=redo != "trace" and (path / "problems.jsonl").exists())
+        run = cls(open_folder(path, config, redo), config, display)
         run.prompter = run._dated(prompter)
-        if redo:
-            run.redo(redo)
-        run.folder.verify()
+        try:
+            run.folder.verify()
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
-    def resume(cls, path: Path, display: Display | None = None, redo: str | None = None) -> "Run":
-        """Open an existing run folder with the config it was started with, to go on with it. Raises as `start`."""
-        RunFolder.open(path)
-        return cls.start(path, load_config(path / "config.toml"), display, redo)
+    def resume(
+        cls, path: Path, display: Display | None = None, redo: str | None = None, changes: Sequence[str] = ()
+    ) -> Self:
+        """Open an existing run folder with the config it was started with, to go on with it. Raises as `start`.
+
+        Args:
+            redo: as of `start`.
+            changes: ``section.key=value``, of stages that are done again.
+        """
+        return cls.start(path, config_of(path, changes), display, redo)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Run":
+    def load(cls, path: str | Path) -> Self:
         """Open an existing run folder to look at it. Nothing is changed and no weights are read before `model` is.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or what it holds cannot be read.
         """
-        folder = RunFolder.open(Path(path))
-        return cls(folder, load_config(folder.file("config.toml")))
+        return cls(RunFolder.open(Path(path)), config_of(Path(path)))
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        self.folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @staticmethod
     def check(config: Config, have_problems: bool = False) -> "Prompter":
@@ -217,16 +238,6 @@ class Run:
             if not self.folder.finished(stage):
                 self.folder.take(stage, other.folder)
 
-    def redo(self, stage: str) -> None:
-        """Forget `stage` and everything after it."""
-        names = list(STAGES)
-        for later in names[names.index(stage) :]:
-            self.folder.forget(later)
-            self.folder.delete((*STAGES[later].artifacts, *STAGES[later].scratch))
-            if later == "update":
-                for folder in self.folder.path.glob("round-*"):
-                    shutil.rmtree(folder)
-
     # ---- look ----
 
     @property
@@ -247,6 +258,16 @@ class Run:
         from cca.show.frames import Figures
 
         return Figures(self.folder)
+
+
+def config_of(path: Path, changes: Sequence[str] = ()) -> Config:
+    """The config of the run in `path`, with `changes` (``section.key=value``) on top.
+
+    Raises:
+        InputError: there is no run, or its config cannot be read.
+    """
+    path = Path(path)
+    return read_config(RunFolder.open(path).config, str(path / "config.toml"), changes)
 
 
 def default_folder(config_path: Path | None) -> Path:

@@ -165,7 +165,7 @@ class Figures(_Looked):
     def density_sweep(self) -> "go.Figure":
         """The density that each lambda that was tried gave."""
         return self._drawn.density_sweep(
-            self._some("circuit", self.folder.read("sweep.jsonl", Trial)), self.folder.manifest["lambda"]
+            self._some("circuit", self.folder.read("sweep.jsonl", Trial)), self.folder.kept("lambda", "circuit")
         )
 
     def head_map(self, kind: str) -> "go.Figure":

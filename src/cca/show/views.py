@@ -6,7 +6,6 @@ import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cca.errors import InputError
@@ -78,7 +77,7 @@ class PivotView:
 
 def settings(folder: RunFolder) -> dict[str, Any]:
     """The run's config, by section and key; its file holds every value, defaults included."""
-    return tomllib.loads(folder.file("config.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(folder.config)
 
 
 def pivot_views(folder: RunFolder, prompter: "Prompter") -> list[PivotView]:
@@ -208,7 +207,7 @@ def steps(folder: RunFolder) -> list[Step]:
     from cca.evaluation import stats
 
     found: list[Step] = []
-    rounds = [folder, *(RunFolder.open(p) for p in sorted(folder.path.glob("round-*"), key=_number))]
+    rounds = [folder, *map(RunFolder.open, folder.rounds())]
     start = 0
     for number, part in enumerate(rounds, 1):
         metrics = part.read("metrics.jsonl", Metric)
@@ -219,10 +218,6 @@ def steps(folder: RunFolder) -> list[Step]:
             found.append(Step(number, start + m.step, *figures, m.step == kept))
         start += kept or 0
     return found
-
-
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("round-"))
 
 
 @dataclass(frozen=True)
@@ -288,7 +283,7 @@ def summary_of(folder: RunFolder) -> Summary:
     Raises:
         InputError: it is not finished.
     """
-    if not folder.file("summary.json").exists():
+    if not folder.file("summary.json").exists() and not folder.finished("evaluate"):
         raise InputError(
             f"{folder.path} is not finished, so it has no summary; finish it with: cca run --out {folder.path}"
         )

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 class Stage:
     """A stage of a run.
 
-    help: what it does, for the command of its name. artifacts: the files that it leaves. optional: those that not every
-    run has. scratch: patterns of files that it needs to resume, and nothing after it.
+    help: what it does, for the command of its name. artifacts: the files that it leaves. settings: what of the config
+    it is the first to depend on, as sections or ``section.key``. optional: artifacts that not every run has. scratch:
+    patterns of files that it needs to resume, and nothing after it.
     """
 
     name: str
     help: str
     artifacts: tuple[str, ...]
+    settings: tuple[str, ...]
     optional: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
 
@@ -39,22 +41,35 @@ STAGES: dict[str, Stage] = {
             "trace",
             "stage 1a: problems, greedy traces and samples of opposite correctness",
             ("problems.jsonl", "traces.jsonl"),
+            (
+                "seed",
+                "model",
+                "prompt",
+                "problems",
+                "traces",
+                "evaluation.transfer",
+                "evaluation.retention",
+                "evaluation.per_skill",
+            ),
         ),
         Stage(
             "pivots",
             "stage 1b: the token at which each pair of traces turns",
             ("pivots.jsonl", "without_pivot.jsonl"),
+            ("pivots",),
         ),
         Stage(
             "circuit",
             "stage 2: learn which components favour the desired token",
             ("circuit.safetensors", "sweep.jsonl"),
+            ("circuit",),
             scratch=("circuit.partial.safetensors", "circuit-*.safetensors"),
         ),
         Stage(
             "update",
             "stage 3: change only the circuit's rows, keep the best validated step",
             ("delta.safetensors", "metrics.jsonl", "rounds.jsonl", "total.safetensors"),
+            ("update", "rounds", "evaluation.batch"),
             optional=("total.safetensors",),
             scratch=("update.partial.safetensors",),
         ),
@@ -62,12 +77,15 @@ STAGES: dict[str, Stage] = {
             "evaluate",
             "base against updated on target, held-out templates and other skills",
             ("scores.jsonl", "choices.jsonl", "base_tasks.jsonl", "updated_tasks.jsonl", "summary.json"),
+            ("evaluation",),
             optional=("base_tasks.jsonl", "updated_tasks.jsonl"),
+            scratch=("base.jsonl",),
         ),
         Stage(
             "report",
             "report.html: the whole run in one page that opens offline",
             ("report.html",),
+            (),
         ),
     )
 }
@@ -75,3 +93,12 @@ MEASURED = tuple(name for name in STAGES if name != "report")
 """What a run's figures come from."""
 OF_A_ROUND = ("trace", "pivots", "circuit", "update")
 """What every round does."""
+
+
+def first_to_use(setting: str) -> str:
+    """The first stage that depends on a setting such as ``circuit.lambda``, which a change of it makes void."""
+    for name in (setting, setting.partition(".")[0]):
+        for stage in STAGES.values():
+            if name in stage.settings:
+                return stage.name
+    return next(iter(STAGES))

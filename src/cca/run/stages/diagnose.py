@@ -45,7 +45,7 @@ def diagnose(
         diagnosis.sample_sizes(len(train), kept.n),
         diagnosis.pivots_on_marks(train, run.model.tokenizer.decode),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
-        diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
+        diagnosis.density(circuit.density, folder.kept("lambda", "circuit"), config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
         diagnosis.validation_course(metrics, kept, config.update.steps),
         diagnosis.margins_move(margins("base"), margins("updated"))

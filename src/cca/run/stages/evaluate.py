@@ -56,7 +56,7 @@ def work(run: Run) -> None:
         method=config.update.method,
         pivot_method=config.pivots.method,
         seed=config.seed,
-        problems=from_json(json.dumps(folder.manifest["problems"]), ProblemSizes, "manifest.json, problems"),
+        problems=from_json(json.dumps(folder.kept("problems", "trace")), ProblemSizes, "manifest.json, problems"),
         pivots=pivot_summary(
             folder.read("traces.jsonl", TracePair),
             folder.read("without_pivot.jsonl", WithoutPivot),

@@ -7,14 +7,13 @@ from cca.controls.methods import OF_SOLUTIONS
 from cca.controls.start import start
 from cca.evaluation.results import RoundSummary, Validated
 from cca.evaluation.stats import wilson
-from cca.folder import RunFolder
 from cca.method.circuit import Circuit
 from cca.method.course import Training
 from cca.method.rounds import Round, further_rounds
 from cca.method.update import Progress, held_out_margins, measured, read_twice, train, validator
 from cca.model.delta import Delta
 from cca.records import Metric, best_of
-from cca.run.config import dump_toml
+from cca.run.changes import open_folder
 from cca.run.run import Run
 from cca.run.stages import OF_A_ROUND
 from cca.show.progress import Display
@@ -33,14 +32,14 @@ def work(run: Run) -> None:
         total.save(run.folder.file("total.safetensors"))
         run.display.figure("round", f"{number} of at most {run.config.rounds}")
         config = run.config.model_copy(update={"rounds": 1})
-        folder = RunFolder.create(run.folder.file(f"round-{number}"), dump_toml(config))
-        folder.verify()
-        part = Run(folder, config, _Within(run.display))
-        part.prompter = run.prompter
-        part.use(run.model)
-        part.execute(OF_A_ROUND)
-        lines.append(_figures(part, number))
-        return _round(part)
+        with open_folder(run.folder.file(f"round-{number}"), config) as folder:
+            folder.verify()
+            part = Run(folder, config, _Within(run.display))
+            part.prompter = run.prompter
+            part.use(run.model)
+            part.execute(OF_A_ROUND)
+            lines.append(_figures(part, number))
+            return _round(part)
 
     if run.config.rounds > 1:
         total, lacking = further_rounds(run.model, _round(run), again, run.config.rounds)

@@ -78,7 +78,7 @@ def _learning(folder: RunFolder, circuit: CircuitView) -> list[Panel]:
     trials = folder.read("sweep.jsonl", Trial)
     if len(trials) > 1:
         said = "Each lambda that was tried, and the share of the components that its circuit holds."
-        sweep = figures.density_sweep(trials, folder.manifest["lambda"])
+        sweep = figures.density_sweep(trials, folder.kept("lambda", "circuit"))
         found.append(Panel("sweep", "Density by lambda", said, sweep))
     return found
 
@@ -149,7 +149,7 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None 
         table=words.set_table(summary),
         comparison=comparison,
         tables=tables,
-        config=folder.file("config.toml").read_text(encoding="utf-8"),
+        config=folder.config,
         manifest=folder.manifest,
         checksums={n: d for stage, of in folder.manifest["stages"].items() if stage != REPORT for n, d in of.items()},
         name=folder.path.resolve().name,
