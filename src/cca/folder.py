@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -222,7 +222,7 @@ class RunFolder:
         """How to go on where a file is damaged."""
         if stage := self._maker(name):
             return f"put it back, or do that stage and what follows again with: cca {stage} {self.path} --redo"
-        return "delete what cannot be read of it, and the same command does that again"
+        return "delete that line, or the file, and the same command does it again"
 
     def finish(self, stage: str, artifacts: Sequence[str]) -> None:
         """Mark a stage as finished, with the checksums of its artifacts."""
@@ -270,11 +270,8 @@ class RunFolder:
         Raises:
             InputError: a line is no such record, or the file of a finished stage is gone.
         """
-        self._say_if_changed(name)
-        try:
-            return list(read_records(self.file(name), kind, growing=self._maker(name) is None))
-        except InputError as error:
-            raise InputError(f"{error}; {self._back(name)}") from error
+        growing = self._maker(name) is None
+        return self.artifact(name, lambda path: list(read_records(path, kind, growing)))
 
     def _say_if_changed(self, name: str) -> None:
         """Refuse a file of a finished stage that is gone, and say once of one that was changed by hand."""
@@ -312,10 +309,17 @@ class RunFolder:
         Raises:
             InputError: it is no such record.
         """
+        return self.artifact(name, lambda path: from_json(read_text(path), kind, str(path)))
+
+    def artifact(self, name: str, load: Callable[[Path], R]) -> R:
+        """What `load` makes of a file.
+
+        Raises:
+            InputError: it cannot; the message names the stage to do again.
+        """
         self._say_if_changed(name)
-        path = self.file(name)
         try:
-            return from_json(read_text(path), kind, str(path))
+            return load(self.file(name))
         except InputError as error:
             raise InputError(f"{error}; {self._back(name)}") from error
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -35,7 +36,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Keep a new name over a power cut, where the system can open a folder and the file system syncs it."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     with suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)

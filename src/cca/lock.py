@@ -9,10 +9,12 @@ import os
 import shlex
 import socket
 import sys
+import textwrap
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 from weakref import WeakSet
 
 from filelock import lock_descriptor
@@ -66,22 +68,30 @@ class FolderLock:
                 raise
             os.close(opened)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def _is(self, opened: int) -> bool:
         """Whether the lock's file is still the one that was opened."""
-        return os.name == "nt" or os.path.samestat(os.fstat(opened), self._file.stat())
+        return sys.platform == "win32" or os.path.samestat(os.fstat(opened), self._file.stat())
 
     def release(self) -> None:
         """Let others work in the folder. A second time does nothing."""
         opened, self._opened = self._opened, None
         if opened is None:
             return
-        with suppress(OSError):
-            if self._is(opened):  # the folder may have been deleted and made anew
-                self._owner.unlink(missing_ok=True)
-                if os.name != "nt":  # while it is locked, so that it is no other's
-                    self._file.unlink(missing_ok=True)
-        os.close(opened)
-        if os.name == "nt":  # which deletes no open file, so not one that another has
+        try:
+            with suppress(OSError):
+                if self._is(opened):  # the folder may have been deleted and made anew
+                    self._owner.unlink(missing_ok=True)
+                    if sys.platform != "win32":  # while it is locked, so that it is no other's
+                        self._file.unlink(missing_ok=True)
+        finally:
+            os.close(opened)
+        if sys.platform == "win32":  # which deletes no open file, so not one that another has
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
 
@@ -136,7 +146,8 @@ def make_and_lock(folder: Path) -> FolderLock:
 
 
 def _me() -> Owner:
-    command = shlex.join(sys.argv).encode("utf-8", "backslashreplace").decode()
+    words = shlex.join(sys.argv).encode("utf-8", "backslashreplace").decode()
+    command = textwrap.shorten(words, 120, placeholder=" ...")
     return Owner(os.getpid(), socket.gethostname(), command, datetime.now().astimezone().isoformat(timespec="seconds"))
 
 
@@ -145,7 +156,7 @@ def _working(path: Path) -> Owner | None:
     owner = None
     try:
         owner = from_json(path.read_bytes(), Owner, str(path))
-        if os.name != "nt" and owner.host == socket.gethostname():
+        if sys.platform != "win32" and owner.host == socket.gethostname():
             os.kill(owner.process, 0)  # only asks whether there is one
     except PermissionError:  # there is, of another user
         return owner

@@ -3,7 +3,7 @@
 Token ids are kept as they were generated; nothing is ever decoded and encoded again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Annotated, Literal, NamedTuple
@@ -245,12 +245,35 @@ class Answered(NamedTuple):
 
 
 def answered(scores: Iterable[Score]) -> Iterator[Answered]:
-    """Both answers to each problem, in the order of the base model's."""
+    """Both answers to each problem, in the order of the base model's.
+
+    Raises:
+        InputError: one model answered a problem that the other did not.
+    """
     by_model: dict[str, dict[str, Score]] = {"base": {}, "updated": {}}
     for score in scores:
         by_model[score.model][score.problem] = score
+    if lone := by_model["base"].keys() ^ by_model["updated"].keys():
+        raise InputError(
+            f"scores.jsonl has the answer of one model alone to {len(lone)} problems, such as {min(lone)}; evaluate "
+            "both again: cca evaluate RUN --redo"
+        )
     for problem, base in by_model["base"].items():
         yield Answered(base, by_model["updated"][problem])
+
+
+def problem_of(record: Pivot | TracePair, problems: Mapping[str, Problem], file: str) -> Problem:
+    """The problem that a record of `file` is of.
+
+    Raises:
+        InputError: it is not among `problems`.
+    """
+    if record.problem not in problems:
+        raise InputError(
+            f"{file} has a record of problem {record.problem!r}, which is not in problems.jsonl; put both files back "
+            "as they were, or trace again: cca trace RUN --redo"
+        )
+    return problems[record.problem]
 
 
 @dataclass(frozen=True)

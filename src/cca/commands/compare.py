@@ -34,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run what is not finished, and write and print the table."""
     from cca.io import to_json
+    from cca.lock import make_and_lock
     from cca.run import compare
     from cca.run.run import default_folder
     from cca.show.progress import make_display
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     planned = compare.plan(options.config, overrides(options), options.methods, options.seeds, rates)
     default = default_folder(options.config)
     out = options.out or default.with_name(f"compare-{default.name}")
-    with compare.alone(out):
+    with make_and_lock(out):
         compare.run_methods(
             out, planned, make_display(options.quiet, keep=False), lambda text: print(text, file=sys.stderr, flush=True)
         )

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     """Grade all traces with both."""
     from cca.folder import RunFolder
     from cca.grading.graders import disagreements, load_grader
-    from cca.records import Problem, TracePair
+    from cca.records import Problem, TracePair, problem_of
     from cca.show.views import settings
 
     folder = RunFolder.open(options.run)
@@ -36,9 +36,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{options.run} has no traces yet; make them with: cca trace {options.run}")
     name = settings(folder)["problems"]["grader"]
     first, second = load_grader(name), load_grader(options.grader)
-    gold = {p.id: p.answer for p in folder.read("problems.jsonl", Problem)}
+    problems = {p.id: p for p in folder.read("problems.jsonl", Problem)}
     items = [
-        (f"{pair.problem}, {kind}", trace.text, gold[pair.problem])
+        (f"{pair.problem}, {kind}", trace.text, problem_of(pair, problems, "traces.jsonl").answer)
         for pair in pairs
         for kind, trace in pair.by_kind().items()
     ]

@@ -3,25 +3,34 @@
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from torch import Tensor
 
 from cca.controls.lora import LowRank
 from cca.controls.vectors import OutputBias, Steering
 from cca.controls.weights import WeightChange
 from cca.errors import InputError
+from cca.io import load_tensors
 from cca.model.delta import Delta
 from cca.model.intervention import Intervention
 
 
 def load_intervention(path: str | Path, device: str | torch.device = "cpu") -> Intervention:
-    """Read what any intervention's `save` wrote."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    """Read what any intervention's `save` wrote.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    tensors, metadata = load_tensors(path, str(device))
     kind = metadata.get("kind", "rows")
     if kind == "rows":
         return Delta.load(path, device=device)
-    tensors = load_file(path, device=str(device))
+    try:
+        return _of_kind(kind, path, tensors, metadata)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} holds no whole {kind} ({error})") from error
+
+
+def _of_kind(kind: str, path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Intervention:
     match kind:
         case "bias":
             return OutputBias(tensors["index"], tensors["values"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cca.errors import InputError
 from cca.evaluation import stats
 from cca.evaluation.results import PooledResult
 from cca.folder import RunFolder
@@ -38,6 +39,13 @@ def between(first: Sequence[Answers], other: Sequence[Answers]) -> PooledResult:
     """The updated model's target answers in `other` against those in `first`, on the same problems, seed by seed."""
     found = []
     for seed, (mine, theirs) in enumerate(zip(first, other, strict=True)):
-        updated = {both.updated.problem: both.updated for both in theirs["test"]}
-        found.append(outcomes([(both.updated, updated[both.updated.problem]) for both in mine["test"]], seed))
+        updated = {both.updated.problem: both.updated for both in theirs.get("test", [])}
+        pairs = [(both.updated, updated.get(both.updated.problem)) for both in mine.get("test", [])]
+        together = [(one, other) for one, other in pairs if other is not None]
+        if len(together) < len(pairs) or len(pairs) < len(updated):
+            raise InputError(
+                f"the runs of seed number {seed + 1} did not answer the same problems (scores.jsonl); evaluate them "
+                "again: cca evaluate RUN --redo"
+            )
+        found.append(outcomes(together, seed))
     return stats.pooled(found, seed=0)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from cca.errors import InputError
 from cca.evaluation import stats
 from cca.evaluation.results import (
     Change,
@@ -134,7 +135,17 @@ def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], se
 
     A measure that is no count of right answers, such as truthfulqa_mc2's probability, has neither McNemar's test nor a
     minimum detectable effect.
+
+    Raises:
+        InputError: they are not of the same documents.
     """
+    if len(base) != len(updated) or {(s.task, s.subtask, s.document) for s in base} ^ {
+        (s.task, s.subtask, s.document) for s in updated
+    }:
+        raise InputError(
+            "base_tasks.jsonl and updated_tasks.jsonl are not of the same documents; run the benchmarks again: "
+            "cca evaluate RUN --redo"
+        )
     later = {(s.task, s.subtask, s.document): s.value for s in updated}
     groups: dict[str, list[tuple[TaskScore, float]]] = {}
     for score in base:

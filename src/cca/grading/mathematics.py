@@ -70,6 +70,11 @@ class MathVerify:
 
     def _start(self) -> subprocess.Popen[str]:
         self.close()
+        if sys.platform == "win32":
+            raise InputError(
+                "grader math-verify needs Linux or macOS, whose processes can be limited in their time; choose another "
+                "problems.grader, such as number"
+            )
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _WORKER, str(_PACKAGE)],
             env={**os.environ, "PYTHONHASHSEED": "0"},  # hashes order sympy's sets

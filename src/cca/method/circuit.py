@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from cca.method.density import best_trial, is_near, missed, next_penalty
 from cca.method.objective import pivot_loss, training_pivots
 from cca.method.options import CircuitOptions
 from cca.method.prefixes import CachedPrefixes
+from cca.method.resume import check_shape, load_state, of_a_state
 from cca.model.components import Component, Components
 from cca.model.gates import gated
 from cca.model.numerics import check_finite
@@ -294,9 +294,14 @@ class _Learning:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        state = load_file(path, device=str(self.network.device))
-        self.gates.copy_(state["gates"])
-        moments = {"step": state["step"].cpu(), "exp_avg": state["mean"], "exp_avg_sq": state["square"]}
+        state = load_state(path, str(self.network.device)).tensors
+        with of_a_state(path):
+            for name in ("gates", "mean", "square"):
+                check_shape(state[name], self.gates.shape)
+            check_shape(state["history"][0], self.gates.shape)
+            history, losses = list(state["history"].cpu()), state["losses"].tolist()
+            moments = {"step": state["step"].cpu(), "exp_avg": state["mean"], "exp_avg_sq": state["square"]}
+            self.unchanged, self.changed_once = int(state["unchanged"]), bool(state["changed_once"])
+            self.gates.copy_(state["gates"])
         self.adam.state[self.gates] = moments
-        self.history, self.losses = list(state["history"].cpu()), state["losses"].tolist()
-        self.unchanged, self.changed_once = int(state["unchanged"]), bool(state["changed_once"])
+        self.history, self.losses = history, losses

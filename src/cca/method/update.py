@@ -13,8 +13,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,6 +22,7 @@ from cca.method.circuit import Circuit
 from cca.method.course import Course, Training
 from cca.method.objective import Loss, last_margins, losses, training_pivots
 from cca.method.options import TraceOptions, UpdateOptions
+from cca.method.resume import check_shape, load_state, of_a_state
 from cca.method.traces import chunks, greedy_traces
 from cca.model.checks import check_prompts
 from cca.model.delta import Delta
@@ -295,14 +294,17 @@ def _load_state(
     path: Path, network: PreTrainedModel, intervention: Trainable, course: Course[Any], rule: torch.optim.Optimizer
 ) -> int:
     """Put what `_save_state` wrote into `intervention`, `course` and `rule`; the steps done."""
-    tensors = load_file(path, device=str(network.device))
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    for name, value in intervention.parameters.items():
-        value.copy_(tensors[f"now.{name}"])
-        course.best.parameters[name].copy_(tensors[f"best.{name}"])
-        moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
-        if moments:
-            rule.state[value] = {"step": tensors[f"step.{name}"].cpu(), **moments}
-    course.metrics = [Metric(**m) for m in json.loads(metadata["metrics"])]
-    return int(metadata["step"])
+    tensors, metadata = load_state(path, str(network.device))
+    with of_a_state(path):
+        step, metrics = int(metadata["step"]), [Metric(**m) for m in json.loads(metadata["metrics"])]
+        for name, value in intervention.parameters.items():
+            for kept in ("now", "best"):
+                check_shape(tensors[f"{kept}.{name}"], value.shape)
+        for name, value in intervention.parameters.items():
+            value.copy_(tensors[f"now.{name}"])
+            course.best.parameters[name].copy_(tensors[f"best.{name}"])
+            moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
+            if moments:
+                rule.state[value] = {"step": tensors[f"step.{name}"].cpu(), **moments}
+        course.metrics = metrics
+    return step

@@ -5,8 +5,8 @@ model's answers, and all but the Prefix method the circuit; finished runs are no
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,6 @@ from cca.evaluation.pooling import Answers, against_base, answers_of, between
 from cca.evaluation.results import Comparison, MethodResult, PooledResult, Summary
 from cca.folder import RunFolder
 from cca.io import to_json, write_text
-from cca.lock import make_and_lock
 from cca.records import Score, Split
 from cca.run.config import Config, load_config
 from cca.run.run import Run
@@ -80,20 +79,6 @@ def plan(
 
 
 # ---- running ----
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Within the context no other comparison works in `out`.
-
-    Raises:
-        InputError: one does, or the folder cannot be written.
-    """
-    lock = make_and_lock(out)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run_methods(out: Path, plan: ComparisonPlan, display: "Display", say: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cca.errors import InputError
 from cca.folder import RunFolder
@@ -41,10 +41,22 @@ class CircuitView:
 
     @classmethod
     def load(cls, path: Path) -> "CircuitView":
-        """Read the file that `Circuit.save` wrote."""
-        with safe_open(path, "np") as file:
-            gates, history, losses, sizes = map(file.get_tensor, ("gates", "history", "losses", "sizes"))
-            return cls(gates, history, losses, sizes, (file.metadata() or {}).get("stopped", ""))
+        """Read the file that `Circuit.save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds something else.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                gates, history, losses, sizes = map(file.get_tensor, ("gates", "history", "losses", "sizes"))
+                stopped = (file.metadata() or {}).get("stopped", "")
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read a circuit from {path} ({error})") from error
+        if gates.ndim != 1 or sizes.ndim != 2 or sizes.shape[1] != 4 or sizes.sum() != len(gates) or losses.ndim != 1:
+            raise InputError(f"{path} holds tensors that are no circuit")
+        if history.ndim != 2 or history.shape[1] != len(gates):
+            raise InputError(f"{path} holds tensors that are no circuit")
+        return cls(gates, history, losses, sizes, stopped)
 
     @property
     def selected(self) -> NDArray[np.bool_]:
@@ -81,9 +93,9 @@ def circuit_of(folder: RunFolder) -> CircuitView:
     """The circuit of a run.
 
     Raises:
-        InputError: it has none yet.
+        InputError: it has none yet, or none that can be read.
     """
     path = folder.file("circuit.safetensors")
-    if not path.exists():
+    if not path.exists() and not folder.finished("circuit"):
         raise InputError(f"{folder.path} has no circuit yet; learn it with: cca circuit {folder.path}")
-    return CircuitView.load(path)
+    return folder.artifact(path.name, CircuitView.load)

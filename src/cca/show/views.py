@@ -23,6 +23,7 @@ from cca.records import (
     Verdict,
     answered,
     best_of,
+    problem_of,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,13 @@ def pivot_views(folder: RunFolder, prompter: "Prompter") -> list[PivotView]:
     if not pivots:
         raise InputError(f"{folder.path} has no pivots yet; find them with: cca pivots {folder.path}")
     return [
-        _pivot_view(p, problems[p.problem], prompter, known.get(("base", p.problem)), known.get(("updated", p.problem)))
+        _pivot_view(
+            p,
+            problem_of(p, problems, "pivots.jsonl"),
+            prompter,
+            known.get(("base", p.problem)),
+            known.get(("updated", p.problem)),
+        )
         for p in pivots
     ]
 

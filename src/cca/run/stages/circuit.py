@@ -1,12 +1,12 @@
 """Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
 
-from pathlib import Path
-
 from cca.errors import NothingToLearnError
 from cca.method.circuit import Circuit, learn_gates
 from cca.method.density import SPARSE, best_trial, is_near, missed, next_penalty
 from cca.records import Trial
 from cca.run.run import Run
+
+PARTIAL = "circuit.partial.safetensors"
 
 
 def work(run: Run) -> None:
@@ -18,18 +18,15 @@ def work(run: Run) -> None:
     options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
     options.check_reach(len(run.pivots_of("train")))
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
-        found = _learn(run, penalty)
-        found.save(_trial_file(run, penalty))
-        trials.append(Trial(penalty, found.density))
+        trials.append(Trial(penalty, _tried(run, penalty).density))
         run.folder.append("sweep.jsonl", trials[-1:])
-        run.folder.file("circuit.partial.safetensors").unlink(missing_ok=True)
     wanted = options.target_density
     best = best_trial(trials, wanted)
     if best.density == 0:
         run.folder.delete(("circuit-*.safetensors", "sweep.jsonl"))
         raise NothingToLearnError(
-            f"lambda {best.penalty:g} leaves an empty circuit; lower it in a new run, for example: "
-            f"--set circuit.lambda={best.penalty / 2:g}"
+            f"lambda {best.penalty:g} leaves an empty circuit; lower it, and what was found before is kept: "
+            f"cca circuit {run.folder.path} --redo --set circuit.lambda={best.penalty / 2:g}"
         )
     if wanted is not None and not is_near(best.density, wanted):
         run.warn("circuit", missed(trials, wanted))
@@ -39,12 +36,17 @@ def work(run: Run) -> None:
             f"lambda {best.penalty:g} gives a density of {best.density:.2%}, over the paper's 2%; a sparser circuit "
             f"needs a higher one: --set circuit.lambda={best.penalty * 1.5 or 0.01:g}, or circuit.target_density=0.016",
         )
-    Circuit.load(_trial_file(run, best.penalty)).save(run.folder.file("circuit.safetensors"))
+    _tried(run, best.penalty).save(run.folder.file("circuit.safetensors"))
     run.folder.manifest["lambda"] = best.penalty
 
 
-def _trial_file(run: Run, penalty: float) -> Path:
-    return run.folder.file(f"circuit-{penalty:g}.safetensors")
+def _tried(run: Run, penalty: float) -> Circuit:
+    """The circuit at one lambda, learned where it has not been."""
+    name = f"circuit-{penalty!r}.safetensors"
+    if not run.folder.file(name).exists():
+        _learn(run, penalty).save(run.folder.file(name))
+    run.folder.file(PARTIAL).unlink(missing_ok=True)  # before the next lambda, which would go on from it
+    return run.folder.artifact(name, Circuit.load)
 
 
 def _learn(run: Run, penalty: float) -> Circuit:
@@ -64,6 +66,6 @@ def _learn(run: Run, penalty: float) -> Circuit:
             options,
             penalty=penalty,
             seed=run.config.seed,
-            state_path=run.folder.file("circuit.partial.safetensors"),
+            state_path=run.folder.file(PARTIAL),
             progress=report,
         )
