@@ -82,8 +82,8 @@ from cca.grading.numbers import last_number, normal_number
         ("10^3", "3"),
         # digits that are not ASCII
         ("#### ١٢", "12"),
-        ("#### １，２３４", "234"),
-        ("½", ""),
+        ("#### １，２３４", "1234"),
+        ("½", "1/2"),
         ("x²", ""),
         ("9" * 5000, "9" * 5000),
     ],
@@ -119,9 +119,7 @@ def test_number_compares_values(text, gold, correct):
     assert grade_number(text, gold).correct is correct
 
 
-@pytest.mark.parametrize(
-    ("text", "gold"), [("#### 1 1/2", "1 1/2"), ("2", "1 1/2"), ("30", "2:30"), ("15", "10-15"), ("2", "(1, 2)")]
-)
+@pytest.mark.parametrize(("text", "gold"), [("2", "1 1/2"), ("30", "2:30"), ("15", "10-15"), ("2", "(1, 2)")])
 def test_a_gold_answer_with_several_numbers_is_not_taken_for_its_last_one(text, gold):
     assert not grade_number(text, gold).correct
 
@@ -252,7 +250,7 @@ def test_no_text_makes_a_grader_raise_and_no_text_without_digits_is_a_number():
             assert isinstance(answer, str) and isinstance(correct, bool)
             assert not (correct and not answer)
         assert grade_exact(text, text).correct is (final_text(text) != "")
-        bare = "".join(c for c in text if not c.isdecimal())
+        bare = "".join(c for c in text if not c.isnumeric())
         assert grade_number(bare, gold) == ("", False)
 
 

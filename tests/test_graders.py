@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -7,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 from test_answers import scrambled
+from test_numbers import ANY, NO_NUMBERS, NUMBERS
 
 from cca.errors import InputError
-from cca.grading.answers import Graded, grade_exact, grade_number
+from cca.grading.answers import Graded, final_text, grade_exact, grade_number
+from cca.grading.characters import plain
 from cca.grading.graders import Disagreement, disagreements, load_grader
 from cca.grading.mathematics import MathVerify, math_verify
+from cca.grading.numbers import one_number
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_test.jsonl"
 
@@ -85,6 +90,91 @@ def test_math_verify_compares_mathematics(text, gold, correct):
     assert math_verify(text, gold).correct is correct
 
 
+# fmt: off
+UNITS = [
+    "12 km/h", "12 oz", "12 L", "$12/hr", "12/hr", "12 cm^2", "12 cm²", "12 cm2", "12 square meters", "12 apples",
+    "12 °C", "12°C", "12^\\circ", "12 pm", "12AM", "12 p.m.", "12 m/s", "12 m/s^2", "12 kg m/s", "12 N/m^2", "12 mL",
+    "$12", "12 V", "12 K", "12 Hz", "12 GB", "12 in", "12 in.", "12 mi", "12 yd", "12 sq. ft.", "12kg",
+    "12 miles per hour", "12\\text{ cm}^2", "12 \\mathrm{km/h}", "\\text{12 apples}", "12€", "12 USD", "12¢",
+    "12 (apples)", "about 12", "12.", "12.00", "+12", "１２", "**12**", "`12`", "12</s>", "12<|im_end|>",
+    "12 [EOS]", "12\n```", "<extra_id_0>12", "x = 12 km/h", "6 * 2 = 12", "6 × 2 = 12", "\\frac{24}{2} = 12", "12e0",
+    "12 L/min", "12<|reserved_5|>",
+]
+PARTS = [
+    "12!", "12x", "12 x", "12\\pi", "12π", "2\\sqrt{12}", "12^2", "12²", "12:30", "12½", "12 1/2", "(12, 13)", "12, 13",
+    "12 or 13", "-12", "- 12", "–12", "−12", "1{,}212", "12'000",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("text", UNITS)
+def test_math_verify_reads_a_number_with_its_unit_as_that_number(text):
+    for a, b in ((f"#### {text}", "12"), (f"so \\boxed{{{text}}}", "12"), ("#### 12", text), (f"#### {text}", text)):
+        assert math_verify(a, b).correct, (a, b)
+    assert not math_verify(f"#### {text}", "13").correct
+    assert not math_verify("#### 13", text).correct
+
+
+def test_math_verify_takes_no_part_of_other_mathematics_for_the_whole():
+    for text in PARTS:
+        assert not math_verify(f"#### {text}", "12").correct, text
+        assert not math_verify("#### 12", text).correct, text
+        assert math_verify(f"#### {text}", text).correct, text
+
+
+def test_math_verify_reads_one_number_however_it_is_written():
+    for value, texts in NUMBERS.items():
+        for text in (
+            t for t in texts if not re.search("[%％]|percent", t)
+        ):  # of which it knows that they are hundredths
+            assert math_verify(f"#### {text}", value).correct, (text, value)
+            assert math_verify(f"#### {value}", text).correct, (value, text)
+
+
+def test_math_verify_takes_what_is_no_number_for_itself_and_not_for_its_first_number():
+    for gold in filter(None, NO_NUMBERS):
+        assert math_verify(f"#### {gold}", gold).correct, gold
+    for gold in ("5!", "5²", "5n", "5 + x", "x - 5", "(0, 5]", "5k", "5–6", "5\\sqrt{2}", "ln 5"):
+        assert not math_verify("#### 5", gold).correct and not math_verify(f"#### {gold}", "5").correct, gold
+
+
+@settings(max_examples=40)
+@given(ANY, ANY)
+def test_a_text_that_ends_with_its_gold_is_right_to_math_verify_wherever_that_is_a_number(text, gold):
+    if one_number(gold) and not re.search("[%‰]|pct|percent", plain(gold).casefold()):
+        assert math_verify(f"{text}\n#### {gold}", gold).correct
+    answer, correct = math_verify(text, gold)
+    assert isinstance(answer, str) and isinstance(correct, bool) and not (correct and not answer)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "no idea", "####", "72 so\n####", "</s>", "<|reserved_5|>"])
+def test_math_verify_says_no_answer_where_it_reads_none(text):
+    assert math_verify(text, "72") == ("", False)
+
+
+@pytest.mark.parametrize("text", ["#### {", "#### ?", "#### husband", "#### \\frac{1}{", "\\boxed{?}"])
+def test_math_verify_says_wrong_and_not_no_answer_where_the_answer_is_no_mathematics(text):
+    answer, correct = math_verify(text, "72")
+    assert answer and not correct
+
+
+@pytest.mark.parametrize(
+    "text", ["#### 5\x00", "#### 5\u2028\u2029\x85", "#### 5\ud800", "#### 5\r\n", "7\n\n#### 5\n\n"]
+)
+def test_no_character_breaks_the_talk_with_the_worker(text):
+    math_verify(text, text)
+    assert math_verify("#### 5", "5") == ("5", True)
+
+
+@pytest.mark.parametrize(
+    "text", ["{" * 20_000 + "5", "\\boxed{" * 5_000 + "5", "7" * 10_000, "1e999999", "x " * 100_000]
+)
+def test_a_text_of_any_length_and_depth_leaves_the_next_one_alone(text):
+    answer, correct = math_verify(f"#### {text}", "18")
+    assert answer and not correct
+    assert math_verify("#### 5", "5") == ("5", True)
+
+
 def test_math_verify_says_which_answer_it_read():
     assert math_verify("so the answer is $\\frac{6}{8}$, I hope", "3/4").answer == "\\frac{6}{8}"
     assert math_verify("no idea", "3/4").answer == ""
@@ -99,11 +189,11 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
-def test_mathematics_without_end_is_no_answer_and_the_next_text_is_graded(text):
+def test_mathematics_without_end_is_wrong_and_the_next_text_is_graded(text):
     """Off the main thread too, where the library's own timeouts do not work."""
     began = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(math_verify, text, "18").result() == ("", False)
+        assert pool.submit(math_verify, text, "18").result() == (final_text(text), False)
     assert math_verify("#### 18", "18") == ("18", True)
     assert time.monotonic() - began < 60  # a second or two where the machine is not busy
 

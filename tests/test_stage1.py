@@ -1,16 +1,19 @@
 """Traces and pivots on the bundled model, against the plain methods."""
 
+import json
 import random
 
 import pytest
 import reference
 
+from cca import cli
 from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
 from cca.method.traces import chunks, trace_chunk, waves
 from cca.records import Trace, TracePair
+from cca.run.run import Run
 
 LIMIT = 160
 
@@ -156,3 +159,48 @@ def test_the_slip_of_a_trace_is_the_first_token_that_only_the_slipped_solution_h
     pivot = prefix_pivot(pair)
     assert mark_on_slip(prompter, pair, problem, pivot, {"43": "wrong_sign"}).on_slip is True
     assert mark_on_slip(prompter, pair, problem, pivot, {}).on_slip is None
+
+
+@pytest.fixture
+def warned(tmp_path, capsys, monkeypatch):
+    """What is said of problems with these (answer, solution) before the model is loaded."""
+
+    def stop(run):
+        raise InputError("the model would be loaded now")
+
+    monkeypatch.setattr(Run, "model", property(stop))
+
+    def run(grader: str, *answers: tuple[str, str]) -> str:
+        rows = [{"question": f"What is it, {i}?", "answer": a, "solution": s} for i, (a, s) in enumerate(answers)]
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+        settings = [f"problems.source={file}", f"problems.grader={grader}", "problems.train=3", "problems.validation=1"]
+        settings += ["problems.test=2", "problems.held_out=0", "evaluation.transfer=[]", "evaluation.retention=[]"]
+        sets = [part for setting in settings for part in ("--set", setting)]
+        assert cli.main(["run", "--out", str(file.with_suffix("")), *sets]) == 2
+        before, loading, _ = capsys.readouterr().err.partition("the model would be loaded now")
+        assert loading
+        return before
+
+    return run
+
+
+READ = [("5", "#### 5"), ("$1,200", "so\n#### 1200"), ("12 km/h", ""), ("½", "#### 1/2")]
+
+
+def test_gold_answers_that_the_grader_cannot_read_are_warned_of_before_the_model_is_loaded(warned):
+    said = warned("number", *READ, ("\\sqrt{3}", "#### \\sqrt{3}"), ("50 or 60", ""))
+    assert "cannot read the gold answers of 2 of 6 problems, so no answer to them is right" in said
+    assert "problems.grader to math-verify or exact" in said and ("'\\\\sqrt{3}'" in said or "'50 or 60'" in said)
+    assert "own solutions" not in said
+
+
+def test_own_solutions_that_the_grader_takes_for_wrong_are_warned_of_apart(warned):
+    said = warned("number", *READ, ("7", "3 + 4 = 8\n#### 8"), ("five", "#### five"))
+    assert "cannot read the gold answers of 1 of 6 problems" in said and "gold 'five'" in said
+    assert "own solutions of 1 of 6 problems for wrong" in said and "gold '7'" in said
+
+
+@pytest.mark.parametrize("grader", ["exact", "math-verify"])
+def test_a_grader_that_reads_all_gold_answers_is_not_warned_of(warned, grader):
+    assert "warning: the grader" not in warned(grader, *READ, ("\\sqrt{3}", "#### \\sqrt{3}"), ("(1,2)", ""))

@@ -21,8 +21,8 @@ def load_grader(grader: str | Callable[[str, str], Any]) -> Grader:
     Args:
         grader: ``number``, ``exact``, ``math-verify``, ``package.module:function``, or the function itself. A
             function takes a text and the gold answer and returns whether the text is right, or (the answer that it
-            gives, whether that is right). A module is found as Python finds it, last in the current directory, which
-            stays on the path for what the module imports.
+            gives, empty where it gives none, whether that is right). A module is found as Python finds it, last in the
+            current directory, which stays on the path for what the module imports.
 
     Returns:
         A grader. Of a user's function it raises InputError where that function raises or returns something else.

@@ -168,7 +168,7 @@ def _expressions(parse: Callable[[str], list[Any]], text: str, bare: bool) -> li
         text, boxes, left, equals = right.strip(), 0, "", ""
     number = one_number(f"{left}{equals}{right}")
     if number and not _PERCENT.search(whole):
-        return parse(f"\\boxed{{{left}={number}}}" if equals else number)
+        return parse(f"\\boxed{{{left}={number}}}" if equals and not _WORDS.search(left) else number)
     if boxes:
         return parse(text)
     ways = [f"\\boxed{{{text}}}", text]

@@ -98,7 +98,8 @@ def one_number(text: str) -> str:
         return ""
     around = text[: match.start()] + "0" + text[match.end() :]
     pair = "," in match[0] and "(" in around
-    if pair or sum(c.isdecimal() for c in around) > 1 or _MORE.search(around):
+    # _MORE looks from each bracket to the next, and no one number stands in a thousand characters
+    if pair or len(around) > 1000 or sum(c.isdecimal() for c in around) > 1 or _MORE.search(around):
         return ""
     return _written(match) if match.re is _FRACTION else _decimal(_sign(match), match[2])
 

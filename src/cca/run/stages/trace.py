@@ -1,8 +1,10 @@
 """Stage 1a of a run: problems, and a pair of traces for each."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from cca.grading.graders import NAMES
 from cca.method.traces import CUT_SHARE, TRACED, Traces, chunks, cut_off, trace_chunk
 from cca.model.checks import check_model, check_prompts
 from cca.problems.splits import chosen_source, describe_splits, how_split
@@ -58,15 +60,31 @@ def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
 
 
 def _check_grader(run: Run, problems: list[Problem]) -> None:
-    """Warn of problems whose own worked solution the grader would take for wrong: nothing can be learned there."""
-    wrong = [p for p in problems if not run.prompter.grade(p, p.solution).correct]
-    if wrong:
-        p = wrong[0]
-        run.warn(
-            "trace",
-            f"the grader takes the own solutions of {len(wrong)} of {len(problems)} problems for wrong, such as {p.id} "
-            f"(gold {p.answer!r}); choose another problems.grader, or mend their answers",
-        )
+    """Warn of problems to which no answer is right, or not their own solution, so that nothing can be learned there."""
+    grade, name = run.prompter.grade, run.config.problems.grader
+    wrong = [p for p in problems if not grade(p, p.solution).correct]
+    # a function of the user's may look for something else than ####
+    unread = [p for p in wrong if name in NAMES and not grade(p, f"#### {p.answer}").correct]
+    others = " or ".join(other for other in ("math-verify", "exact") if other != name)
+    _warn(
+        run,
+        unread,
+        f"the grader cannot read the gold answers of {len(unread):,} of {len(problems):,} problems, so no answer to "
+        f"them is right; set problems.grader to {others}, or mend the answers",
+    )
+    lost = {p.id for p in unread}
+    wrong = [p for p in wrong if p.id not in lost]
+    _warn(
+        run,
+        wrong,
+        f"the grader takes the own solutions of {len(wrong):,} of {len(problems):,} problems for wrong; choose another "
+        "problems.grader, or mend the answers",
+    )
+
+
+def _warn(run: Run, problems: list[Problem], message: str) -> None:
+    if problems:
+        run.warn("trace", f"{message}; the first is {problems[0].id} (gold {reprlib.repr(problems[0].answer)})")
 
 
 def _check_stop(run: Run, problems: list[Problem]) -> None:
@@ -79,9 +97,9 @@ def _check_stop(run: Run, problems: list[Problem]) -> None:
         )
     cut = [p for p in problems if prompter.cut(p.solution) != p.solution and prompter.grade(p, p.solution).correct]
     lost = [p for p in cut if not prompter.grade(p, prompter.cut(p.solution)).correct]
-    if lost:
-        run.warn(
-            "trace",
-            f"prompt.stop ends the own solutions of {len(lost):,} of {len(problems):,} problems before their answer, "
-            f"such as {lost[0].id}; leave out of prompt.stop what they contain",
-        )
+    _warn(
+        run,
+        lost,
+        f"prompt.stop ends the own solutions of {len(lost):,} of {len(problems):,} problems before their answer; leave "
+        "out of prompt.stop what they contain",
+    )
