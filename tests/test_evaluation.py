@@ -119,7 +119,8 @@ def test_problems_without_a_solution_are_compared_without_drift(bundled, problem
     tests = [replace(p, solution="") for p in problems if p.split == "test"]
     found = evaluate(bundled, tests, Delta({}), max_new_tokens=4)
     assert found.target is not None and found.target.drift is None
-    assert (found.target.difference, found.target.ci95) == (0, (0, 0))
+    assert (found.target.difference, found.target.gained, found.target.lost) == (0, 0, 0)
+    assert "0 of 8 changed (-" in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_training_problems_are_no_test_and_impossible_settings_are_named(bundled
 
 
 def _result(base: float, updated: float, n: int) -> SetResult:
-    return SetResult(n, base, updated, updated - base, Interval(0.054, 0.197), 0, 0, 1.0, None)
+    return SetResult(n, base, updated, updated - base, Interval(0.054, 0.197), 9, 1, 0.02, 32, None)
 
 
 def test_an_evaluation_says_in_one_line_what_it_found():

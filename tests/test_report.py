@@ -69,8 +69,8 @@ def test_the_headline_is_that_of_the_summary(report, visit):
     assert shown == {
         "base": f"{100 * target['base']:.1f}%",
         "updated": f"{100 * target['updated']:.1f}%",
-        "difference": f"{100 * target['difference']:+.1f}",
-        "interval": f"{100 * target['ci95'][0]:+.1f} to {100 * target['ci95'][1]:+.1f}",
+        "difference": words.points(target["difference"]),
+        "interval": " to ".join(map(words.points, target["ci95"])),
         "rows": f"{summary['update']['rows']:,}",
     }
     assert page.inner_text("#selected") == str(summary["circuit"]["selected"])
@@ -168,7 +168,7 @@ def test_a_pivot_shows_both_tokens_their_probabilities_and_answers(report, visit
         assert side.text.strip() in text
         assert f"answer {side.answer}: {'right' if side.correct else 'wrong'}" in text
         assert side.base is not None
-        assert f"{100 * side.base:.1f}%" in text
+        assert words.percent(side.base) in text
     assert page.locator("#pivot mark").all_inner_texts() == [
         s.token.replace(" ", "␣").replace("\n", "⏎") for s in (view.desired, view.undesired)
     ]

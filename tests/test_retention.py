@@ -55,7 +55,8 @@ def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
     task = summary["retention"]["truthfulqa_mc2"]
     assert task["n"] == 4
     assert 0 < task["base"] < 1
-    assert task["mcnemar_p"] is None, "a share of probability is no count"
+    assert task["gained"] is None, "a share of probability is no count"
+    assert 0 < task["sign_flip_p"] <= 1
     assert task["drift"] is None
     assert summary["target"]["drift"]["tokens"] > summary["retention"]["leg_counting"]["drift"]["tokens"] > 0
     assert set(summary["text_drift"]) == {"tale.txt"}
@@ -101,5 +102,6 @@ def test_right_answers_of_a_benchmark_are_counted_in_pairs_and_clustered_by_subt
     assert (row.n, row.base, row.updated, row.gained, row.lost, row.metric) == (4, 0.5, 0.5, 1, 1, "acc")
     share = task_comparisons(scores(0.5, 0.2), scores(0.6, 0.4), seed=0)["mmlu"]
     assert share.difference == pytest.approx(0.15)
-    assert (share.mcnemar_p, share.minimum_detectable_effect, share.base_ci95) == (None, None, None)
-    assert share.ci95.low <= 0.15 <= share.ci95.high
+    assert (share.gained, share.minimum_detectable_effect, share.base_ci95) == (None, None, None)
+    assert (share.sign_flip_p, share.units) == (pytest.approx(0.5), 2)
+    assert share.ci95.low <= 0 < 0.15 <= share.ci95.high

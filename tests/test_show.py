@@ -18,11 +18,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL_BUT_WHOLE
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cca
 from cca import cli
 from cca.errors import InputError
+from cca.evaluation.evaluate import Evaluation
 from cca.evaluation.results import Interval, SetResult
+from cca.evaluation.stats import Outcomes, paired, paired_shares, pooled
 from cca.folder import RunFolder
 from cca.io import to_json
 from cca.method.circuit import Circuit
@@ -30,7 +34,7 @@ from cca.records import Choice, Pivot, Problem, Score, Which
 from cca.run.config import dump_toml, load_config
 from cca.run.run import Run
 from cca.run.stages import MEASURED
-from cca.show import figures
+from cca.show import figures, tables, words
 from cca.show.circuit import CircuitView
 from cca.show.progress import Display, Lines, LiveDisplay, clock
 from cca.show.views import effects, pivot_views, problem_view, steps
@@ -64,7 +68,7 @@ def test_a_pivot_is_shown_with_both_tokens_their_continuations_answers_and_proba
     assert one_line(problem.question) in text
     for side in ("desired", "undesired"):
         before, after = (math.exp(getattr(probabilities[model], side)) for model in ("base", "updated"))
-        assert f"probability {100 * before:.1f}% -> {100 * after:.1f}%" in text
+        assert f"probability {words.percent(before)} -> {words.percent(after)}" in text
         token = prompter.tokenizer.decode([getattr(pivot, side)])
         assert f"[{token.replace(' ', '␣')}]" in text
         rest = prompter.decode(getattr(pivot, f"after_{side}")[1:])
@@ -128,7 +132,7 @@ def test_scores_of_one_run_are_its_table_and_of_several_stand_side_by_side(mende
     monkey = {**summary, "target": {**summary["target"], "difference": 0.123}}
     (tmp_path / "b" / "summary.json").write_text(json.dumps(monkey))
     text = shown(capsys, "scores", str(mended), str(tmp_path / "b"))
-    assert f"{100 * summary['target']['difference']:+.1f} (" in text
+    assert f"{words.points(summary['target']['difference'])} (" in text
     assert "+12.3 (" in text
 
 
@@ -198,7 +202,7 @@ def test_a_template_s_interval_is_of_its_own_problems():
     ]
     a, b = effects(scores, seed=0)
     assert (a.template, a.n, a.difference, a.gained, a.lost) == ("a", 10, 1.0, 10, 0)
-    assert (b.difference, b.low, b.high) == (0.0, 0.0, 0.0)
+    assert (b.difference, b.low, b.high) == (0.0, -b.high, pytest.approx(1 - 0.025**0.1))
 
 
 def test_steps_of_several_rounds_follow_each_other_from_the_step_that_was_kept(mended, tmp_path):
@@ -403,7 +407,7 @@ def test_progress_goes_to_stderr_and_json_to_stdout(mended, tmp_path, capfd):
 
 def test_a_forest_plot_has_a_row_for_each_template_skill_and_benchmark(mended):
     run = cca.Run.load(mended)
-    mmlu = SetResult(40, 0.5, 0.45, -0.05, Interval(-0.2, 0.1), None, None, None, None, metric="acc")
+    mmlu = SetResult(40, 0.5, 0.45, -0.05, Interval(-0.2, 0.1), None, None, 0.5, 40, None, metric="acc")
     summary = replace(run.summary, retention=run.summary.retention | {"mmlu": mmlu})
     scores = run.folder.read("scores.jsonl", Score)
     figure = figures.forest(effects(scores, 0), summary).to_dict()
@@ -413,6 +417,90 @@ def test_a_forest_plot_has_a_row_for_each_template_skill_and_benchmark(mended):
     assert len(names) == 2 + len(run.frames.effects) + 1
     assert trace["x"][-1] == pytest.approx(-5.0)
     assert (trace["error_x"]["array"][-1], trace["error_x"]["arrayminus"][-1]) == pytest.approx((15.0, 15.0))
+
+
+# ---- in words ----
+
+
+def result(gained: int, lost: int, n: int, templates: int = 1) -> SetResult:
+    base = [True] * lost + [False] * (n - lost)
+    updated = [False] * lost + [True] * gained + [False] * (n - lost - gained)
+    return paired(base, updated, [str(i % templates) for i in range(n)], seed=0)
+
+
+def test_where_no_answer_changed_every_place_says_so_with_what_is_left_open(mended):
+    same, interval = result(0, 0, 200), "(-1.8 to +1.8)"
+    summary = replace(Run.load(mended).summary, target=same, transfer={"a": same}, retention={"b": same})
+    row = next(words.set_rows(summary))
+    assert (row.difference, row.ci95, row.sign_flip_p) == ("0.0", "-1.8 to +1.8", "0 of 200 changed")
+    assert words.verdict(summary) == "The update changes no answer of the target: 0 of 200 changed."
+    assert words.retention_verdict(summary).endswith("none is shown to move; changes below 3.9 points could go unseen.")
+    assert (
+        repr(Evaluation({"target": same}, ()))
+        == f"Evaluation(target: 0.0% -> 0.0% of 200, 0 of 200 changed {interval})"
+    )
+    pool = pooled([Outcomes([True] * 200, [True] * 200, ["a"] * 200)], seed=0)
+    assert tables.points(pool) == f"0 of 200 changed {interval}, MDE 3.9"
+    (drawn,) = figures.forest([], summary).to_dict()["data"]
+    assert drawn["error_x"]["array"][0] == pytest.approx(1.83, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("found", "difference", "p"),
+    [
+        (result(1, 0, 10_000), "+0.01", ">0.99"),
+        (result(0, 4, 10_000), "-0.04", "0.12"),
+        (result(200, 0, 200), "+100.0", "<0.0001"),
+        (result(1, 1, 50), "0.0", ">0.99"),
+        (result(50, 0, 50, templates=5), "+100.0", "too few"),
+        (result(1, 0, 1), "+100.0", "too few"),
+    ],
+)
+def test_what_is_not_0_or_certain_does_not_read_so(mended, found, difference, p):
+    row = next(words.set_rows(replace(Run.load(mended).summary, target=found)))
+    assert (row.difference, row.sign_flip_p) == (difference, p)
+    low, high = row.ci95.split(" to ")
+    assert low != high
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0, "0.0%"), (0.00003, "<0.1%"), (0.542, "54.2%"), (0.9999, ">99.9%"), (1, "100.0%")]
+)
+def test_a_share_reads_as_none_or_all_only_where_it_is(share, said):
+    assert words.percent(share) == said
+
+
+@pytest.mark.parametrize(
+    ("kl", "said"), [(None, ""), (0.0, "0.0000"), (3e-6, "<0.0001"), (-1e-9, "<0.0001"), (0.0016, "0.0016")]
+)
+def test_a_drift_reads_as_0_only_where_it_is(kl, said):
+    assert words.divergence(kl) == said
+
+
+@given(st.floats(-1, 1))
+def test_points_read_as_0_only_where_they_are(difference):
+    said = words.points(difference)
+    assert float(said) == pytest.approx(100 * difference, abs=0.0501)
+    assert (float(said) == 0) == (abs(100 * difference) <= 5e-5) == (said == "0.0")
+    assert "e" not in said
+
+
+def test_too_few_templates_can_show_no_change_and_the_verdict_says_so(mended):
+    summary = Run.load(mended).summary
+    few, one = (replace(summary, target=result(20, 0, 20, templates)) for templates in (5, 20))
+    assert words.verdict(few) == "No change of the target can be shown with so few templates: 5."
+    assert words.verdict(one) == "The update raises accuracy on the target."
+    assert words.verdict(replace(summary, target=result(4, 0, 4))).endswith("so few problems: 4.")
+    others = replace(summary, transfer={}, retention={"a": result(0, 0, 40, templates=4)})
+    assert re.search(
+        r"none is shown to move; changes of up to \d+\.\d points are left open", words.retention_verdict(others)
+    )
+
+
+def test_a_measure_that_is_no_count_has_a_p_and_no_detectable_effect(mended):
+    share = paired_shares([0.2] * 30, [0.3] * 30, list(map(str, range(30))), 0, "acc")
+    *_, row = words.set_rows(replace(Run.load(mended).summary, retention={"truth": share}))
+    assert (row.sign_flip_p, row.minimum_detectable) == ("<0.0001", "")
 
 
 def test_the_notebook_in_the_documents_runs(mended, tmp_path, monkeypatch):

@@ -2,22 +2,27 @@ import math
 import subprocess
 import sys
 import time
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import xlogy
 from scipy.stats import binom, binomtest, fisher_exact, multinomial, norm, t, ttest_1samp
 
+from cca.evaluation.clusters import cluster_bootstrap, sign_flip
+from cca.evaluation.results import too_few
 from cca.evaluation.stats import (
     Outcomes,
     accuracy,
-    cluster_bootstrap,
     holm,
-    mcnemar,
     mcnemar_power,
     minimum_detectable_effect,
     overlap,
     paired,
+    paired_score,
+    paired_shares,
     pooled,
     precision_recall,
     wilson,
@@ -26,6 +31,11 @@ from cca.evaluation.stats import (
 
 def named(clusters: int, size: int) -> list[str]:
     return [f"t{i}" for i in range(clusters) for _ in range(size)]
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """McNemar's exact two-sided p-value."""
+    return float(binomtest(min(gained, lost), gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
 def changes(rng: np.random.Generator, clusters: int, size: int, mean: float, spread: float) -> np.ndarray:
@@ -58,12 +68,6 @@ def test_wilson_refuses_impossible_counts():
     for successes, n in ((1, 0), (-1, 5), (6, 5)):
         with pytest.raises(ValueError, match="wilson needs"):
             wilson(successes, n)
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    assert mcnemar(175, 63) == pytest.approx(binomtest(63, 238).pvalue)
-    assert mcnemar(5, 0) == pytest.approx(2 * 0.5**5)
-    assert mcnemar(0, 0) == 1.0
 
 
 def test_cluster_bootstrap_is_wider_where_instances_of_a_template_agree():
@@ -166,10 +170,147 @@ def test_the_interval_of_a_difference_holds_it_and_stays_between_minus_one_and_o
         assert one_draw.low <= np.mean([*base, *updated]) <= one_draw.high
 
 
-def test_no_change_has_an_interval_of_no_width_beside_what_could_have_been_found():
-    result = paired([True, False] * 112, [True, False] * 112, named(8, 28), seed=0)
-    assert result.ci95 == (0, 0)
-    assert result.minimum_detectable_effect == pytest.approx(0.0351, abs=5e-5)
+@pytest.mark.parametrize("n", [1, 5, 200, 10_000])
+def test_where_no_answer_of_n_changed_the_interval_is_the_exact_bound_on_those_that_would(n):
+    result = paired([True] * n, [True] * n, ["a"] * n, seed=0)
+    low, high = binomtest(0, n).proportion_ci(0.95, "exact")
+    assert low == 0
+    assert result.ci95 == pytest.approx((-high, high))
+    assert (result.gained, result.lost, result.sign_flip_p) == (0, 0, 1)
+
+
+def test_no_change_in_few_templates_leaves_more_open_than_in_many():
+    found = [paired([False] * 224, [False] * 224, named(g, 224 // g), seed=0).ci95.high for g in (2, 4, 8, 32, 224)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.3
+    assert found[-1] == pytest.approx(1 - 0.025 ** (1 / 224))
+    # as often as Student's quantile at 7 degrees of freedom is passed by a normal variable
+    assert found[2] == pytest.approx(1 - norm.sf(t.ppf(0.975, 7)) ** (1 / 224))
+    effect = paired([True] * 224, [True] * 224, named(8, 28), 0).minimum_detectable_effect
+    assert effect == pytest.approx(0.0351, abs=5e-5)
+
+
+ANSWERS = st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abcdefgh")), min_size=1, max_size=40)
+UNIFORM = st.tuples(st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, 9)).map(
+    lambda drawn: [(drawn[0], drawn[1], str(cluster)) for cluster in range(drawn[2]) for _ in range(drawn[3])]
+)
+
+
+@given(ANSWERS | UNIFORM)
+def test_no_sample_gives_certainty(answers):
+    """Whatever n answers show, the interval is as wide as that many independent ones leave open."""
+    result = paired(*zip(*answers, strict=True), seed=0)
+    low, high = result.ci95
+    n, unseen = result.n, 1 - 0.025 ** (1 / result.n)
+    assert -1 <= low <= result.difference <= high <= 1
+    assert high - low >= unseen
+    assert low < result.difference or result.difference == -1
+    assert high > result.difference or result.difference == 1
+    assert result.gained is not None and result.lost is not None
+    if (result.gained, result.lost) not in ((0, 0), (n, 0), (0, n)):
+        score = paired_score(result.gained, result.lost, n, 1.96)
+        assert low <= score.low + 1e-4
+        assert high >= score.high - 1e-4
+
+
+@given(ANSWERS | UNIFORM)
+def test_an_interval_leaves_0_out_only_where_the_test_does_as_well(answers):
+    result = paired(*zip(*answers, strict=True), seed=0)
+    assert result.ci95.holds_zero or result.sign_flip_p <= 0.05
+    if too_few(result.units):
+        assert result.ci95.holds_zero
+        assert result.minimum_detectable_effect is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.sampled_from("abcdefg")), min_size=1, max_size=30))
+def test_a_share_of_no_count_is_not_certain_either(documents):
+    result = paired_shares(*zip(*documents, strict=True), seed=0, metric="acc")
+    assert -1 <= result.ci95.low <= result.difference <= result.ci95.high <= 1
+    assert result.ci95.low < result.ci95.high
+    assert result.ci95.holds_zero or result.sign_flip_p <= 0.05
+
+
+def test_a_share_that_no_document_changed_has_the_exact_bound():
+    result = paired_shares([0.25] * 50, [0.25] * 50, named(50, 1), 0, "acc")
+    assert result.ci95.high == -result.ci95.low == pytest.approx(1 - 0.025 ** (1 / 50))
+    # all 50 rise by 0.1: a share u of others could fall to -1 or rise to 1
+    risen, u = paired_shares([0.0] * 50, [0.1] * 50, named(50, 1), 0, "acc"), 1 - 0.025 ** (1 / 50)
+    assert risen.ci95 == pytest.approx(((1 - u) * 0.1 - u, (1 - u) * 0.1 + u))
+
+
+def test_the_score_interval_equals_the_published_example():
+    # Fagerland, Lydersen and Laake 2014: 21 patients, 1 and 7 discordant, Tango's interval -0.517 to -0.026
+    assert paired_score(1, 7, 21, 1.96) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(0, 0, 9), (9, 0, 9), (0, 3, 9), (1, 0, 1), (5, 2, 40), (3, 6, 10)])
+def test_the_score_interval_ends_where_the_score_test_of_the_likeliest_losses_does(gained, lost, n):
+    def statistic(d: float) -> float:
+        shares = np.linspace(max(0, -d), (1 - d) / 2, 200_001)
+        with np.errstate(divide="ignore"):
+            likelihood = xlogy(gained, shares + d) + xlogy(lost, shares) + xlogy(n - gained - lost, 1 - 2 * shares - d)
+        q = shares[likelihood.argmax()]
+        return abs(gained - lost - n * d) / math.sqrt(n * (2 * q + d * (1 - d)))
+
+    for bound in (found := paired_score(gained, lost, n, 1.96)):
+        assert abs(bound) == 1 or statistic(bound) == pytest.approx(1.96, rel=1e-3)
+    assert paired_score(lost, gained, n, 1.96) == pytest.approx((-found.high, -found.low))
+
+
+# ---- the sign-flip test ----
+
+
+def flipped(sums: list[float]) -> float:
+    """The share of all signs whose sum is as far from 0 as that of `sums`, or farther."""
+    flips = np.array(list(product((1, -1), repeat=len(sums))))
+    return float(np.mean(np.abs(flips @ sums) >= abs(sum(sums)) - 1e-9))
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=9))
+def test_the_sign_flip_test_tries_all_signs_of_the_clusters(sums):
+    values = [float(np.sign(total)) for total in sums for _ in range(abs(total) or 1)]
+    clusters = [str(i) for i, total in enumerate(sums) for _ in range(abs(total) or 1)]
+    assert sign_flip(values, clusters, seed=0) == pytest.approx(flipped(sums))
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=9))
+def test_the_sign_flip_test_takes_values_that_are_no_counts(thousandths):
+    values = [value / 1000 for value in thousandths]
+    assert sign_flip(values, list(map(str, range(len(values)))), seed=0) == pytest.approx(flipped(values))
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(175, 63), (5, 0), (1, 1), (0, 0), (9, 2), (3000, 2800)])
+def test_without_templates_the_sign_flip_test_is_mcnemars_exact_test(gained, lost):
+    change = [1] * gained + [-1] * lost + [0] * 9
+    for clusters in (["a"] * len(change), named(len(change), 1)):
+        assert sign_flip(change, clusters, seed=0) == pytest.approx(mcnemar(gained, lost))
+
+
+def test_where_signs_are_too_many_to_try_they_are_drawn_with_the_seed(monkeypatch):
+    values, names = np.random.default_rng(3).normal(0.3, 1, 14), named(14, 1)
+    exact = sign_flip(values, names, seed=0)
+    monkeypatch.setattr("cca.evaluation.clusters._MOST_SUMS", 1)
+    assert sign_flip(values, names, seed=0) == sign_flip(values, names, seed=0) != sign_flip(values, names, seed=1)
+    assert sign_flip(values, names, seed=0) == pytest.approx(exact, abs=0.02)
+    assert sign_flip([1.0] * 40, named(40, 1), seed=0) == 1e-4, "never 0"
+
+
+def test_fewer_than_six_templates_cannot_give_a_p_of_0_05():
+    for count in range(1, 12):
+        least = sign_flip([1.0] * 4 * count, named(count, 4), 0) if count > 1 else sign_flip([1.0], ["a"], 0)
+        assert least == pytest.approx(2.0 ** (1 - count))
+        assert too_few(count) == (least > 0.05) == (count < 6)
+
+
+def test_the_sign_flip_test_keeps_its_level_where_the_answers_of_a_template_are_alike():
+    rng, names = np.random.default_rng(0), named(16, 28)
+    by_template, by_problem = [], []
+    for seed in range(500):
+        change = changes(rng, 16, 28, 0, 0.1)
+        by_template.append(sign_flip(change, names, seed) <= 0.05)
+        by_problem.append(mcnemar(int((change > 0).sum()), int((change < 0).sum())) <= 0.05)
+    assert 0.03 <= np.mean(by_template) <= 0.07
+    assert np.mean(by_problem) > 0.15, "McNemar's test takes the answers of a template as independent"
 
 
 def test_accuracy_has_its_interval():
@@ -297,15 +438,15 @@ def outcomes(rng: np.random.Generator, templates: list[str], gain: dict[str, flo
 
 
 def test_pooled_seeds_are_clustered_by_template_across_seeds():
-    rng, names = np.random.default_rng(0), named(10, 20)
+    rng, names = np.random.default_rng(0), named(12, 20)
     gain = {name: 0.6 * (i % 2) for i, name in enumerate(dict.fromkeys(names))}
     runs = [outcomes(rng, names, gain) for _ in range(5)]
     shared = pooled(runs, seed=0)
     apart = pooled([run._replace(templates=[f"{i}{x}" for x in names]) for i, run in enumerate(runs)], seed=0)
-    assert (shared.n, shared.difference) == (apart.n, apart.difference) == (1000, pytest.approx(0.3, abs=0.03))
-    # ten templates, however many seeds see them: half as wide were they fifty
+    assert (shared.n, shared.difference) == (apart.n, apart.difference) == (1200, pytest.approx(0.3, abs=0.03))
+    # twelve templates, however many seeds see them: half as wide were they sixty
     half = (shared.ci95.high - shared.ci95.low) / 2
-    assert half == pytest.approx(t.ppf(0.975, 9) * 0.3 / 9**0.5, rel=0.1)
+    assert half == pytest.approx(t.ppf(0.975, 11) * 0.3 / 11**0.5, rel=0.1)
     assert apart.ci95.high - apart.ci95.low < 0.5 * 2 * half
     assert (shared.minimum_detectable_effect or 0) > 2 * (apart.minimum_detectable_effect or 1)
 
@@ -327,7 +468,17 @@ def test_one_seed_has_no_spread_between_seeds():
     result = pooled([Outcomes([False, True], [True, True], ["a", "b"])], seed=0)
     assert (result.by_seed, result.seeds_ci95) == ([0.5], None)
     alone = paired([False, True], [True, True], ["a", "b"], seed=0)
-    assert all(getattr(result, name) == getattr(alone, name) for name in ("n", "difference", "ci95", "mcnemar_p"))
+    assert all(getattr(result, name) == getattr(alone, name) for name in ("n", "difference", "ci95", "sign_flip_p"))
+
+
+def test_seeds_that_agree_leave_open_what_their_problems_do():
+    runs = [Outcomes([True] * 100, [True] * 100, [f"{seed}:{i}" for i in range(100)]) for seed in range(3)]
+    result = pooled(runs, seed=0)
+    assert result.by_seed == [0, 0, 0]
+    assert result.ci95.high == pytest.approx(1 - 0.025 ** (1 / 300))
+    # three seeds: Student's quantile at two degrees of freedom
+    assert result.seeds_ci95 is not None
+    assert result.seeds_ci95.high == -result.seeds_ci95.low == pytest.approx(1 - norm.sf(t.ppf(0.975, 2)) ** (1 / 300))
 
 
 def test_pooled_refuses_no_seeds_and_seeds_without_matching_problems():

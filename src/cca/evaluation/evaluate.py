@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from cca.errors import InputError
 from cca.evaluation.drift import drift, solution_texts
 from cca.evaluation.options import EvaluationOptions
-from cca.evaluation.results import Drift, SetResult
+from cca.evaluation.results import Drift, SetResult, difference, percent
 from cca.evaluation.scores import answer_chunk, evaluated_sets
 from cca.evaluation.summarize import comparisons
 from cca.method.options import TraceOptions
@@ -40,10 +40,8 @@ class Evaluation:
     def __repr__(self) -> str:
         name = "target" if self.target else next(iter(self.results))
         found, others = self.results[name], len(self.results) - 1
-        low, high = (f"{bound * 100:+.1f}" for bound in found.ci95)
         return (
-            f"Evaluation({name}: {found.base:.1%} -> {found.updated:.1%} of {found.n:,}, "
-            f"{found.difference * 100:+.1f} points ({low} to {high})"
+            f"Evaluation({name}: {percent(found.base)} -> {percent(found.updated)} of {found.n:,}, {difference(found)}"
             + (f"; {found.cut.base:.0%} cut" if found.cut else "")
             + (f"; {others} other set{'s' * (others > 1)}" if others else "")
             + ")"

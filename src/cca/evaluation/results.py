@@ -9,6 +9,20 @@ from pydantic import Field
 from cca.records import ProblemSizes
 
 
+def percent(share: float) -> str:
+    """A share to a tenth of a percent; what is neither none nor all does not read as that."""
+    text = f"{share:.1%}"
+    if text == "0.0%" and share > 1e-12:
+        return "<0.1%"
+    return ">99.9%" if text == "100.0%" and share < 1 - 1e-12 else text
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points; what is not 0 shows its first digit, up to the fourth decimal."""
+    value = round(100 * difference, 4)
+    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.1g}" if value else "0.0"
+
+
 class Interval(NamedTuple):
     """A two-sided confidence interval."""
 
@@ -18,6 +32,16 @@ class Interval(NamedTuple):
     @property
     def holds_zero(self) -> bool:
         return self.low <= 0 <= self.high
+
+    @property
+    def in_points(self) -> str:
+        """Of a difference of shares."""
+        return f"{points(self.low)} to {points(self.high)}"
+
+
+def too_few(units: int, alpha: float = 0.05) -> bool:
+    """Whether so few templates or problems cannot give a sign-flip p of `alpha` whatever they show: fewer than six."""
+    return 2.0 ** (1 - units) > alpha
 
 
 @dataclass(frozen=True)
@@ -45,9 +69,10 @@ class Change:
 class SetResult:
     """Base against updated on one evaluation set.
 
-    ci95: of the difference, over templates. gained, lost: problems. minimum_detectable_effect: the smallest true
-    difference that this sample shows 80% of the time, at least; None where even a difference of 1 would not show.
-    Where a benchmark's `metric` is no count of right answers, gained, lost, mcnemar_p and the effect are None.
+    ci95: of the difference, over templates. sign_flip_p: of the test that it is 0, over templates. units: of both, the
+    templates; the problems where these are of one template. gained, lost: problems. minimum_detectable_effect: the
+    smallest true difference that this sample shows 80% of the time, at least; None where even a difference of 1 would
+    not show. Where a benchmark's `metric` is no count of right answers, gained, lost and the effect are None.
     no_answer, cut: shares of the answers in which none was found, and of those that reached the limit of tokens; None
     for a benchmark, and where there were none.
     """
@@ -59,7 +84,8 @@ class SetResult:
     ci95: Interval
     gained: int | None
     lost: int | None
-    mcnemar_p: float | None
+    sign_flip_p: float
+    units: int
     minimum_detectable_effect: float | None
     base_ci95: Interval | None = None
     updated_ci95: Interval | None = None
@@ -67,6 +93,16 @@ class SetResult:
     metric: str | None = None
     no_answer: Change | None = None
     cut: Change | None = None
+
+
+def unchanged(found: "SetResult | PooledResult") -> str:
+    """Says so where no answer changed; empty where some did."""
+    return f"0 of {found.n:,} changed" if found.gained == found.lost == 0 else ""
+
+
+def difference(found: "SetResult | PooledResult") -> str:
+    """The difference and its interval in points, as ``+12.2 points (+5.4 to +19.7)``."""
+    return f"{unchanged(found) or f'{points(found.difference)} points'} ({found.ci95.in_points})"
 
 
 @dataclass(frozen=True)
@@ -199,7 +235,7 @@ class PooledResult:
     """Base against updated over the problems of all seeds.
 
     by_seed: the difference of each. seeds_ci95: Student's interval of their mean; None where there is one seed.
-    holm_p: McNemar's p corrected for the number of methods; None where it was not tested.
+    holm_p: `sign_flip_p` corrected for the number of methods; None where it was not tested.
     """
 
     n: int
@@ -209,7 +245,8 @@ class PooledResult:
     ci95: Interval
     gained: int
     lost: int
-    mcnemar_p: float
+    sign_flip_p: float
+    units: int
     minimum_detectable_effect: float | None
     by_seed: list[float]
     seeds_ci95: Interval | None

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cca.evaluation.results import Drift, Interval, PooledResult, SetResult
+from cca.evaluation.clusters import cluster_bootstrap, sign_flip, units_of
+from cca.evaluation.results import Drift, Interval, PooledResult, SetResult, too_few
 
 # scipy.stats takes a second to load, which reading a run should not: it is imported where it computes
-
-_FEWEST_TO_DRAW = 6
-"""Units below which resampling is given up: of n units even the range of their means covers only 1 - 2^(1 - n)."""
 
 
 class Accuracy(NamedTuple):
@@ -47,33 +45,6 @@ class Overlap(NamedTuple):
     shared: int
     jaccard: float | None
     p_value: float
-
-
-class _Units(NamedTuple):
-    """What varies independently: sum and count of each cluster, or of each value where there is one cluster."""
-
-    sums: NDArray[np.float64]
-    counts: NDArray[np.float64]
-
-    @property
-    def mean(self) -> float:
-        return float(self.sums.sum() / self.counts.sum())
-
-    @property
-    def standard_error(self) -> float:
-        """Cluster-robust: sqrt(G / (G - 1) * sum_g (sum_g - count_g * mean)^2) / n (Cameron and Miller 2015)."""
-        units, residuals = len(self.sums), self.sums - self.counts * self.mean
-        return math.sqrt(units / (units - 1) * float(residuals @ residuals)) / float(self.counts.sum())
-
-
-def _units(values: ArrayLike, clusters: Sequence[str]) -> _Units:
-    data = np.asarray(values, dtype=float)
-    if data.ndim != 1 or data.size == 0 or data.size != len(clusters):
-        raise ValueError(f"one cluster a value is needed and at least one value, got {data.size} and {len(clusters)}")
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(names) == 1:
-        index = np.arange(data.size)
-    return _Units(np.bincount(index, weights=data).astype(float), np.bincount(index).astype(float))
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -159,15 +130,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p-value for `gained` and `lost` discordant pairs (1 where there are none)."""
-    if gained + lost == 0:
-        return 1.0
-    from scipy.stats import binomtest
-
-    return float(binomtest(min(gained, lost), gained + lost, 0.5).pvalue)
-
-
 def mcnemar_power(n: int, discordant: float, difference: float, alpha: float = 0.05) -> float:
     """Probability that McNemar's exact test on `n` independent problems gives p <= `alpha` (Duffy 1984).
 
@@ -202,37 +164,38 @@ def minimum_detectable_effect(
     """The smallest true difference that these problems had probability `power` to show at two-sided level `alpha`.
 
     change: updated less base answer of each problem, -1, 0 or 1. The larger of two differences, since a change should
-    be found by the test over problems and by the interval over templates:
+    be found by the sign-flip test and by the interval over templates:
 
-    - exact: the difference at which `mcnemar_power` reaches `power`, as many answers changing as were seen to, or all
-      in one direction where the difference is more than that. It is all that is left where no answer changed: an
-      estimated standard error of 0 would say that anything is found. With n problems it is then about 7.9 / n, for six
-      changes in one direction are the fewest with p <= 0.05.
+    - exact: the difference at which the test reaches `power` on problems that change independently, where it is
+      McNemar's (`mcnemar_power`), as many answers changing as were seen to, or all in one direction where the
+      difference is more than that. It is all that is left where no answer changed: an estimated standard error of 0
+      would say that anything is found. With n problems it is then about 7.9 / n, for six changes in one direction are
+      the fewest with p <= 0.05.
     - by cluster: (t_{1 - alpha/2} + t_{power}) SE with Student's quantiles at G - 1 degrees of freedom (Bloom 1995) and
       the cluster-robust SE of the mean change over G clusters; over problems where there is one cluster.
 
     Where no or few answers changed it cannot be seen how alike the changes of a template are. Then this is a lower
     bound, for problems that change independently: a change of one template alone is harder to find. None where even a
-    difference of 1 would not be found: in fewer than six problems, or in clusters that disagree too much.
+    difference of 1 would not be found: in fewer than six templates or problems, or in clusters that disagree too much.
 
     Raises:
         ValueError: no problems, not one cluster a problem, a change that is none, or not 0 < alpha < power < 1.
     """
     if not 0 < alpha < power < 1:
         raise ValueError(f"minimum_detectable_effect needs 0 < alpha < power < 1, got {alpha} and {power}")
-    data, units = np.asarray(change, dtype=float), _units(change, clusters)
+    data, units = np.asarray(change, dtype=float), units_of(change, clusters)
     if not np.isin(data, (-1, 0, 1)).all():
         raise ValueError("a change of an answer is -1, 0 or 1")
     from scipy.optimize import root_scalar
     from scipy.stats import t
 
+    if too_few(len(units.sums), alpha):
+        return None
     n, discordant = data.size, float(np.abs(data).mean())
 
     def lacking(difference: float) -> float:
         return mcnemar_power(n, max(discordant, difference), difference, alpha) - power
 
-    if lacking(1.0) < 0:
-        return None
     exact = float(root_scalar(lacking, bracket=(0.0, 1.0), xtol=1e-6).root)
     freedom = len(units.sums) - 1
     quantiles = float(t.ppf(1 - alpha / 2, freedom) + t.ppf(power, freedom))
@@ -240,39 +203,25 @@ def minimum_detectable_effect(
     return effect if effect <= 1 else None
 
 
-def cluster_bootstrap(
-    values: ArrayLike, clusters: Sequence[str], seed: int, draws: int = 10_000, confidence: float = 0.95
-) -> Interval:
-    """Expanded percentile interval of the mean of `values` when whole clusters are drawn with replacement.
+def paired_score(gained: int, lost: int, n: int, quantile: float) -> Interval:
+    """Score interval of the difference of two proportions of the same `n` problems (Tango 1998).
 
-    Instances of one template are alike, so templates and not instances are the independent units.
-    With a single cluster its instances are drawn instead, since one cluster has no spread between clusters.
-
-    The plain percentile interval is too narrow for few clusters, as normal quantiles with a variance divided by G are.
-    Its tails are expanded to Phi(-sqrt(G / (G - 1)) t_{G - 1}), which for symmetric values makes it Student's interval
-    (Hesterberg 2015), and it still follows skewed ones. Of fewer than six units it is Student's interval itself,
-    mean -+ t SE with the cluster-robust SE, which may go beyond the values. One value, or clusters of one mean, give
-    an interval of no width.
-
-    Raises:
-        ValueError: no values, or not one cluster a value.
+    quantile: of the normal distribution, 1.96 for 95%. The limits are the differences d at which
+    (gained - lost - n d)^2 = quantile^2 n (2 q + d - d^2), with q the likeliest share of losses given d. Like Wilson's
+    interval, to which it comes where `lost` is 0 of small shares, it has a width where the estimated variance is 0.
     """
-    units = _units(values, clusters)
-    total, mean = len(units.sums), units.mean
-    if total == 1:
-        return Interval(mean, mean)
-    from scipy.stats import norm, t
+    from scipy.optimize import root_scalar
 
-    quantile = float(t.ppf(0.5 + confidence / 2, total - 1))
-    if total < _FEWEST_TO_DRAW:
-        return Interval(mean - quantile * units.standard_error, mean + quantile * units.standard_error)
-    # units of equal sum and count are alike to the mean: to draw how often each sort comes is cheaper than to draw all
-    sorts, times = np.unique(np.stack(units), axis=1, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(total, times / total, size=draws)
-    means = (drawn @ sorts[0]) / (drawn @ sorts[1])
-    tail = float(norm.cdf(-math.sqrt(total / (total - 1)) * quantile))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(min(float(low), mean), max(float(high), mean))
+    def upper(gained: int, lost: int) -> float:
+        def beyond(d: float) -> float:
+            b = (2 * n - gained + lost) * d - gained - lost
+            q = (math.sqrt(max(0.0, b * b + 8 * n * lost * d * (1 - d))) - b) / (4 * n)
+            return (gained - lost - n * d) ** 2 - quantile**2 * n * (2 * q + d * (1 - d))
+
+        start = (gained - lost) / n + 1e-12  # d = (gained - lost) / n is a root of its own where one count is 0 or n
+        return float(root_scalar(beyond, bracket=(start, 1.0)).root) if start < 1 else 1.0
+
+    return Interval(-upper(lost, gained), upper(gained, lost))
 
 
 def paired(
@@ -284,7 +233,12 @@ def paired(
     drift: Drift | None = None,
     metric: str | None = None,
 ) -> SetResult:
-    """Compare two sets of answers to the same problems: the interval by template, McNemar's test by problem.
+    """Compare two sets of answers to the same problems, template by template: test, interval, what could be found.
+
+    The interval is that of `cluster_bootstrap`, and claims no more than the data can tell: it holds what as many
+    independent problems would leave open, so that it has a width where all templates agree or nothing changed, and it
+    holds 0 unless the test, `sign_flip`, leaves it out as well. Where none of n answers changed it is -+ the exact
+    bound on the share of those that would, 1 - 0.025^(1/n) (Clopper and Pearson 1934), widened for few templates.
 
     Args:
         base: whether each of the base model's answers is right.
@@ -305,44 +259,76 @@ def paired(
 def paired_shares(
     base: Sequence[float], updated: Sequence[float], clusters: Sequence[str], seed: int, metric: str
 ) -> SetResult:
-    """`paired` for a measure from 0 to 1 that is no count of right answers: without what counts them.
+    """`paired` for a measure from 0 to 1 that is no count of right answers: without what counts or plans with them.
 
     Raises:
         ValueError: the lengths differ or there are no documents.
     """
-    n, change = len(base), np.subtract(updated, base)
-    return SetResult(
-        n=n,
-        base=sum(base) / n,
-        updated=sum(updated) / n,
-        difference=sum(change.tolist()) / n,
-        ci95=cluster_bootstrap(change, clusters, seed),
-        gained=None,
-        lost=None,
-        mcnemar_p=None,
-        minimum_detectable_effect=None,
-        metric=metric,
-    )
+    shared = _differing(base, updated, clusters, seed)
+    return SetResult(**shared, gained=None, lost=None, minimum_detectable_effect=None, metric=metric)
 
 
 def _compared(base: Sequence[bool], updated: Sequence[bool], clusters: Sequence[str], seed: int) -> dict[str, Any]:
     """The figures that `SetResult` and `PooledResult` share."""
+    shared = _differing(base, updated, clusters, seed)
+    change = _change(base, updated)
+    gained, lost = int((change > 0).sum()), int((change < 0).sum())
+    return {
+        **shared,
+        "gained": gained,
+        "lost": lost,
+        "minimum_detectable_effect": minimum_detectable_effect(change, clusters),
+    }
+
+
+def _differing(base: Sequence[float], updated: Sequence[float], clusters: Sequence[str], seed: int) -> dict[str, Any]:
+    """The figures that a share has as well."""
     if len(base) != len(updated):
         raise ValueError(f"paired needs the same problems twice, got {len(base)} and {len(updated)} answers")
-    change = np.asarray(updated, dtype=float) - np.asarray(base, dtype=float)
-    interval = cluster_bootstrap(change, clusters, seed)
-    gained, lost, n = int((change > 0).sum()), int((change < 0).sum()), len(base)
+    change, n = _change(base, updated), len(base)
+    units = len(units_of(change, clusters).sums)
+    p = sign_flip(change, clusters, seed)
     return {
         "n": n,
         "base": sum(base) / n,
         "updated": sum(updated) / n,
         "difference": float(change.mean()),
-        "ci95": _as_difference(interval),
-        "gained": gained,
-        "lost": lost,
-        "mcnemar_p": mcnemar(gained, lost),
-        "minimum_detectable_effect": minimum_detectable_effect(change, clusters),
+        "ci95": _hull(
+            cluster_bootstrap(change, clusters, seed), _independent(change, units), (0.0,) if p > 0.05 else ()
+        ),
+        "sign_flip_p": p,
+        "units": units,
     }
+
+
+def _change(base: Sequence[float], updated: Sequence[float]) -> NDArray[np.float64]:
+    return np.asarray(updated, dtype=float) - np.asarray(base, dtype=float)
+
+
+def _independent(change: NDArray[np.float64], units: int) -> Interval:
+    """What the interval of the mean change would be were the values independent: the least that it may be.
+
+    units: the templates or seeds that the values come from, whose number widens the interval as Student's quantile
+    does; the values themselves where they are as many. Where all changes are the same m, the share u of others is
+    bounded, and with it the mean, by (1 - u) m -+ u.
+    """
+    from scipy.stats import norm, t
+
+    n = change.size
+    quantile = float(norm.ppf(0.975) if units == n else t.ppf(0.975, units - 1))
+    if np.ptp(change) == 0:
+        unseen = -math.expm1(float(norm.logsf(quantile)) / n)
+        return Interval(*((1 - unseen) * change[0] + sign * unseen for sign in (-1, 1)))
+    if np.isin(change, (-1, 0, 1)).all():
+        return paired_score(int((change > 0).sum()), int((change < 0).sum()), n, quantile)
+    mean, half = float(change.mean()), quantile * float(change.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean - half, mean + half)
+
+
+def _hull(*parts: Sequence[float]) -> Interval:
+    """The least interval of a difference that holds them all."""
+    bounds = [bound for part in parts for bound in part]
+    return Interval(max(-1.0, float(min(bounds))), min(1.0, float(max(bounds))))
 
 
 def pooled(outcomes: Sequence[Outcomes], seed: int) -> PooledResult:
@@ -357,7 +343,7 @@ def pooled(outcomes: Sequence[Outcomes], seed: int) -> PooledResult:
       seeds' differences are the data, every seed weighing the same. Where the seeds share their templates it takes
       these as they are.
 
-    Neither holds for other templates and other seeds at once. McNemar's test and the counts are of all problems.
+    Neither holds for other templates and other seeds at once, and neither claims more than `paired` does.
 
     Raises:
         ValueError: no seeds, or a seed without problems or with unequal lengths.
@@ -374,11 +360,12 @@ def pooled(outcomes: Sequence[Outcomes], seed: int) -> PooledResult:
         seed,
     )
     differences = [(sum(part.updated) - sum(part.base)) / len(part.base) for part in outcomes]
-    return PooledResult(**together, by_seed=differences, seeds_ci95=_between_seeds(differences))
+    change = np.concatenate([_change(part.base, part.updated) for part in outcomes])
+    return PooledResult(**together, by_seed=differences, seeds_ci95=_between_seeds(differences, change))
 
 
-def _between_seeds(differences: Sequence[float]) -> Interval | None:
-    """Student's interval of the mean of the seeds' differences; None where there is one seed."""
+def _between_seeds(differences: Sequence[float], change: NDArray[np.float64]) -> Interval | None:
+    """Student's interval of the mean of the seeds' differences; None where there is one seed. change: all answers'."""
     n = len(differences)
     if n < 2:
         return None
@@ -386,8 +373,4 @@ def _between_seeds(differences: Sequence[float]) -> Interval | None:
 
     mean = sum(differences) / n
     half = float(t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / math.sqrt(n)
-    return _as_difference(Interval(mean - half, mean + half))
-
-
-def _as_difference(interval: Interval) -> Interval:
-    return Interval(max(-1.0, interval.low), min(1.0, interval.high))
+    return _hull((mean - half, mean + half), _independent(change, n))

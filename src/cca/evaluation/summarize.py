@@ -133,8 +133,8 @@ def by_skill(results: Mapping[ProblemSet, SetResult], split: Split) -> dict[str,
 def task_comparisons(base: Sequence[TaskScore], updated: Sequence[TaskScore], seed: int) -> dict[str, SetResult]:
     """Base against updated on each benchmark; its subtasks are the clusters.
 
-    A measure that is no count of right answers, such as truthfulqa_mc2's probability, has neither McNemar's test nor a
-    minimum detectable effect.
+    A measure that is no count of right answers, such as truthfulqa_mc2's probability, has no minimum detectable
+    effect.
 
     Raises:
         InputError: they are not of the same documents.

@@ -186,7 +186,7 @@ def _result(method: str, runs: Sequence[_Finished], against_first: PooledResult 
 def _correct(results: dict[str, MethodResult], key: str) -> None:
     """Put Holm's p-values into the results called `key`, where there are such."""
     tested = {method: found for method, result in results.items() if (found := getattr(result, key))}
-    for method, p in zip(tested, stats.holm([found.mcnemar_p for found in tested.values()]), strict=True):
+    for method, p in zip(tested, stats.holm([found.sign_flip_p for found in tested.values()]), strict=True):
         results[method] = replace(results[method], **{key: replace(tested[method], holm_p=p)})
 
 

@@ -98,8 +98,11 @@ def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Fi
             "color": [r.colour for r in rows],
             "opacity": 1,
         },
-        customdata=[[_plain(r.title), words.interval(r.ci95), r.about and f"<br>{r.about}"] for r in rows],
-        hovertemplate="<b>%{customdata[0]}</b><br>%{x:+.1f} points (%{customdata[1]})%{customdata[2]}<extra></extra>",
+        customdata=[
+            [_plain(r.title), words.points(r.difference), r.ci95.in_points, r.about and f"<br>{r.about}"] for r in rows
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]} points (%{customdata[2]})%{customdata[3]}"
+        "<extra></extra>",
     )
     figure.add_vline(0, line={"color": GREY, "width": 1})
     figure.update_xaxes(title=axis, ticksuffix=" ", zeroline=False)
@@ -120,7 +123,7 @@ def forest(effects: Sequence[Effect], summary: Summary) -> go.Figure:
     def add(name: str, found: Effect | SetResult, told: str, **look: Any) -> None:
         ci95 = found.ci95 if isinstance(found, SetResult) else Interval(found.low, found.high)
         colour = BLUE if ci95.low > 0 else ORANGE if ci95.high < 0 else GREY
-        about = f"{found.base:.1%} → {found.updated:.1%}{told}"
+        about = _plain(f"{words.percent(found.base)} → {words.percent(found.updated)}{told}")
         rows.append(_Estimate(name, found.difference, ci95, name, about, colour, **look))
 
     def counts(found: Effect | SetResult) -> str:

@@ -11,8 +11,9 @@ COLUMNS = (
     "drift target / transfer / retention", "rows", "parameters", "seconds", "GiB",
 )  # fmt: skip
 MINIMUM_DETECTABLE = (
-    "Points are against the base model. MDE, minimum detectable effect: where the interval holds 0, the smallest true "
-    "change in points, at least, found 80% of the time."
+    "Points are against the base model. Holm p: of the sign-flip test over templates, corrected for the number of "
+    "methods; too few: fewer than six templates. MDE, minimum detectable effect: where the interval holds 0, the "
+    "smallest true change in points, at least, found 80% of the time."
 )
 
 
@@ -23,11 +24,11 @@ def cells(comparison: Comparison) -> Iterator[list[str]]:
         target, drift = found.target, (found.drift_kl[s] for s in ("target", "transfer", "retention"))
         yield [
             name,
-            f"{target.base:.1%} -> {target.updated:.1%}",
+            f"{words.percent(target.base)} -> {words.percent(target.updated)}",
             points(target),
             _p(target),
             *map(points, (found.held_out_templates, found.transfer, found.retention)),
-            " / ".join("-" if kl is None else f"{kl:.4f}" for kl in drift),
+            " / ".join(words.divergence(kl) or "-" for kl in drift),
             _span(found.rows),
             _span(found.parameters),
             f"{_mean(found.seconds):.0f}",
@@ -41,11 +42,11 @@ def points(found: PooledResult | None) -> str:
         return "-"
     least = words.detectable(found.minimum_detectable_effect, found.ci95)
     said = f", MDE {least}" if least and found.minimum_detectable_effect is not None else ""
-    return f"{words.points(found.difference)} ({words.interval(found.ci95)}){said}"
+    return f"{words.unchanged(found) or words.points(found.difference)} ({found.ci95.in_points}){said}"
 
 
 def _p(found: PooledResult) -> str:
-    return "-" if found.holm_p is None else f"{found.holm_p:.1g}"
+    return "-" if found.holm_p is None else words.tested(found, found.holm_p)
 
 
 def _span(values: Sequence[int]) -> str:
@@ -67,7 +68,7 @@ def markdown(comparison: Comparison) -> str:
         interval = found.target.seeds_ci95
         density = ", ".join(f"{d:.2%}" for d in found.density) if found.density else "-"
         each = [words.points(d) for d in found.target.by_seed]
-        spread = "-" if interval is None else words.interval(interval)
+        spread = "-" if interval is None else interval.in_points
         lines.append(_line([name, *each, spread, ", ".join(map(str, found.best_step)), density]))
     lines += ["", *_head((f"against {first}", "points (95%)", "gained / lost", "Holm p"))]
     for name in comparison.ranked:

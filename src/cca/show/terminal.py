@@ -161,7 +161,7 @@ def show_overlap(console: Console, shared: "Mapping[str, Overlap]", other: str) 
     for kind, o in shared.items():
         jaccard = "" if o.jaccard is None else f"{o.jaccard:.2f}"
         counts = (f"{count:,}" for count in (o.n, o.first, o.second, o.shared))
-        table.add_row(kind, *counts, jaccard, f"{o.p_value:.2g}")
+        table.add_row(kind, *counts, jaccard, words.p_value(o.p_value))
     console.print()
     console.print(table)
 

@@ -1,22 +1,19 @@
 """The figures of a run in words, for terminal and report alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from cca.evaluation.results import Change, Interval, SetResult, Summary
-
-
-def percent(share: float) -> str:
-    return f"{share * 100:.1f}%"
-
-
-def points(difference: float) -> str:
-    return f"{difference * 100:+.1f}"
-
-
-def interval(bounds: Sequence[float]) -> str:
-    """Of a difference, in points."""
-    return f"{points(bounds[0])} to {points(bounds[1])}"
+from cca.evaluation.results import (
+    Change,
+    Interval,
+    PooledResult,
+    SetResult,
+    Summary,
+    percent,
+    points,
+    too_few,
+    unchanged,
+)
 
 
 def detectable(effect: float | None, ci95: Interval) -> str:
@@ -24,6 +21,23 @@ def detectable(effect: float | None, ci95: Interval) -> str:
     if not ci95.holds_zero:
         return ""
     return "too few" if effect is None else f"{effect * 100:.1f}"
+
+
+def p_value(p: float) -> str:
+    """To two digits, with no more certainty than a test of a sample has."""
+    return "<0.0001" if p < 0.0001 else ">0.99" if p > 0.99 else f"{p:.2g}"
+
+
+def tested(found: SetResult | PooledResult, p: float) -> str:
+    """A p-value of the sign-flip test, or why it says nothing."""
+    return unchanged(found) or ("too few" if too_few(found.units) else p_value(p))
+
+
+def divergence(kl: float | None) -> str:
+    """Nats per token to four decimals; what is not 0 does not read as 0."""
+    if kl is None:
+        return ""
+    return f"{kl:.4f}" if kl == 0 or abs(kl) >= 0.0001 else "<0.0001"
 
 
 class SetRow(NamedTuple):
@@ -36,7 +50,7 @@ class SetRow(NamedTuple):
     updated: str
     difference: str
     ci95: str
-    mcnemar_p: str
+    sign_flip_p: str
     minimum_detectable: str
     drift: str
     no_answer: str
@@ -44,7 +58,7 @@ class SetRow(NamedTuple):
 
 
 COLUMNS = (
-    "", "problems", "base", "updated", "points", "95% interval", "McNemar p", "min. detectable", "drift (KL)",
+    "", "problems", "base", "updated", "points", "95% interval", "sign-flip p", "min. detectable", "drift (KL)",
     "no answer", "cut",
 )  # fmt: skip
 """Headings of a `SetRow` from its name on."""
@@ -53,6 +67,10 @@ NOTES = {
     "cut": "cut: traces.max_new_tokens ended the text; where no right answer stood in it by then, it counts as wrong.",
 }
 """Of columns that are left out where they are empty."""
+SIGN_FLIP = (
+    "sign-flip p: of the test over templates that the models differ by chance alone; over problems where they are of "
+    "one template. Fewer than six are too few for 0.05."
+)
 MINIMUM_DETECTABLE = (
     "min. detectable: where the interval holds 0, the smallest true change in points, at least, found 80% of the time."
 )
@@ -72,10 +90,10 @@ def _set_row(group: str, name: str, found: SetResult) -> SetRow:
         percent(found.base),
         percent(found.updated),
         points(found.difference),
-        interval(found.ci95),
-        "" if found.mcnemar_p is None else f"{found.mcnemar_p:.2g}",
-        detectable(found.minimum_detectable_effect, found.ci95),
-        "" if found.drift is None else f"{found.drift.kl:.4f}",
+        found.ci95.in_points,
+        tested(found, found.sign_flip_p),
+        "" if found.gained is None else detectable(found.minimum_detectable_effect, found.ci95),
+        divergence(found.drift and found.drift.kl),
         _change(found.no_answer),
         _change(found.cut),
     )
@@ -98,7 +116,7 @@ def set_table(summary: Summary) -> SetTable:
     rows = [row[1:] for row in set_rows(summary)]
     kept = [i for i, name in enumerate(COLUMNS) if name not in NOTES or any(row[i] for row in rows)]
     headings = [COLUMNS[i] for i in kept]
-    notes = [MINIMUM_DETECTABLE] + [note for heading, note in NOTES.items() if heading in headings]
+    notes = [SIGN_FLIP, MINIMUM_DETECTABLE] + [note for heading, note in NOTES.items() if heading in headings]
     return SetTable(headings, [[row[i] for i in kept] for row in rows], notes)
 
 
@@ -150,8 +168,11 @@ def verdict(summary: Summary) -> str:
     target = summary.target
     if summary.update.best_step == 0:
         return "No step of the update helped on the validation problems: the updated model is the base model."
-    if target.gained == target.lost == 0:
-        return "The update changes no answer of the target."
+    if none := unchanged(target):
+        return f"The update changes no answer of the target: {none}."
+    if too_few(target.units):
+        kind = "problems" if target.units == target.n else "templates"
+        return f"No change of the target can be shown with so few {kind}: {target.units}."
     if target.ci95.holds_zero:
         return "No change of the target is shown: the interval of the difference holds 0."
     return f"The update {'raises' if target.difference > 0 else 'lowers'} accuracy on the target."
@@ -168,5 +189,9 @@ def retention_verdict(summary: Summary) -> str:
         return f"Of {len(others)} other skills and benchmarks, {len(moved)} moved: {said}."
     effects = [found.minimum_detectable_effect for found in others.values()]
     known = [effect for effect in effects if effect is not None]
-    least = f"; changes below {max(known) * 100:.1f} points could go unseen" if len(known) == len(effects) else ""
-    return f"Of {len(others)} other skills and benchmarks, none is shown to move{least}."
+    if len(known) == len(effects):
+        unseen = f"changes below {max(known) * 100:.1f} points could go unseen"
+    else:
+        widest = max(max(-found.ci95.low, found.ci95.high) for found in others.values())
+        unseen = f"changes of up to {widest * 100:.1f} points are left open"
+    return f"Of {len(others)} other skills and benchmarks, none is shown to move; {unseen}."

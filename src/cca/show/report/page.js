@@ -99,13 +99,18 @@
     ];
   }
 
+  function percent(share) {
+    const text = `${(100 * share).toFixed(1)}%`;  // what is neither none nor all does not read as that
+    return text === "0.0%" && share > 1e-12 ? "<0.1%" : text === "100.0%" && share < 1 - 1e-12 ? ">99.9%" : text;
+  }
+
   function odds(p) {
     const table = element("table", "", "odds");
     table.append(element("tr", "", "", ...["probability", "base", "updated"].map((text) => element("th", text))));
     for (const [name, c] of [["desired", p.desired], ["undesired", p.undesired]]) {
       const row = element("tr", "", "", element("th", `${name} ${visible(c.token)}`));
       for (const share of [c.base, c.updated]) {
-        const cell = element("td", share === null ? "not evaluated" : `${(100 * share).toFixed(1)}%`);
+        const cell = element("td", share === null ? "not evaluated" : percent(share));
         if (share !== null) {
           const bar = element("span", "", "bar");
           bar.style.width = `${100 * share}%`;

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from cca.evaluation.results import Comparison, Summary
+from cca.evaluation.results import Comparison, Summary, difference
 from cca.folder import RunFolder
 from cca.io import write_text
 from cca.problems.files import natural_order
@@ -147,6 +147,7 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None 
         sections=sections,
         words=words,
         table=words.set_table(summary),
+        difference=difference,
         comparison=comparison,
         tables=tables,
         config=folder.config,
