@@ -6,7 +6,6 @@ manifest is written last (temporary file, fsync, rename). Killing the process an
 
 import json
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +57,6 @@ class RunFolder:
         self.manifest = manifest
         self.lost = lost
         self.lock: FolderLock | None = None
-        self._told: set[str] = set()
 
     @classmethod
     def create(cls, path: Path, config: str) -> Self:
@@ -212,7 +210,9 @@ class RunFolder:
         path = self.file(name)
         if not path.is_file():
             return "replaced" if path.exists() else "removed"
-        return "" if checksum(path) == digest else "changed"
+        if checksum(path) == digest:
+            return ""
+        return "changed" if path.stat().st_size else "emptied"
 
     def _maker(self, name: str) -> str | None:
         """The finished stage that left `name`."""
@@ -273,21 +273,18 @@ class RunFolder:
         growing = self._maker(name) is None
         return self.artifact(name, lambda path: list(read_records(path, kind, growing)))
 
-    def _say_if_changed(self, name: str) -> None:
-        """Refuse a file of a finished stage that is gone, and say once of one that was changed by hand."""
+    def _check_there(self, name: str) -> None:
+        """Refuse a file of a finished stage that is gone or empty; what else it may be its reader sees."""
         stage = self._maker(name)
-        if stage is None or name in self._told:
+        if stage is None or (self.file(name).is_file() and self.file(name).stat().st_size):
             return
-        state = self._state(name, self.manifest["stages"][stage][name])
-        if state and self.lock is None and (now := self.open(self.path).manifest) != self.manifest:
+        if not (state := self._state(name, self.manifest["stages"][stage][name])):
+            return
+        if self.lock is None and (now := self.open(self.path).manifest) != self.manifest:
             self.manifest = now  # whoever works in the folder has done that stage again since
-            self._say_if_changed(name)
+            self._check_there(name)
             return
-        if state and state != "changed":
-            raise self._damaged(name, state)
-        self._told.add(name)
-        if state:
-            print(f"note: {self.file(name)} was changed after stage {stage} was finished", file=sys.stderr)
+        raise self._damaged(name, state)
 
     def recover(self, name: str, kind: type[R]) -> list[R]:
         """The whole records of an interrupted stage; a line that was cut off by a kill is removed from the file."""
@@ -317,7 +314,7 @@ class RunFolder:
         Raises:
             InputError: it cannot; the message names the stage to do again.
         """
-        self._say_if_changed(name)
+        self._check_there(name)
         try:
             return load(self.file(name))
         except InputError as error:
