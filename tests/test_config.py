@@ -1,15 +1,23 @@
 """Configs: what is read, what is written back, and what is refused by its name."""
 
+import builtins
 import tomllib
+import types
+import typing
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
 from test_run import refuse
 
 from cca import cli
 from cca.errors import InputError
+from cca.folder import differences
+from cca.io import write_text
 from cca.options import Options
-from cca.run.config import Config, dump_toml, load_config, parse_config
+from cca.run.config import Config, dump_toml, load_config, parse_config, parse_override, toml_value
 
 
 def test_a_dumped_config_reads_back_the_same():
@@ -73,3 +81,116 @@ def test_a_missing_or_broken_config_is_named(tmp_path, capsys):
     refuse(["run", str(tmp_path / "none.toml")], capsys, "none.toml")
     (tmp_path / "bad.toml").write_text("a = = 1")
     refuse(["run", str(tmp_path / "bad.toml")], capsys, "not valid TOML")
+
+
+# ---- any text, any value ----
+
+TEXT = st.text(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]), st.sampled_from("\0\t\n\r\x0b\x7f\x85\u2028\ufeff\"'\\[]{}#=,😀")
+    )
+)
+
+
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of a field's type, within its bounds where those are not inside a union."""
+    if get_origin(kind) is Annotated:
+        bounds = [bound for meta in kind.__metadata__ for bound in getattr(meta, "metadata", [meta])]
+        kind = kind.__origin__
+        if kind in (int, float) and bounds:
+            limits = {
+                name: getattr(bound, name)
+                for bound in bounds
+                for name in ("ge", "gt", "le", "lt")
+                if hasattr(bound, name)
+            }
+            low, high = limits.get("ge", limits.get("gt", 0)), limits.get("le", limits.get("lt"))
+            if kind is int:
+                return st.integers(low, high or 2**63 - 1)
+            return st.floats(low, high, exclude_min="gt" in limits, exclude_max="lt" in limits)
+        return values_of(kind)
+    match get_origin(kind), get_args(kind):
+        case ((typing.Union | types.UnionType), parts):
+            return st.one_of(*map(values_of, parts))
+        case typing.Literal, choices:
+            return st.sampled_from(choices)
+        case builtins.tuple, (part, _):
+            return st.lists(values_of(part), max_size=3).map(tuple)
+        case builtins.dict, (key, value):
+            return st.dictionaries(values_of(key), values_of(value), max_size=3)
+    return TEXT if kind is str else st.from_type(kind)
+
+
+def options_of(kind: type[Options]) -> st.SearchStrategy[dict[str, Any]]:
+    fields = {
+        field.alias or name: options_of(field.annotation)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Options)
+        else values_of(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
+        for name, field in kind.model_fields.items()
+    }
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+@given(options_of(Config))
+def test_every_config_is_read_back_from_its_file_as_it_was(tmp_path_factory, data):
+    prompt = data.setdefault("prompt", {})
+    data["rounds"], prompt["style"] = 1, "plain"
+    prompt.pop("shots", None)
+    if prompt.get("template") is not None:
+        prompt["template"] += "{question}"
+    try:
+        config = parse_config(data, "test")
+    except InputError:  # other rules, such as that a string that ends an answer is not empty
+        reject()
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    write_text(path, dump_toml(config))
+    assert load_config(path) == config
+    keys = differences({}, tomllib.loads(dump_toml(config))).items()
+    assert load_config(None, tuple(f"{key}={toml_value(new)}" for key, (_, new) in keys)) == config
+
+
+@given(TEXT)
+def test_text_is_set_on_the_command_line_as_toml_or_as_it_stands(text):
+    assert load_config(None, (f"prompt.preamble={toml_value(text)}",)).prompt.preamble == text
+    assert load_config(None, (f"prompt.stop={toml_value([text or 'x'])}",)).prompt.stop == (text or "x",)
+    if not text.strip().startswith(('"', "'")):
+        assert load_config(None, (f"prompt.preamble={text}",)).prompt.preamble == text
+
+
+@pytest.mark.parametrize(("setting", "keys", "value"), [
+    ("model.path=2024", ["model", "path"], "2024"),
+    ("prompt.preamble=true", ["prompt", "preamble"], "true"),
+    ("seed = 5", ["seed"], 5),
+    ("prompt.preamble=1\nseed = 5", ["prompt", "preamble"], "1\nseed = 5"),
+    ('model.device_map."model.layers.0"=1', ["model", "device_map", "model.layers.0"], 1),
+    ('prompt.preamble="\\U0001F600"', ["prompt", "preamble"], "😀"),
+    ("circuit.target_density=", ["circuit", "target_density"], None),
+    ("prompt.preamble=", ["prompt", "preamble"], ""),
+])  # fmt: skip
+def test_what_is_set_is_what_was_meant(setting, keys, value):
+    assert parse_override(setting) == (keys, value)
+
+
+@pytest.mark.parametrize(
+    "setting", ['prompt.preamble="\\ud83d\\ude00"', "prompt.preamble='Tis", 'prompt.preamble="a" or "b']
+)
+def test_what_begins_with_a_quote_and_is_no_toml_is_refused_and_not_taken_with_its_quotes(setting):
+    with pytest.raises(InputError, match="begins with a quote"):
+        load_config(None, (setting,))
+
+
+def test_a_model_path_of_any_text_reaches_the_config(tmp_path, capsys):
+    name = 'mo"del 模型\\😀\x7f'
+    refuse(["run", "--model", str(tmp_path / name), "--out", str(tmp_path / "r")], capsys, "模型")
+
+
+@pytest.mark.parametrize("key", ["prompt.preamble", "model.path", "problems.source", "problems.grader"])
+def test_bytes_that_are_no_text_are_refused_by_the_key(key, tmp_path, capsys):
+    refuse(["run", "--set", f"{key}=a\udcff", "--out", str(tmp_path / "r")], capsys, key, "half a character")
+    assert not (tmp_path / "r").exists()
+
+
+def test_half_a_character_deep_inside_is_refused_too():
+    for section in ({"prompt": {"stop": ["a\ud83d"]}}, {"model": {"device_map": {"\ud83d": "cpu"}}}):
+        with pytest.raises(InputError, match=r"(prompt\.stop|model\.device_map).*half a character"):
+            parse_config(section, "test")
