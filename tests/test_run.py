@@ -16,10 +16,11 @@ from cca import cli
 from cca.folder import RunFolder
 from cca.io import checksum
 from cca.model.bundled import BUNDLED
-from cca.records import Pivot, TracePair, WithoutPivot
+from cca.records import Pivot, Problem, TracePair, WithoutPivot
 from cca.run.config import dump_toml, load_config
 from cca.run.run import Run
 from cca.run.stages import MEASURED, STAGES
+from cca.run.stages.trace import check_stop
 
 SMALL = """
 seed = 3
@@ -418,3 +419,23 @@ def test_a_run_in_sixteen_bits_ends_like_one_in_thirty_two(whole, config_path, t
     assert ours["pivots"]["problems"] == theirs["pivots"]["problems"]
     assert abs(ours["target"]["base"] - theirs["target"]["base"]) <= 0.25
     assert ours["update"]["rows"] > 0
+
+
+def test_stop_strings_that_end_worked_solutions_and_every_other_warning_are_kept(tmp_path, capsys):
+    solved = [Problem(f"p-{i}", "p", 0, "train", f"{i}?", "3", f"1 + {i} = 3.0.\n#### 3") for i in range(3)]
+    config = load_config(None, ('prompt.stop=["=", "####"]',))
+    run = Run.start(tmp_path / "run", config)
+    run.warn("trace", "something else")
+    check_stop(run, solved)
+    check_stop(run, solved)
+    assert (
+        "prompt.stop ends the own solutions of 3 of 3 problems before their answer, such as p-0"
+        in capsys.readouterr().err
+    )
+    kept = run.folder.noted("warnings", "trace")
+    assert kept.startswith("something else; prompt.stop ends")
+    assert kept.count("prompt.stop ends") == 1
+    for stop in ("####", "\nQ:"):  # the result stands before it, or it is nowhere
+        fine = Run.start(tmp_path / repr(stop), load_config(None, (f"prompt.stop=[{json.dumps(stop)}]",)))
+        check_stop(fine, solved)
+        assert fine.folder.noted("warnings", "trace") is None

@@ -85,6 +85,13 @@ def test_a_worked_solution_of_a_chat_is_what_the_template_writes_up_to_the_end_o
         assert whole.removeprefix(before) in (f"{gap}{solution}{gap}", f" {gap}{solution}{gap}"), solution
 
 
+@pytest.mark.parametrize("end", ["\\n", "", "###", " \\nUser:"])
+def test_a_worked_solution_of_a_chat_without_an_end_of_turn_ends_with_the_tokenizers_own(end):
+    for chat in (TURNS.replace("<|im_end|>\n", end), TURNS.replace("m.content", "m.content.split('17')[-1]")):
+        asked = prompter(made("byte-level", chat=chat), style="chat")
+        assert read(asked.tokenizer, asked.reference("It is 17")) == "It is 17</s>"
+
+
 def test_what_a_tokenizer_puts_after_a_text_does_not_end_the_prompt():
     plain = prompter(made("byte-level", bos=True, eos=True)).prompt(problem("How many?"))
     assert plain == prompter(made("byte-level", bos=True)).prompt(problem("How many?"))

@@ -36,7 +36,7 @@ Manifest = with_config(extra="allow")(
             "redo": str,
             "seconds": dict[str, float],
             "peak_gib": dict[str, float],
-            "warnings": dict[str, Any],
+            "warnings": dict[str, list[str]],
             "revision": str,
             "lambda": float,
         },

@@ -153,7 +153,7 @@ def template_of(tokenizer: Any) -> str:
     """
     try:
         return tokenizer.get_chat_template()
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(f'prompt.style is "chat", but the tokenizer has no chat template; {OTHER_STYLE}') from error
 
 

@@ -208,20 +208,28 @@ class Prompter:
 
         In a chat they are what the chat template writes for that answer, up to the end of its turn.
         """
-        question = Turn("user", self._filled(PROBES[0]))
+        question = self._filled(PROBES[0])
         if self.style == "chat":
-            context, text = self._chat.written([question], ask=True), solution
-            try:
-                whole = self._chat.written([question, Turn("assistant", solution)], ask=False)
-            except InputError:
-                whole = ""
-            if whole.startswith(context):
-                text = whole.removeprefix(context)
+            context, text = self._answered(Turn("user", question), solution)
         else:
-            context, text = question.content, f"{self._gap}{solution}"
+            context, text = question, f"{self._gap}{solution}"
         ids = continued(self.tokenizer, context, text)
         end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
         return (*ids[: end + 1],) if end is not None else (*ids, *self._last)
+
+    def _answered(self, question: Turn, solution: str) -> tuple[str, str]:
+        """A prompt, and what the chat template writes after it where the assistant answers `solution`."""
+        context = self._chat.written([question], ask=True)
+        try:
+            whole = self._chat.written([question, Turn("assistant", solution)], ask=False)
+        except InputError:  # it lets no answer be the last turn, or changes this one
+            return context, solution
+        if not whole.startswith(context):
+            return context, solution
+        text, said = whole.removeprefix(context), solution.strip()
+        end = text.rfind(said) + len(said)
+        after = self.tokenizer.encode(text[end:], add_special_tokens=False)
+        return context, text if self.end_tokens & set(after) else text[:end]
 
     @cached_property
     def _last(self) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ _MARKER = re.compile(r"[<\[].*\w.*[>\]]", re.DOTALL)
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text that goes on: with what the tokenizer puts first (a BOS), not with what it puts last."""
-    whole, bare = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[: start + len(bare)]
-    return whole
+    around, bare = tokenizer.encode("1"), tokenizer.encode("1", add_special_tokens=False)
+    starts = [i for i in range(len(around)) if around[i : i + len(bare)] == bare]
+    last = len(around) - starts[0] - len(bare) if bare and starts else 0
+    whole = tokenizer.encode(text)
+    return whole[: len(whole) - last]
 
 
 def continued(tokenizer: Any, context: str, text: str) -> list[int]:
@@ -31,9 +31,16 @@ def continued(tokenizer: Any, context: str, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+def _added(tokenizer: Any) -> dict[int, Any]:
+    try:
+        return tokenizer.added_tokens_decoder
+    except (AttributeError, NotImplementedError):  # of a tokenizer that is not transformers' own
+        return {}
+
+
 def is_marker(tokenizer: Any, token: int) -> bool:
     """Whether an id is a special token, or an added one in brackets such as ``<|im_end|>``, and not ordinary text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token)
+    added = _added(tokenizer).get(token)
     return token in tokenizer.all_special_ids or (
         added is not None and bool(added.special or _MARKER.fullmatch(added.content))
     )
@@ -45,9 +52,7 @@ def markers(tokenizer: Any, kept: str) -> frozenset[int]:
     What someone made special and still is text stays: what is not in brackets (a digit, ``####``), what stands in
     `kept`, and tags that come in pairs (``<answer>`` and ``</answer>``) unless they are the tokenizer's own BOS or EOS.
     """
-    special = {
-        token: added.content for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items() if added.special
-    }
+    special = {token: added.content for token, added in _added(tokenizer).items() if added.special}
     named = {text for text in tokenizer.special_tokens_map.values() if isinstance(text, str)}
     special |= {token: tokenizer.convert_ids_to_tokens(token) for token in tokenizer.all_special_ids}
     tags = set(special.values()) - named

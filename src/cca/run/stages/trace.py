@@ -26,7 +26,7 @@ def work(run: Run) -> None:
         config.model.path,
     )
     _check_grader(run, problems)
-    _check_stop(run, problems)
+    check_stop(run, problems)
     # there can be no more pivots than problems; better said now than after hours
     config.circuit.check_reach(sum(p.split == "train" for p in problems))
     network = run.model.network
@@ -87,7 +87,7 @@ def _warn(run: Run, problems: list[Problem], message: str) -> None:
         run.warn("trace", f"{message}; the first is {problems[0].id} (gold {reprlib.repr(problems[0].answer)})")
 
 
-def _check_stop(run: Run, problems: list[Problem]) -> None:
+def check_stop(run: Run, problems: list[Problem]) -> None:
     """Warn of stop strings that stand in worked solutions: an answer written like them would end before its result."""
     prompter = run.prompter
     shown = [i for i, example in enumerate(prompter.examples, 1) if prompter.cut(example.solution) != example.solution]
