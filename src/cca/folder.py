@@ -108,7 +108,7 @@ class RunFolder:
                 raise InputError(f"{path} holds no run (it has no config.toml); start one with: cca run --out {path}")
             return cls(path, {"stages": {}, "format": FORMAT}, lost=True)
         try:
-            manifest: dict[str, Any] = from_json(read_text(file), Manifest, str(file))
+            manifest: dict[str, Any] = dict(from_json(read_text(file), Manifest, str(file)))
             tomllib.loads(manifest.get("config", ""))
             if "stages" not in manifest:
                 raise InputError(f"{file} has no stages")
