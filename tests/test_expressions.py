@@ -104,3 +104,9 @@ def test_numbers_are_written_as_people_write_them():
     assert number_text(value("10 / 3")) == "10/3"
     assert number_text(value("3 / 4"), ratio=True) == "3/4"
     assert number_text(value("0 - 1234567 / 100"), commas=True) == "-12,345.67"
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_spacing_and_backslashes_give_no_warning():
+    assert value("1if True else 0") == 1
+    assert value(r"'a\d' == t", t="a\\d") is True

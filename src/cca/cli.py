@@ -1,6 +1,7 @@
 """The `cca` command. Everything for people goes to stderr, `--json` prints the summary on stdout.
 
-Exit codes: 0 done, 1 an error inside, 2 bad input (the message names it and the remedy), 130 interrupted.
+Exit codes: 0 done, 1 an error inside or a template left out, 2 bad input (the message names it and the remedy), 130
+interrupted.
 Heavy imports stay inside the commands, so that `--help` answers at once.
 """
 

@@ -9,6 +9,7 @@ import ast
 import inspect
 import math
 import operator
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -110,7 +111,9 @@ def parse(
     if len(text) > MAX_TEXT:
         raise ExpressionError(f"`{shown}` is {len(text)} characters long; at most {MAX_TEXT} are allowed")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd spacing and backslashes
+            tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else "it cannot be read, or is nested too deeply"
         raise ExpressionError(f"`{shown}` is not an expression: {reason}") from None
