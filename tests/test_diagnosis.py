@@ -116,7 +116,7 @@ def test_few_pivots_and_few_validation_problems_are_said(pivots, validation, sai
     ("base", "advice"), [(0.0, "no latent skill"), (0.01, "check prompt and grader"), (1.0, "harder"), (0.5, "")]
 )
 def test_a_base_model_that_solves_nothing_or_everything_is_said(base, advice):
-    found = diagnosis.room(SetResult(100, base, base, 0.0, Interval(-0.1, 0.1), 0, 0, 1.0, None))
+    found = diagnosis.room(SetResult(100, base, base, 0.0, Interval(-0.1, 0.1), 0, 0, 1.0, 9, None))
     assert found.fine is (not advice)
     assert advice in found.advice
 

@@ -79,8 +79,8 @@ class Work:
 
     def __init__(self, family: str):
         tokenizer = load_tokenizer("bundled")
-        shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
-        network = tiny_qwen2() if family == "qwen2" else family_model(family, **shape)
+        shape: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
+        network: Any = tiny_qwen2() if family == "qwen2" else family_model(family, **shape)
         network.requires_grad_(True).train()
         network.get_output_embeddings().weight.requires_grad_(False)
         next(iter(network.get_decoder().layers)).eval()

@@ -1,11 +1,14 @@
 """Files that are whole or not there, and records as JSON lines."""
 
+import codecs
 import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -63,6 +66,59 @@ def read_text(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def user_text(path: str | Path, what: str, remedy: str, newline: str | None = None) -> str:
+    """The text of a file that somebody wrote: UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        what: it is, for messages, where its name does not say it.
+        remedy: what to give instead of a file that cannot be read.
+        newline: how its lines end, as of `open`; None: every ending becomes a line feed.
+
+    Raises:
+        InputError: it cannot be read, or is not such text. The message says what it is, and how to convert it.
+    """
+    named = f"{what} {path}".strip()
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {named} ({error.strerror or error}); {remedy}") from error
+    if odd := no_text(data, path):
+        raise InputError(f"cannot read {named}: it is {odd}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        said = f"line {line} is not UTF-8 ({error.reason}); save it as UTF-8, {_converted('WINDOWS-1252', path)}"
+        raise InputError(f"cannot read {named}: {said}") from error
+    return StringIO(text, newline=None).read() if newline is None else text
+
+
+def no_text(data: bytes, path: str | Path) -> str | None:
+    """What the bytes of a file are that are no UTF-8 text, and what to do about it; None where they may be."""
+    quoted = shlex.quote(str(path))
+    for marks, found in (
+        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), f"UTF-32 text; save it as UTF-8, {_converted('UTF-32', path)}"),
+        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), f"UTF-16 text; save it as UTF-8, {_converted('UTF-16', path)}"),
+        ((b"\x1f\x8b",), f"compressed with gzip; unpack it, for example with: gzip -dc {quoted} > NEW"),
+        ((b"\x28\xb5\x2f\xfd",), f"compressed with zstd; unpack it, for example with: zstd -dc {quoted} > NEW"),
+        ((b"PK\x03\x04",), "a zip archive or a workbook of a spreadsheet; unpack it, or save it as CSV (UTF-8)"),
+        ((b"version https://git-lfs",), "a pointer of git-lfs in place of the file; fetch that with: git lfs pull"),
+        ((b"PAR1",), "Parquet; call it .parquet"),
+    ):
+        if data.startswith(marks):
+            return found
+    if b"\0" in data:
+        return (
+            f"no text, or UTF-16 without a mark (it holds zero bytes); save it as UTF-8, {_converted('UTF-16LE', path)}"
+        )
+    return None
+
+
+def _converted(encoding: str, path: str | Path) -> str:
+    return f"for example with: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > NEW"
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None) -> None:

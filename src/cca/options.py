@@ -55,7 +55,7 @@ class Options(BaseModel, metaclass=_Checked):
             InputError: a name is unknown or a value out of range; the message names it.
         """
         names = {field.alias or name: name for name, field in type(self).model_fields.items()}
-        return type(self)(**{**dict(self), **{names.get(key, key): value for key, value in changes.items()}})
+        return type(self)(**{**dict(self), **{names.get(key, str(key)): value for key, value in changes.items()}})
 
 
 def _check_text(value: Any) -> None:

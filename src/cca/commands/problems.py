@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cca.errors import InputError
 
 if TYPE_CHECKING:
+    from cca.problems.rows import Columns
     from cca.problems.templates.annotated import TemplateCheck
 
 
@@ -20,11 +21,26 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="gsm-symbolic, reasoning-gym:NAME, a file (.jsonl, .csv, .parquet), a folder of such files or annotated "
         "templates, or owner/name:config on the hub",
     )
-    parser.add_argument("-n", "--n", type=int, default=50, metavar="N", help="instances a template (default 50)")
+    parser.add_argument(
+        "-n", "--n", type=int, metavar="N", help="instances a template (default 50; of a file all, which --check reads)"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=COLUMN",
+        help="which column of a file holds what, such as question=prompt answer=target",
+    )
+    parser.add_argument(
+        "--grader", default="number", metavar="NAME", help="of --check, as problems.grader of a run (default number)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to stdout")
     parser.add_argument(
-        "--check", action="store_true", help="verify each template and print a line for it; exit code 1 where one fails"
+        "--check",
+        action="store_true",
+        help="grade the own solution of each problem, and print a line a template; exit code 1 where one fails",
     )
 
 
@@ -34,16 +50,19 @@ def run(options: argparse.Namespace) -> int:
     from cca.problems.listing import listed, verdicts
     from cca.problems.sources import open_source
 
-    if options.n < 1:
+    if options.n is not None and options.n < 1:
         raise InputError(f"-n {options.n} asks for nothing; give at least 1")
+    columns, drawn = _columns(options.columns), options.n or 50
     if options.check:
-        return _check(verdicts(options.source, options.n, options.seed), options.n)
+        return _check(verdicts(options.source, drawn, options.seed, columns, options.grader), drawn)
     if options.out is not None and not options.out.parent.is_dir():
         raise InputError(f"there is no folder {options.out.parent} for --out; make it first")
-    source = open_source(options.source)
+    source = open_source(options.source, columns=columns, grader=options.grader)
+    if options.out and options.out.exists() and Path(options.source).exists() and options.out.samefile(options.source):
+        raise InputError(f"--out {options.out} is the source itself, whose other columns would be lost; name another")
     text: list[str] = []
     errors: list[str] = []
-    for found in listed(source, options.n, options.seed):
+    for found in listed(source, options.n if source.is_rows else drawn, options.seed):
         if options.out is None:
             print(*found.lines, sep="\n", end="\n" * bool(found.lines))
         text += found.lines
@@ -61,6 +80,18 @@ def run(options: argparse.Namespace) -> int:
     if errors:
         print(f"{len(errors)} of {len(source.templates)} templates left out", file=sys.stderr)
     return 1 if errors else 0
+
+
+def _columns(given: list[str]) -> "Columns":
+    from cca.problems.rows import Columns
+
+    pairs = [text.partition("=") for text in given]
+    for text, (key, _, column) in zip(given, pairs, strict=True):
+        if not (key and column):
+            raise InputError(f"--columns {text!r} is not of the form KEY=COLUMN, such as question=prompt")
+    if len({key for key, _, _ in pairs}) < len(pairs):
+        raise InputError(f"--columns {' '.join(given)} names a key twice; name it once")
+    return Columns.of({key: column for key, _, column in pairs}, {})
 
 
 def _check(found: "Iterable[TemplateCheck]", wanted: int) -> int:

@@ -1,13 +1,14 @@
 """Worked examples for few-shot prompts: from lm-evaluation-harness, or from a file of one's own."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
 from cca.errors import InputError
+from cca.problems.formats import Record, json_lines
 from cca.problems.prompts import Example
+from cca.problems.rows import cell_text
 
 LM_EVAL = "lm-eval:"
 
@@ -61,19 +62,15 @@ def _file_examples(path: Path, count: int) -> tuple[Example, ...]:
     Raises:
         InputError: the file cannot be read, a line is not such an object, or it has too few.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read prompt.examples {path} ({error}); name lm-eval:TASK or a JSON-lines file"
-        ) from error
-    if len(lines) < count:
-        raise InputError(f"{path} has {len(lines)} examples and prompt.shots is {count}; lower it")
-    examples = []
-    for number, line in enumerate(lines[:count], 1):
-        try:
-            record = json.loads(line)
-            examples.append(Example(str(record["question"]), str(record["solution"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f'{path}, line {number} has no "question" and "solution" ({error!r}); mend it') from error
-    return tuple(examples)
+    remedy = "name lm-eval:TASK or a JSON-lines file"
+    found = list(json_lines(path, "prompt.examples", remedy))
+    if len(found) < count:
+        raise InputError(f"{path} has {len(found)} examples and prompt.shots is {count}; lower it")
+    return tuple(Example(_text(record, "question"), _text(record, "solution")) for record in found[:count])
+
+
+def _text(record: Record, key: str) -> str:
+    text = cell_text(record.values.get(key, ""), f"{record.place}: its {key}")
+    if not text.strip():
+        raise InputError(f'{record.place} has no {key}; an example has "question" and "solution"')
+    return text

@@ -2,44 +2,31 @@
 
 A row has ``question`` and ``answer``; ``answer`` may be a worked solution that ends with ``#### gold``, as in GSM8K.
 Optional are ``solution``, ``template`` (GSM-Symbolic: ``id``, beside ``instance``) and ``split``. In a folder the name
-of a file says its split, as on the hub: ``train-00000-of-00001.parquet``, ``test.jsonl``.
+of a file says its split, as on the hub: ``train-00000-of-00001.parquet``, ``gsm8k_test.jsonl``, ``test/0000.parquet``.
 """
 
-import csv
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cca.errors import InputError
-from cca.problems.gsm_symbolic import Worked
+from cca.problems.formats import SUFFIXES, holds_problems, records
+from cca.problems.rows import SPLITS, Columns, Row, distinct, row_of
 from cca.records import Split
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
-SPLITS: dict[str, Split] = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-}
-"""What files call their splits, and what they are here."""
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+_NOT_READ = frozenset(
+    [".arrow", ".bz2", ".feather", ".gz", ".ndjson", ".orc", ".tar", ".tsv", ".xls", ".xlsx", ".xz", ".zip", ".zst"],
+)
+"""Endings of files that may well hold rows."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
-_NO_TEMPLATE = "all"
-
-
-class Row(NamedTuple):
-    """A problem of a file, and the split that the file gives it, if any."""
-
-    worked: Worked
-    split: Split | None
+_CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """A sort key that puts ``t2`` before ``t10``."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = [(part, part.lstrip("0")) for part in re.split(r"(\d+)", name)]
+    return [(len(digits), digits) if part.isdecimal() else (-1, part) for part, digits in parts]
 
 
 def is_hub_name(source: str) -> bool:
@@ -47,112 +34,100 @@ def is_hub_name(source: str) -> bool:
     return _HUB_NAME.fullmatch(source) is not None
 
 
-def read_rows(path: Path) -> list[Row]:
+def splits_in(name: str) -> list[Split]:
+    """The splits that the words of a file's name say: ``gsm8k_Train-1.csv``, ``myTestSet``, but not ``latest``."""
+    found: list[Split] = []
+    for whole in re.findall(r"[^\W\d_]+", name):
+        for word in (whole, *_CAMEL.split(whole)):
+            word = word.casefold()
+            split = SPLITS.get(word) or SPLITS.get(re.sub(r"(set|data|split)s?$", "", word))
+            if split and split not in found:
+                found.append(split)
+    return found
+
+
+def read_rows(path: Path, columns: Columns | None = None, grader: str = "number") -> list[Row]:
     """The rows of a file, or of every file of a folder; a question that stands twice is kept once.
 
+    Args:
+        path: a file, or a folder; in it, folders that are named after a split count as well.
+        columns: which column of a row holds what.
+        grader: by which answers are compared where a question stands twice.
+
     Raises:
-        InputError: nothing to read, a row without question or answer, or an unknown split. It names file and row.
+        InputError: nothing to read, a row that is no problem, files of which only some say their split, or one question
+            with two answers or in two splits. It names file and row.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-    if not files:
-        raise InputError(f"{path} holds no {', '.join(SUFFIXES)} file; name a file or a folder that does")
-    rows: list[Row] = []
-    for file in files:
-        from_name = SPLITS.get(re.split(r"[-_.]", file.name)[0]) if path.is_dir() else None
-        rows += [_row(record, from_name, f"{file}, row {n}") for n, record in enumerate(_records(file), 1)]
-    return _distinct(rows, str(path))
+    named = columns or Columns()
+    if not path.is_dir():
+        return distinct(_rows_of(path, named), str(path), grader)
+    by_file = {file: _rows_of(file, named) for file in _data_files(path, named)}
+    for file, rows in by_file.items():
+        if not rows and len(by_file) > 1:
+            raise InputError(f"{file} holds no problems, though others in {path} do; fill it or move it out")
+        said = splits_in(str(file.relative_to(path)))
+        if len(said) > 1 and not all(row.split for row in rows):
+            raise InputError(
+                f"the name of {file} says {' and '.join(said)}; rename it, or give each of its rows a {named.split}"
+            )
+        if said:
+            by_file[file] = [row._replace(split=row.split or said[0]) for row in rows]
+    silent = [file for file, rows in by_file.items() if not any(row.split for row in rows)]
+    if silent and len(silent) < len(by_file):
+        telling = next(file for file in by_file if file not in silent)
+        raise InputError(
+            f"{silent[0]} does not say which split it is, though {telling.name} does; call it train, validation or "
+            f"test, give each row a {named.split}, or move it out of {path}"
+        )
+    return distinct((row for rows in by_file.values() for row in rows), str(path), grader)
 
 
-def rows_in_memory(records: Iterable[Mapping[str, Any]]) -> list[Row]:
+def _rows_of(file: Path, columns: Columns) -> list[Row]:
+    return [row_of(record.values, record.place, columns) for record in records(file)]
+
+
+def _data_files(folder: Path, columns: Columns) -> list[Path]:
+    """The files of a folder that hold rows, and those of its folders that are named after a split."""
+    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for sub in [path for path in inside if path.is_dir() and splits_in(path.name)]:
+        inside += [p for p in sorted(sub.rglob("*")) if not any(x.startswith(".") for x in p.relative_to(sub).parts)]
+    wanted = (columns.question, columns.answer)
+    found: list[Path] = []
+    for file in inside:
+        ending = file.suffix.lower()
+        if file.is_dir():
+            continue
+        if ending in _NOT_READ:
+            raise InputError(
+                f"{file} may hold problems but is none of {', '.join(SUFFIXES)}; convert or unpack it, or move it out "
+                f"of {folder}"
+            )
+        if ending in SUFFIXES or (ending == ".json" and holds_problems(file, wanted)):
+            found.append(file)
+    if not found:
+        others = [path.name for path in inside if path.is_dir() and any(p.suffix in SUFFIXES for p in path.iterdir())]
+        raise InputError(
+            f"{folder} holds no {', '.join(SUFFIXES)} file; name a file or a folder that does"
+            + f", such as {', '.join(str(folder / name) for name in others[:5])}" * bool(others)
+        )
+    return found
+
+
+def rows_in_memory(rows: Iterable[Mapping[str, Any]], columns: Columns | None = None) -> list[Row]:
     """Rows that are in memory already, checked as those of a file are.
 
     Raises:
-        InputError: there are none, or one has no question, no answer or an unknown split. It names the row.
+        InputError: there are none, or as `read_rows`. It names the row.
     """
-    rows = []
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, Mapping):
+    found = []
+    for number, values in enumerate(rows, 1):
+        if not isinstance(values, Mapping):
             raise InputError(
-                f"row {number} is no mapping with question and answer but of type {type(record).__name__}; "
-                'give rows such as {"question": ..., "answer": ...}'
+                f"row {number} is no mapping with question and answer but of type {type(values).__name__}; give rows "
+                'such as {"question": ..., "answer": ...} (of a data frame: frame.to_dict("records"))'
             )
-        rows.append(_row(record, None, f"row {number}"))
-    return _distinct(rows, "what was given")
-
-
-def _distinct(rows: Iterable[Row], where: str) -> list[Row]:
-    found: dict[str, Row] = {}
-    for row in rows:
-        found.setdefault(same_question(row.worked.question), row)
-    if not found:
-        raise InputError(f"{where} holds no problems; each row needs a question and an answer")
-    return list(found.values())
-
-
-def same_question(question: str) -> str:
-    """What two questions share that differ in case and white space alone."""
-    return " ".join(question.split()).casefold()
-
-
-def _records(file: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        match file.suffix:
-            case ".jsonl":
-                with file.open(encoding="utf-8") as lines:
-                    for number, line in enumerate(lines, 1):
-                        if line.strip():
-                            yield _object(line, f"{file}, line {number}")
-            case ".csv":
-                with file.open(encoding="utf-8-sig", newline="") as lines:
-                    yield from csv.DictReader(lines, strict=True)
-            case ".parquet":
-                yield from _parquet(file)
-            case _:
-                raise InputError(f"{file} is none of {', '.join(SUFFIXES)}; convert it to one of them")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {file} ({error}); give a file of UTF-8 text or Parquet") from error
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error}); mend it") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is not an object with question and answer; mend it")
-    return record
-
-
-def _parquet(file: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import read_table
-    except ImportError as error:
-        raise InputError(
-            f"{file} is Parquet, which needs pyarrow: pip install 'constructive-circuit-amplification[eval]'"
-        ) from error
-    try:
-        return read_table(file).to_pylist()
-    except ArrowException as error:
-        raise InputError(f"cannot read {file} ({error}); it is no Parquet file") from error
-
-
-def _row(record: Mapping[str, Any], from_name: str | None, where: str) -> Row:
-    missing = [key for key in ("question", "answer") if record.get(key) is None or not str(record[key]).strip()]
-    if missing:
-        raise InputError(f"{where} has no {missing[0]}; it has {', '.join(map(str, record)) or 'nothing'}")
-    question, text = str(record["question"]).strip(), _CALCULATOR.sub("", str(record["answer"])).strip()
-    work, marker, gold = text.rpartition("####")
-    answer = gold.strip() if marker else text
-    if not answer:
-        raise InputError(f"{where} has nothing after ####, so no answer; add the gold answer there")
-    solution = str(record.get("solution") or "").strip() or (text if work.strip() else f"#### {answer}")
-    numbered = record.get("id") if record.get("instance") is not None else None
-    template = str(next((t for t in (record.get("template"), numbered) if t not in (None, "")), _NO_TEMPLATE))
-    split = record.get("split") or from_name
-    if split is not None and split not in SPLITS:
-        raise InputError(f"{where}: unknown split {split!r}; known: {', '.join(SPLITS)}")
-    return Row(Worked(template, question, answer, solution), SPLITS[split] if split else None)
+        found.append(row_of(values, f"row {number}", columns or Columns()))
+    return distinct(found, "what was given")
 
 
 def download(source: str) -> Path:

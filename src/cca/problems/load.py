@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cca.errors import InputError
 from cca.problems.files import rows_in_memory
 from cca.problems.gsm_symbolic import Worked
+from cca.problems.rows import Columns
 from cca.problems.sources import Source, open_source, source_of_rows
 from cca.problems.splits import Plan, by_instance, check_splits, dealt, how_split, marked, numbered
 from cca.records import Problem, Split
@@ -24,6 +25,7 @@ def load_problems(
     n: int = 50,
     max_number: float | None = None,
     held_out: float = 0.0,
+    columns: Columns | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> list[Problem]:
     """Problems with their splits, ready for `cca.trace`, `cca.update` and `cca.evaluate`.
@@ -36,6 +38,8 @@ def load_problems(
         n: instances of each template that are drawn, at most. Of rows, those of a file or in memory, all are taken.
         max_number: of ``gsm-symbolic``, no number in a question or solution is above this; None: no bound.
         held_out: share of the templates that are only evaluated, with all their instances.
+        columns: which column of a row holds what, where it is called otherwise:
+            ``{"question": "prompt", "answer": "target"}``.
         seed: of draws and splits.
 
     Returns:
@@ -45,14 +49,14 @@ def load_problems(
         split at least one.
 
     Raises:
-        InputError: there is no such source or template, a row has no question or answer (it is named), a template has
-            fewer than three instances to split, or an argument is out of range.
+        InputError: there is no such source or template, a row is no problem or two contradict each other (they are
+            named), a template has fewer than three instances to split, or an argument is out of range.
     """
     if not isinstance(n, int) or n < 1:
         raise InputError(f"n={n!r} asks for no problems; give a number, at least 1")
     if not 0 <= held_out < 1:
         raise InputError(f"held_out={held_out} is no share of the templates; give one from 0 to below 1")
-    opened = _open(source, templates, max_number or None)
+    opened = _open(source, templates, max_number or None, Columns.of(columns, {}))
     try:
         own = opened.splits and (not isinstance(source, str | Path) or how_split(opened, None) == "source")
         if own:
@@ -68,14 +72,16 @@ def load_problems(
     return problems
 
 
-def _open(source: Any, templates: Sequence[str | int] | Literal["all"], max_number: float | None) -> Source:
+def _open(
+    source: Any, templates: Sequence[str | int] | Literal["all"], max_number: float | None, columns: Columns
+) -> Source:
     if isinstance(source, str | Path):
-        return open_source(source, templates, max_number)
+        return open_source(source, templates, max_number, columns)
     if max_number is not None:
         raise InputError("max_number bounds the numbers of gsm-symbolic, not of rows in memory; leave it out")
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise InputError(f"problems are a name, a path or a list of rows, not of type {type(source).__name__}")
-    return source_of_rows("the list of rows", rows_in_memory(source)).only(templates)
+    return source_of_rows("the list of rows", rows_in_memory(source, columns)).only(templates)
 
 
 def _as_marked(source: Source, seed: int) -> Iterator[Problem]:

@@ -5,14 +5,17 @@ templates, a file or a folder of JSON lines, CSV or Parquet, or ``owner/name[:co
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from cca.errors import InputError
 from cca.problems import files, skills
+from cca.problems.formats import is_template
 from cca.problems.gsm_symbolic import ALL_TEMPLATES, Worked, generators, reserved_instances
+from cca.problems.rows import Columns, Row, same_question
 from cca.problems.templates.annotated import read_templates
 from cca.records import Split
 
@@ -28,15 +31,24 @@ class Source:
         name: as `open_source` was asked for it.
         templates: their names.
         instances: the distinct instances of a template, in an order that a seed fixes.
-        splits: which split the source itself gives a question; empty where it gives none.
-        is_rows: whether the instances are rows that somebody wrote, so that there are no more to be drawn.
+        rows: those that somebody wrote, where the instances are such rows, so that there are no more to be drawn.
+        left_out: where the rows stand that prompts show.
     """
 
     name: str
     templates: tuple[str, ...]
     instances: Callable[[str, int], Iterator[Worked]]
-    splits: Mapping[str, Split] = field(default_factory=dict)
-    is_rows: bool = False
+    rows: tuple[Row, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def is_rows(self) -> bool:
+        return bool(self.rows)
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """Which split the source itself gives a question; empty where it gives none."""
+        return {row.worked.question: row.split for row in self.rows if row.split}
 
     def only(self, templates: Sequence[str | int] | Literal["all"]) -> "Source":
         """The same source with those templates alone.
@@ -54,11 +66,28 @@ class Source:
             if template not in known:
                 some = ", ".join(known[:5]) + (f" ... {known[-1]}" if len(known) > 5 else "")
                 raise InputError(f"{self.name} has no template {template}; it has {some}")
-        return replace(self, templates=chosen)
+        return replace(self, templates=chosen, rows=tuple(r for r in self.rows if r.worked.template in chosen))
+
+    def without(self, questions: Iterable[str]) -> "Source":
+        """The same source without the problems that ask one of `questions`."""
+        shown = frozenset(map(same_question, questions))
+
+        def others(template: str, seed: int) -> Iterator[Worked]:
+            return (item for item in self.instances(template, seed) if same_question(item.question) not in shown)
+
+        kept = tuple(row for row in self.rows if same_question(row.worked.question) not in shown)
+        left_out = tuple(row.place for row in self.rows if same_question(row.worked.question) in shown)
+        if self.rows and not kept:
+            raise InputError(f"the examples of the prompt are all problems of {self.name}; show others, or fewer")
+        return replace(self, instances=others, rows=kept, left_out=left_out)
 
 
 def open_source(
-    name: str | Path, templates: Sequence[str | int] | Literal["all"] = "all", max_number: float | None = None
+    name: str | Path,
+    templates: Sequence[str | int] | Literal["all"] = "all",
+    max_number: float | None = None,
+    columns: Columns | None = None,
+    grader: str = "number",
 ) -> Source:
     """The source called `name`.
 
@@ -66,18 +95,22 @@ def open_source(
         name: ``gsm-symbolic``, ``reasoning-gym:NAME``, a file or folder, or ``owner/name[:config]`` of the hub.
         templates: of these templates alone.
         max_number: bound on the numbers of gsm-symbolic's instances; None: no bound.
+        columns: which column of its rows holds what.
+        grader: by which the answers of rows are compared that ask the same.
 
     Raises:
         InputError: there is no such source, it has no such template, or it cannot be read.
     """
     name = str(name)
-    source = _open(name, max_number)
+    source = _open(name, max_number, columns or Columns(), grader)
     if max_number is not None and name != GSM_SYMBOLIC:
         raise InputError(f"problems.max_number bounds the numbers of gsm-symbolic, not of {name}; set it to 0")
+    if not source.is_rows:
+        refuse_columns(name, columns)
     return source.only(templates)
 
 
-def _open(name: str, max_number: float | None) -> Source:
+def _open(name: str, max_number: float | None, columns: Columns, grader: str) -> Source:
     if name == GSM_SYMBOLIC:
 
         def generated(template: str, seed: int) -> Iterator[Worked]:
@@ -89,21 +122,49 @@ def _open(name: str, max_number: float | None) -> Source:
         skills.check_skill(skill)
         return Source(name, (skill,), skills.reserved_skill_instances)
     path = Path(name)
-    if is_annotated(path):
+    if name and is_annotated(path):
         return _annotated(name, path)
-    if path.exists():
-        return source_of_rows(name, files.read_rows(path))
+    if name and _exists(path):
+        return source_of_rows(name, files.read_rows(path, columns, grader))
     if files.is_hub_name(name) and path.suffix not in (*files.SUFFIXES, ".json"):
-        return source_of_rows(name, files.read_rows(files.download(name)))
+        return source_of_rows(name, files.read_rows(files.download(name), columns, grader))
     raise InputError(
         f"no problems at {name!r}; name {GSM_SYMBOLIC}, {REASONING_GYM}NAME, a file ({', '.join(files.SUFFIXES)}), a "
         "folder of such files or of annotated templates, or a dataset of the hub (owner/name:config)"
     )
 
 
+def refuse_columns(name: str, columns: Columns | None) -> None:
+    """Raises InputError where `columns` are named of a source that has none."""
+    if columns not in (None, Columns()):
+        raise InputError(f"problems.columns names columns of rows, and {name} has none; leave it out")
+
+
 def is_annotated(path: Path) -> bool:
-    """Whether `path` is a folder of annotated templates, or one of them."""
-    return (path.suffix == ".json" and path.is_file()) or (path.is_dir() and any(path.glob("*.json")))
+    """Whether `path` is a folder of annotated templates, or one of them.
+
+    Raises:
+        InputError: it is a folder of both templates and rows.
+    """
+    if not _exists(path):
+        return False
+    if not path.is_dir():
+        return path.suffix.lower() == ".json" and is_template(path)
+    template = next(filter(is_template, sorted(path.glob("*.json"))), None)
+    rows = next((file for file in sorted(path.iterdir()) if file.suffix.lower() in files.SUFFIXES), None)
+    if template and rows:
+        raise InputError(
+            f"{path} holds annotated templates ({template.name}) and rows ({rows.name}); name one of the files, or put "
+            "the templates into a folder of their own"
+        )
+    return template is not None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _annotated(name: str, path: Path) -> Source:
@@ -122,7 +183,7 @@ def _annotated(name: str, path: Path) -> Source:
     return Source(name, tuple(found), drawn)
 
 
-def source_of_rows(name: str, rows: Sequence[files.Row]) -> Source:
+def source_of_rows(name: str, rows: Sequence[Row]) -> Source:
     """Rows as a source."""
     by_template: dict[str, list[Worked]] = {}
     for row in rows:
@@ -133,5 +194,4 @@ def source_of_rows(name: str, rows: Sequence[files.Row]) -> Source:
         random.Random(f"file:{template}:{seed}").shuffle(items)
         return iter(items)
 
-    splits: dict[str, Split] = {row.worked.question: row.split for row in rows if row.split}
-    return Source(name, tuple(by_template), shuffled, splits, is_rows=True)
+    return Source(name, tuple(by_template), shuffled, rows=tuple(rows))

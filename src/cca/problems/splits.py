@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -10,8 +10,9 @@ from pydantic import Field
 
 from cca.errors import InputError
 from cca.options import CountOrNone, Options, Share
-from cca.problems.files import natural_order, same_question
+from cca.problems.files import natural_order
 from cca.problems.gsm_symbolic import SMALL_TEMPLATES, Worked
+from cca.problems.rows import Columns, same_question
 from cca.problems.skills import reserved_skill_instances
 from cca.problems.sources import GSM_SYMBOLIC, Source, open_source
 from cca.records import Problem, ProblemSizes, Split, SplitSize
@@ -34,6 +35,8 @@ class ProblemOptions(Options):
     source: str = GSM_SYMBOLIC
     """``gsm-symbolic`` (reasoning-gym's generators), ``reasoning-gym:NAME``, a file of JSON lines, CSV or Parquet with
     ``question`` and ``answer``, a folder of such files or annotated templates, or ``owner/name:config`` of the hub."""
+    columns: Columns = Columns()
+    """Which column of a file's rows holds what. To name some is enough: ``{answer = 'target'}``."""
     templates: tuple[str | int, ...] | Literal["all"] = _for_the_bundled_model(SMALL_TEMPLATES, "all")
     """Names of templates, or ``all`` of the source."""
     max_number: Annotated[float, Field(ge=0)] = _for_the_bundled_model(60, 0)
@@ -42,7 +45,7 @@ class ProblemOptions(Options):
     split_by: SplitBy | None = None
     """``instance``: a template's instances go to training, validation and test (the paper's); ``template``: whole
     templates do, so that every test template is new; ``source``: as the file says. Default: ``source`` where it has
-    training problems, else ``instance``."""
+    training problems or several splits, else ``instance``."""
     train: CountOrNone = 14
     """Instances per template that give pivots."""
     validation: CountOrNone = 8
@@ -65,7 +68,8 @@ def chosen_source(options: ProblemOptions) -> Source:
     Raises:
         InputError: as `open_source`.
     """
-    return open_source(options.source, options.templates, options.max_number or None)
+    max_number = options.max_number or None
+    return open_source(options.source, options.templates, max_number, options.columns, options.grader)
 
 
 def held_out_templates(templates: Sequence[str], share: float, seed: int) -> frozenset[str]:
@@ -75,8 +79,9 @@ def held_out_templates(templates: Sequence[str], share: float, seed: int) -> fro
 
 
 def how_split(source: Source, split_by: SplitBy | None) -> SplitBy:
-    """`split_by`, by default the source's own splits where it has training problems, else by instance."""
-    return split_by or ("source" if "train" in source.splits.values() else "instance")
+    """`split_by`, by default the source's own splits where it has training problems or several, else by instance."""
+    own = set(source.splits.values())
+    return split_by or ("source" if "train" in own or len(own) > 1 else "instance")
 
 
 def build_problems(
@@ -86,6 +91,7 @@ def build_problems(
     transfer: Sequence[str] = (),
     retention: Sequence[str] = (),
     per_skill: int = 0,
+    shown: Collection[str] = (),
     seed: int,
 ) -> list[Problem]:
     """Draw all problems of a run.
@@ -99,6 +105,7 @@ def build_problems(
         transfer: skills of reasoning-gym that neighbour the target.
         retention: skills that must not move.
         per_skill: problems a skill.
+        shown: questions that no problem of a skill may ask, since prompts show them.
         seed: of every draw.
 
     Raises:
@@ -109,6 +116,7 @@ def build_problems(
         if count == 0:
             raise InputError(f"problems.{name} is 0, so there are no {name} problems; set it to at least 1")
     problems: list[Problem] = []
+    asked = set(map(same_question, shown))
     try:
         match how_split(source, options.split_by):
             case "instance":
@@ -120,7 +128,8 @@ def build_problems(
         skills: dict[Split, Sequence[str]] = {"transfer": transfer, "retention": retention}
         for split, names in skills.items():
             for skill in names:
-                items = islice(reserved_skill_instances(skill, seed), per_skill)
+                fresh = (i for i in reserved_skill_instances(skill, seed) if same_question(i.question) not in asked)
+                items = islice(fresh, per_skill)
                 problems += [new_problem(item, i, split, skill) for i, item in enumerate(items)]
     except ValueError as error:
         raise InputError(str(error)) from error

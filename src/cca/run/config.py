@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from cca.controls.methods import OF_ROWS
 from cca.errors import InputError
 from cca.evaluation.options import EvaluationOptions
+from cca.io import user_text
 from cca.method.options import CircuitOptions, PivotOptions, TraceOptions, UpdateOptions
 from cca.model.options import ModelOptions
 from cca.options import Count, Options, explained
@@ -100,12 +101,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     if path is None:
         return read_config("", "the command line", overrides)
-    try:
-        return read_config(path.read_text(encoding="utf-8-sig"), str(path), overrides)
-    except OSError as error:
-        raise InputError(f"cannot read config {path}: {error.strerror}; name a TOML file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"config {path} is not valid TOML: {error}") from error
+    return read_config(user_text(path, "config", "name a TOML file"), str(path), overrides)
 
 
 def read_config(text: str, source: str, overrides: Sequence[str] = ()) -> Config:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cca.method.options import WAVE
-from cca.problems.splits import chosen_source, how_split
+from cca.problems.splits import how_split
 from cca.records import Problem
 from cca.run.config import Config
-from cca.run.problems import draw_problems
+from cca.run.problems import draw_problems, target_source
 
 if TYPE_CHECKING:
     from cca.model.components import Components, Layer
@@ -146,7 +146,7 @@ def _groups(config: Config) -> list[_Group]:
     all takes longer than everything else that a dry run does.
     """
     options, per_skill = config.problems, config.evaluation.per_skill
-    source = chosen_source(options)
+    source = target_source(config)
     wanted: dict[str, int] = {**options.counts(), "held_out": options.test}
     if how_split(source, options.split_by) == "template":
         wanted = dict.fromkeys(wanted, sum(options.counts().values()))

@@ -1,9 +1,37 @@
 """The problems of a run. Needs no torch."""
 
+from cca.errors import InputError
+from cca.problems.examples import load_examples
+from cca.problems.rows import same_question
 from cca.problems.sources import Source
-from cca.problems.splits import build_problems, chosen_source
+from cca.problems.splits import build_problems, chosen_source, how_split
 from cca.records import Problem
 from cca.run.config import Config
+
+
+def target_source(config: Config) -> Source:
+    """Where the target's problems come from, without those that the prompt's examples show: their answers are given.
+
+    Raises:
+        InputError: as `chosen_source`, or the source itself says that a problem which is shown is no training problem.
+    """
+    source = chosen_source(config.problems)
+    shown = _shown(config)
+    if how_split(source, config.problems.split_by) == "source":
+        asked = set(map(same_question, shown))
+        for row in source.rows:
+            if row.split != "train" and same_question(row.worked.question) in asked:
+                raise InputError(
+                    f"prompt.examples {config.prompt.examples} shows the question of {row.place}, a {row.split} "
+                    "problem, so that its answer is given away; show another, or leave that row out"
+                )
+    return source.without(shown)
+
+
+def _shown(config: Config) -> list[str]:
+    """The questions of the prompt's examples."""
+    prompt = config.prompt
+    return [e.question for e in load_examples(prompt.examples, prompt.shots)] if prompt.shots else []
 
 
 def draw_problems(config: Config, source: Source | None = None) -> list[Problem]:
@@ -11,17 +39,18 @@ def draw_problems(config: Config, source: Source | None = None) -> list[Problem]
 
     Args:
         config: The run's.
-        source: That of its problems, where it is open already.
+        source: `target_source`, where it is open already.
 
     Raises:
-        InputError: As `chosen_source` and `build_problems`.
+        InputError: As `target_source` and `build_problems`.
     """
     evaluation = config.evaluation
     return build_problems(
-        source or chosen_source(config.problems),
+        source or target_source(config),
         config.problems,
         transfer=evaluation.transfer,
         retention=evaluation.retention,
         per_skill=evaluation.per_skill,
+        shown=_shown(config),
         seed=config.seed,
     )

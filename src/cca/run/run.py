@@ -14,6 +14,7 @@ from cca.controls.methods import OF_SOLUTIONS
 from cca.errors import InputError
 from cca.evaluation.results import Summary
 from cca.folder import RunFolder
+from cca.io import user_text
 from cca.records import Pivot, Problem
 from cca.run.changes import open_folder
 from cca.run.config import Config, read_config
@@ -111,13 +112,13 @@ class Run:
         from cca.model.checks import check_device, check_model
         from cca.model.open import open_prompter
         from cca.problems.skills import check_skill
-        from cca.problems.splits import chosen_source
+        from cca.run.problems import target_source
 
         check_model(config.model.path, trust_remote_code=config.model.trust_remote_code)
         prompter = open_prompter(config.model, config.prompt, config.problems.grader)
         evaluation = config.evaluation
         if not have_problems:
-            chosen_source(config.problems)
+            target_source(config)
         for file in evaluation.text:
             read_text(file)
         for skill in (*evaluation.transfer, *evaluation.retention):
@@ -281,10 +282,7 @@ def read_text(file: str) -> str:
     Raises:
         InputError: it cannot be read or is empty.
     """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read evaluation.text {file} ({error}); name a file of UTF-8 text") from error
+    text = user_text(file, "evaluation.text", "name a file of UTF-8 text")
     if not text.strip():
         raise InputError(f"evaluation.text {file} is empty; name a file with text, or leave it out")
     return text

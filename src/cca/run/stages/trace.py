@@ -7,17 +7,18 @@ from dataclasses import asdict
 from cca.grading.graders import NAMES
 from cca.method.traces import CUT_SHARE, TRACED, Traces, chunks, cut_off, trace_chunk
 from cca.model.checks import check_model, check_prompts
-from cca.problems.splits import chosen_source, describe_splits, how_split
+from cca.problems.sources import Source
+from cca.problems.splits import describe_splits, how_split
 from cca.records import Problem, TracePair
 from cca.run.chunks import in_chunks
-from cca.run.problems import draw_problems
+from cca.run.problems import draw_problems, target_source
 from cca.run.run import Run
 
 
 def work(run: Run) -> None:
     """Write problems.jsonl and traces.jsonl."""
     config, options = run.config, run.config.traces
-    source = chosen_source(config.problems)
+    source = target_source(config)
     problems = draw_problems(config, source)
     check_prompts(
         [run.prompter.prompt(p) for p in problems],
@@ -25,8 +26,9 @@ def work(run: Run) -> None:
         check_model(config.model.path, trust_remote_code=config.model.trust_remote_code),
         config.model.path,
     )
-    _check_grader(run, problems)
+    _check_grader(run, problems, source)
     check_stop(run, problems)
+    _check_examples(run, source)
     # there can be no more pivots than problems; better said now than after hours
     config.circuit.check_reach(sum(p.split == "train" for p in problems))
     network = run.model.network
@@ -59,7 +61,7 @@ def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
     return "greedy traces", f"{right:.1%} right, {opposite:,} with an opposite sample{said}"
 
 
-def _check_grader(run: Run, problems: list[Problem]) -> None:
+def _check_grader(run: Run, problems: list[Problem], source: Source) -> None:
     """Warn of problems to which no answer is right, or not their own solution, so that nothing can be learned there."""
     grade, name = run.prompter.grade, run.config.problems.grader
     wrong = [p for p in problems if not grade(p, p.solution).correct]
@@ -78,7 +80,8 @@ def _check_grader(run: Run, problems: list[Problem]) -> None:
         run,
         wrong,
         f"the grader takes the own solutions of {len(wrong):,} of {len(problems):,} problems for wrong; choose another "
-        "problems.grader, or mend the answers",
+        "problems.grader, or mend the answers"
+        + (f" (cca problems {source.name} --check names them)" if source.is_rows else ""),
     )
 
 
@@ -103,3 +106,14 @@ def check_stop(run: Run, problems: list[Problem]) -> None:
         f"prompt.stop ends the own solutions of {len(lost):,} of {len(problems):,} problems before their answer; leave "
         "out of prompt.stop what they contain",
     )
+
+
+def _check_examples(run: Run, source: Source) -> None:
+    """Warn of problems that are left out since the prompt's examples give their answers."""
+    if source.left_out:
+        some = ", ".join(source.left_out[:3]) + " ..." * (len(source.left_out) > 3)
+        run.warn(
+            "trace",
+            f"prompt.examples {run.config.prompt.examples} shows {len(source.left_out)} of the problems ({some}); they "
+            "are left out",
+        )
