@@ -92,6 +92,16 @@ def test_a_worked_solution_of_a_chat_without_an_end_of_turn_ends_with_the_tokeni
         assert read(asked.tokenizer, asked.reference("It is 17")) == "It is 17</s>"
 
 
+def test_a_worked_solution_is_whole_where_ordinary_text_can_end_a_text():
+    tokenizer = made("byte-level", chat=TURNS)
+    (line,) = tokenizer.encode("\n", add_special_tokens=False)
+    for ends, last in (({IDS["</s>"], line}, "</s>"), ({line}, "\n")):
+        asked = prompter(tokenizer, end_tokens=frozenset(ends))
+        assert read(tokenizer, asked.reference("5\n17")) == f"5\n17{last}"
+    asked = prompter(tokenizer, style="chat", end_tokens=frozenset({line, IDS["<|im_end|>"]}))
+    assert read(tokenizer, asked.reference("5\n17")) == "5\n17<|im_end|>"
+
+
 def test_what_a_tokenizer_puts_after_a_text_does_not_end_the_prompt():
     plain = prompter(made("byte-level", bos=True, eos=True)).prompt(problem("How many?"))
     assert plain == prompter(made("byte-level", bos=True)).prompt(problem("How many?"))

@@ -214,8 +214,10 @@ class Prompter:
         else:
             context, text = question, f"{self._gap}{solution}"
         ids = continued(self.tokenizer, context, text)
-        end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
-        return (*ids[: end + 1],) if end is not None else (*ids, *self._last)
+        own = self.tokenizer.encode(solution, add_special_tokens=False)
+        inside = sum(token in self.end_tokens for token in own)  # where text can end a text, such as a new line
+        ends = [i for i, token in enumerate(ids) if token in self.end_tokens]
+        return (*ids[: ends[inside] + 1],) if len(ends) > inside else (*ids, *self._last)
 
     def _answered(self, question: Turn, solution: str) -> tuple[str, str]:
         """A prompt, and what the chat template writes after it where the assistant answers `solution`."""
