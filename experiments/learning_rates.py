@@ -47,11 +47,11 @@ def main() -> None:
         for rate in options.rates or RATES[method]:
             cells = []
             for seed in options.seeds:
-                first = start(options.out, seed, "branching", 0.2, options.model)
-                run = start(options.out, seed, method, rate, options.model)
-                first.execute(("trace", "pivots", "circuit"))
-                run.share(first, METHODS[method].shares or ("trace", "pivots", "circuit"))
-                run.execute(("trace", "pivots", "circuit", "update"))
+                with start(options.out, seed, "branching", 0.2, options.model) as first:
+                    first.execute(("trace", "pivots", "circuit"))
+                with start(options.out, seed, method, rate, options.model) as run:
+                    run.share(first, METHODS[method].shares or ("trace", "pivots", "circuit"))
+                    run.execute(("trace", "pivots", "circuit", "update"))
                 metrics = run.folder.read("metrics.jsonl", Metric)
                 best = best_of(metrics)
                 cells.append(f"{(best.accuracy - metrics[0].accuracy) * 100:+.1f} ({best.step} of {metrics[-1].step})")

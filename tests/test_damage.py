@@ -352,6 +352,13 @@ def test_records_are_the_same_bytes_on_every_system_and_any_text_is_read_back(tm
     assert file.read_bytes() == b"a\nb\r\n"
 
 
+def test_a_console_that_cannot_show_all_text_gets_it_escaped():
+    code = "import sys; from cca import cli; cli.main = lambda: print('\\U0001f600 \\u00e9') or 0; cli.command()"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert found.stdout == "\\U0001f600 \\xe9\n", found.stderr
+
+
 def test_windows_syncs_no_folder_and_math_verify_says_what_it_needs(tmp_path, monkeypatch):
     from cca.grading.mathematics import MathVerify
     from cca.run import memory

@@ -9,6 +9,7 @@ import argparse
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
 from cca import __version__
 from cca.commands import compare, config, grade, merge, problems, run, show
@@ -76,6 +77,9 @@ def _command(arguments: Sequence[str] | None) -> str:
 
 def command() -> int:
     """`main` as a process of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # models write what not every console can show
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
     return code

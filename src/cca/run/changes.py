@@ -67,6 +67,8 @@ def _begin(folder: RunFolder, stage: str) -> None:
     """Write down, all at once, that `stage` and what follows is to be forgotten."""
     first = max(stage, folder.manifest.get("redo", stage), key=lambda name: len(_from(name)))
     folder.forget(_from(first))
+    if first == next(iter(STAGES)):  # nothing is left that the model or anything else in the manifest is of
+        folder.manifest = {key: folder.manifest[key] for key in ("format", "stages", "config")}
     folder.manifest["redo"] = first
     folder.save_manifest()
 
