@@ -10,11 +10,12 @@ import pytest
 from cca import cli
 from cca.errors import InputError
 from cca.folder import RunFolder, differences
+from cca.records import Problem
 from cca.run import changes
 from cca.run.changes import open_folder
 from cca.run.config import Config, dump_toml, load_config
 from cca.run.run import Run, config_of
-from cca.run.stages import STAGES, first_to_use
+from cca.run.stages import STAGES, first_to_use, trace
 
 CONFIG = load_config(None)
 ORDER = list(STAGES)
@@ -193,7 +194,7 @@ def test_another_lambda_takes_the_traces_and_pivots_that_there_are(mended, tmp_p
     shutil.copytree(mended, path)
     before = {name: (path / name).stat().st_mtime_ns for s in ("trace", "pivots") for name in STAGES[s].artifacts}
     config = str(mended.parent / "mended.toml")
-    changed = ["--set", "circuit.lambda=0.02", "--set", "circuit.epochs=2", "--set", "circuit.target_density="]
+    changed = ["--set", "circuit.lambda=0.02", "--set", "circuit.epochs=4", "--set", "circuit.target_density="]
     assert cli.main(["run", config, "--out", str(path), *changed, "--quiet"]) == 2
     (command,) = [line for line in capsys.readouterr().err.split("in that one: ") if line.startswith("cca ")]
     assert "circuit.target_density= " in command or command.endswith("circuit.target_density=\n")
@@ -203,3 +204,34 @@ def test_another_lambda_takes_the_traces_and_pivots_that_there_are(mended, tmp_p
     assert (found.config.circuit.penalty, found.config.circuit.target_density) == (0.02, None)
     assert [s for s in STAGES if found.folder.finished(s)] == ["trace", "pivots", "circuit"]
     assert found.folder.manifest["lambda"] == 0.02
+
+
+def test_an_interrupted_run_goes_on_with_the_problems_it_began_with_whatever_became_of_their_file(
+    tmp_path, monkeypatch
+):
+    source = tmp_path / "own.jsonl"
+    rows = [{"question": f"What is {n} and 2?", "answer": str(n + 2)} for n in range(9)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ("traces.samples=1", "traces.batch=2", "traces.max_new_tokens=4", "evaluation.transfer=[]")
+    config = load_config(None, (f"problems.source={json.dumps(str(source))}", "evaluation.retention=[]", *settings))
+    work, done = trace.trace_chunk, []
+
+    def twice(*arguments):
+        done.append(arguments)
+        if len(done) > 1:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    with monkeypatch.context() as patched, Run.start(tmp_path / "run", config) as run:
+        patched.setattr(trace, "trace_chunk", twice)
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(("trace",))
+    asked = {problem.question for problem in run.folder.read("problems.jsonl", Problem)}
+    assert asked <= {row["question"] for row in rows}
+    source.unlink()
+    with Run.start(tmp_path / "run", config) as run:
+        run.execute(("trace",))
+        assert {problem.question for problem in run.problems} == asked
+    source.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(InputError, match="too few"), Run.start(tmp_path / "run", config, redo="trace") as run:
+        run.execute(("trace",))

@@ -156,6 +156,8 @@ def toml_value(value: Any) -> str:
     """A value on one line, as it stands in a config or after ``=`` in --set; nothing for None."""
     if value is None:
         return ""
+    if isinstance(value, Options):
+        value = dict(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from cca.errors import InputError
 from cca.grading.graders import NAMES
 from cca.method.traces import CUT_SHARE, TRACED, Traces, chunks, cut_off, trace_chunk
 from cca.model.checks import check_model, check_prompts
@@ -17,24 +18,13 @@ from cca.run.run import Run
 
 def work(run: Run) -> None:
     """Write problems.jsonl and traces.jsonl."""
-    config, options = run.config, run.config.traces
-    source = target_source(config)
-    problems = draw_problems(config, source)
-    check_prompts(
-        [run.prompter.prompt(p) for p in problems],
-        options.max_new_tokens,
-        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code),
-        config.model.path,
-    )
-    _check_grader(run, problems, source)
-    check_stop(run, problems)
-    _check_examples(run, source)
-    # there can be no more pivots than problems; better said now than after hours
-    config.circuit.check_reach(sum(p.split == "train" for p in problems))
+    options, seed = run.config.traces, run.config.seed
+    # what a begun run asks stays what it was, whatever became of the source
+    begun = run.folder.read("problems.jsonl", Problem) if "problems" in run.folder.manifest else []
+    problems = begun or _draw(run)
     network = run.model.network
-    run.folder.write("problems.jsonl", problems)
-    sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
-    run.folder.manifest["problems"] = asdict(sizes)
+    if not begun:
+        run.folder.write("problems.jsonl", problems)
     traced = [p for p in problems if p.split in TRACED]
     pairs = in_chunks(
         run.folder,
@@ -44,13 +34,42 @@ def work(run: Run) -> None:
         TracePair,
         list(chunks(traced, run.prompter, options.batch)),
         lambda problem: problem.id,
-        lambda chunk: trace_chunk(network, run.prompter, chunk, options, config.seed),
+        lambda chunk: trace_chunk(network, run.prompter, chunk, options, seed),
         each=1,
         shown=_shown,
     )
     found = Traces(tuple(pairs), {}, options)
     if said := cut_off(found.cut, options.max_new_tokens):
         run.warn("trace", said)
+
+
+def _draw(run: Run) -> list[Problem]:
+    """The problems of the run, checked and described in its manifest.
+
+    Raises:
+        InputError: they cannot be drawn or asked, or are not those that the folder holds already.
+    """
+    config, source = run.config, target_source(run.config)
+    problems = draw_problems(config, source)
+    if (before := run.folder.read("problems.jsonl", Problem)) and before != problems:
+        raise InputError(
+            f"the problems of {source.name} are not those of {run.folder.path}; put that source back, or begin anew "
+            f"with: cca trace {run.folder.path} --redo"
+        )
+    check_prompts(
+        [run.prompter.prompt(p) for p in problems],
+        config.traces.max_new_tokens,
+        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code),
+        config.model.path,
+    )
+    _check_grader(run, problems, source)
+    check_stop(run, problems)
+    _check_examples(run, source)
+    # there can be no more pivots than problems; better said now than after hours
+    config.circuit.check_reach(sum(p.split == "train" for p in problems))
+    sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
+    run.folder.manifest["problems"] = asdict(sizes)
+    return problems
 
 
 def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:

@@ -34,6 +34,8 @@ def work(run: Run) -> None:
         config = run.config.model_copy(update={"rounds": 1})
         with open_folder(run.folder.file(f"round-{number}"), config) as folder:
             folder.verify()
+            folder.manifest["problems"] = run.folder.manifest["problems"]
+            folder.write("problems.jsonl", run.problems)  # those of the run, whatever became of their source
             part = Run(folder, config, _Within(run.display))
             part.prompter = run.prompter
             part.use(run.model)
