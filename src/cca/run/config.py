@@ -1,5 +1,6 @@
 """The configuration of a run: the options of its stages in one TOML file; an unknown key is an error."""
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,5 +162,9 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(v)}" for key, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_key(key)} = {toml_value(v)}" for key, v in value.items()) + "}"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").rstrip("\n")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
