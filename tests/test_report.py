@@ -1,19 +1,24 @@
 """The report of a real run in a real browser: it says what the run found, works offline, and shows markup as text."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
+import plotly.graph_objects as go
 import pytest
+from plotly.offline import get_plotlyjs
 
 from cca import cli
 from cca.folder import RunFolder
-from cca.records import Pivot, Problem, Score
+from cca.records import Pivot, Problem, Score, Trial
 from cca.run import compare
 from cca.run.run import Run
-from cca.show import words
+from cca.show import figures, words
+from cca.show.circuit import CircuitView
 from cca.show.report.page import shown_pivots, write_report
-from cca.show.views import pivot_views
+from cca.show.views import Effect, Step, pivot_views
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -204,7 +209,7 @@ def test_markup_from_model_and_data_is_shown_as_text(mended, visit, tmp_path):
     assert MARKUP in page.inner_text("header")
     assert MARKUP in page.inner_text("#diagnosis")
     assert MARKUP in page.locator("#template").inner_text()
-    assert MARKUP.split("{")[0] in page.inner_text(".chart[data-chart='forest']")
+    assert f"{MARKUP[:13]}…{MARKUP[-14:]}" in page.inner_text(".chart[data-chart='forest']")
 
 
 def test_a_script_that_got_into_the_page_all_the_same_would_not_run(report, browser, tmp_path):
@@ -255,6 +260,90 @@ def test_more_pivots_than_the_page_has_room_for_are_thinned_evenly_and_said_to_b
     shown = page.locator("#list li").count()
     assert 1 < shown < len(views)
     assert f"{shown} of {len(views)} are here, evenly spaced" in page.inner_text("#pivots")
+
+
+LONG = "questions/of a file whose path is as long as eighty characters/{}.jsonl"
+
+
+@pytest.fixture(scope="module")
+def drawn(browser):
+    """Draws a figure as the page does, and gives what the browser made of it: a function of JavaScript to look at."""
+    page = browser.new_page(viewport={"width": 700, "height": 700})
+    page.set_content("<div id=c style='width:700px'></div>")
+    page.add_script_tag(content=get_plotlyjs())
+
+    def look(figure: go.Figure, script: str):
+        page.evaluate(
+            "f => { Plotly.purge('c'); return Plotly.newPlot('c', f.data, {...f.layout, dragmode: false}) }",
+            json.loads(str(figure.to_json())),
+        )
+        return page.evaluate(script)
+
+    yield look
+    page.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 40])
+def test_the_validation_band_has_no_dots_however_few_steps_there_are(drawn, count):
+    figure = figures.validation_curve([Step(1, i, None, 0.1, 0.5, 0.4, 0.3, 0.5, 60, i == 0) for i in range(count)])
+    dots, bars = drawn(figure, "['.point', '.yerror'].map(x => document.querySelectorAll(`#c ${x}`).length)")
+    assert dots == 2 * count, "of accuracy and of preference accuracy"
+    assert bars == (count == 1), "one step has no band, but a bar"
+
+
+def circuit(layers: int, heads: int = 4, neurons: int = 50, share: float = 0.1, epochs: int = 6) -> CircuitView:
+    sizes = np.tile([heads, 1, 1, neurons], (layers, 1))
+    history = (np.random.default_rng(0).random((epochs, int(sizes.sum()))) < share).astype(np.float32)
+    return CircuitView(history[-1], history, np.zeros(1, np.float32), sizes, "epochs")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6, 26, 60])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_bars_of_neurons_have_one_baseline_upright_numbers_and_whole_ticks(drawn, layers, share):
+    baselines, ticks, turned = drawn(
+        figures.neurons_by_layer(circuit(layers, share=share)),
+        """[document.querySelectorAll('#c .zerolinelayer path').length,
+            [...document.querySelectorAll('#c .xtick text')].map(x => x.textContent),
+            document.querySelectorAll('#c .bartext[transform*=rotate]').length]""",
+    )
+    assert (baselines, turned) == (1, 0)
+    assert len(ticks) > 1
+    assert all(tick.isdigit() for tick in ticks)
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(0.0, 1), (0.0, 5), (0.3, 1), (0.3, 40), (1.0, 5)])
+def test_the_size_of_the_circuit_is_on_its_axis_even_where_it_is_empty(drawn, share, epochs):
+    view = circuit(2, share=share, epochs=epochs)
+    points, names, ticks = drawn(
+        figures.gates_over_training(view),
+        """[document.querySelectorAll('#c .point').length, document.querySelector('#c .legendtext').textContent,
+            [...document.querySelectorAll('#c .y2tick text, #c .xtick text')].map(x => x.textContent)]""",
+    )
+    assert points == epochs
+    assert ("logarithm" in names) == (share > 0)
+    assert len(ticks) == len(set(ticks)) or epochs <= 12
+    assert all(re.fullmatch(r"[\d,]+", tick) for tick in ticks if share), "whole epochs and components"
+
+
+def test_names_that_are_long_empty_or_markup_leave_room_for_the_figure(drawn, mended):
+    names = [LONG.format("a"), LONG.format("b"), MARKUP, "", "名🙂"]
+    found = [Effect("test", None, name, 9, 0.5, 0.5, 0.0, -0.3, 0.3, 0, 0) for name in names]
+    shown, width = drawn(
+        figures.forest(found, Run.load(mended).summary),
+        """[[...document.querySelectorAll('#c .ytick text')].map(x => x.textContent),
+            document.getElementById('c')._fullLayout.xaxis._length]""",
+    )
+    assert len(set(shown)) == len(shown), "names that begin alike are told apart"
+    assert {"(no name)", "名🙂"} <= set(shown)
+    assert max(map(len, shown)) <= figures.LONGEST
+    assert width > 350
+
+
+@pytest.mark.parametrize("lambdas", [[0.01], [0.01, 0.0101], [0.0, 0.1], [1e-6, 1e-3, 10.0]])
+def test_a_sweep_names_its_lambdas_without_repeating_digits(drawn, lambdas):
+    figure = figures.density_sweep([Trial(value, 0.1) for value in lambdas], lambdas[0])
+    ticks = drawn(figure, "[...document.querySelectorAll('#c .xtick text')].map(x => x.textContent)")
+    assert len(ticks) == len(set(ticks)) > 0
 
 
 def test_the_command_writes_the_report_again(mended, tmp_path, capsys):

@@ -5,6 +5,7 @@ and no meaning is in colour alone. Text that comes from data is escaped, since P
 """
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,10 +25,30 @@ MOST_TEMPLATES = 60
 """Rows of a forest plot."""
 SHADES = 20
 """Bins of a gate's value."""
+LONGEST = 28
+"""Characters of a name beside an axis; of a longer one, hovering tells all."""
 
 
 def _plain(text: str) -> str:
     return html.escape(text, quote=False)
+
+
+def _label(name: str) -> str:
+    half = LONGEST // 2
+    return _plain(name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}") or "(no name)"
+
+
+def _whole(span: int) -> int | None:
+    """The distance between ticks of an axis of whole numbers: no halves where there are few."""
+    return 1 if span <= 12 else None
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Values that a logarithmic axis from `low` to `high` has: 1, 2 and 5 of each decade, or 1 where there are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    ticks = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+    return ticks if len(ticks) > 1 else [low, high] if low < high else [low]
 
 
 def _figure(height: int, **layout: Any) -> go.Figure:
@@ -43,8 +64,11 @@ def _figure(height: int, **layout: Any) -> go.Figure:
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
         showlegend=False,
     )
-    figure.update_xaxes(automargin=True, gridcolor="rgba(134,139,147,0.25)", zerolinecolor=GREY, title_standoff=8)
-    figure.update_yaxes(automargin=True, gridcolor="rgba(134,139,147,0.25)", zerolinecolor=GREY, title_standoff=8)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        # a line at 0 reads as a baseline, which few axes have
+        update(
+            automargin=True, gridcolor="rgba(134,139,147,0.25)", zeroline=False, zerolinecolor=GREY, title_standoff=8
+        )
     figure.update_layout(**layout)
     return figure
 
@@ -105,10 +129,10 @@ def _estimates(figure: go.Figure, rows: Sequence[_Estimate], axis: str) -> go.Fi
         "<extra></extra>",
     )
     figure.add_vline(0, line={"color": GREY, "width": 1})
-    figure.update_xaxes(title=axis, ticksuffix=" ", zeroline=False)
+    figure.update_xaxes(title=axis, ticksuffix=" ")
     figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=[_plain(r.name) for r in rows], range=[len(rows) - 0.4, -0.6],
-        showgrid=False, zeroline=False,
+        tickvals=list(range(len(rows))), ticktext=[_label(r.name) for r in rows], range=[len(rows) - 0.4, -0.6],
+        showgrid=False,
     )  # fmt: skip
     return figure
 
@@ -137,7 +161,7 @@ def forest(effects: Sequence[Effect], summary: Summary) -> go.Figure:
     for name, found in summary.retention.items():
         if found.metric:  # a benchmark, whose answers are not among the scores
             add(f"retention: {name}", found, f" ({found.metric}), {found.n} documents")
-    return _estimates(_figure(70 + 19 * len(rows)), rows, "points, updated less base")
+    return _estimates(_figure(80 + 19 * len(rows)), rows, "change in points")
 
 
 def methods(comparison: Comparison) -> go.Figure:
@@ -153,8 +177,8 @@ def methods(comparison: Comparison) -> go.Figure:
 
 
 def validation_curve(steps: Sequence[Step]) -> go.Figure:
-    """Accuracy on the validation problems at each validated step, with Wilson's intervals, and the preference accuracy
-    at held-out pivots."""
+    """Accuracy on the validation problems at each validated step, with Wilson's intervals as a band, or as a bar where
+    there is one step, and the preference accuracy at held-out pivots."""
     figure = _figure(330, showlegend=True)
     for number in sorted({s.round for s in steps}):
         part = [s for s in steps if s.round == number]
@@ -180,6 +204,15 @@ def validation_curve(steps: Sequence[Step]) -> go.Figure:
             name=f"{name}validation accuracy",
             mode="lines+markers",
             line={"color": BLUE},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * (s.high - s.accuracy) for s in part],
+                "arrayminus": [100 * (s.accuracy - s.low) for s in part],
+                "color": BLUE,
+                "thickness": 1.3,
+                "visible": len(part) == 1,
+            },
             marker={
                 "size": [12 if s.kept else 6 for s in part],
                 "symbol": ["star" if s.kept else "circle" for s in part],
@@ -189,7 +222,7 @@ def validation_curve(steps: Sequence[Step]) -> go.Figure:
             hovertemplate="step %{x}%{customdata[3]}: %{y:.1f}% of %{customdata[2]} "
             "(%{customdata[0]:.1f} to %{customdata[1]:.1f})<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="step of the update (star: kept)")
+    figure.update_xaxes(title="step of the update (star: kept)", dtick=_whole(max(s.step for s in steps)))
     figure.update_yaxes(title="%")
     return figure
 
@@ -199,6 +232,8 @@ def gates_over_training(circuit: CircuitView) -> go.Figure:
     epochs = len(circuit.history)
     counts = np.stack([np.histogram(gates, SHADES, (0, 1))[0] for gates in circuit.history]).T
     size = (circuit.history > 0.5).sum(1)
+    low, high = int(size.min()), int(size.max())
+    logarithm = low > 0
     figure = _figure(330, showlegend=True)
     x = list(range(1, epochs + 1))
     figure.add_heatmap(
@@ -215,21 +250,32 @@ def gates_over_training(circuit: CircuitView) -> go.Figure:
         x=x,
         y=size.tolist(),
         yaxis="y2",
-        name="components in the circuit (right axis, logarithm)",
+        name=f"components in the circuit (right axis{', logarithm' if logarithm else ''})",
         mode="lines+markers",
         line={"color": ORANGE, "width": 3},
         marker={"size": 5},
         hovertemplate="epoch %{x}: %{y:,} components<extra></extra>",
     )
-    figure.update_xaxes(title="epoch of stage 2", showgrid=False)
+    figure.update_xaxes(title="epoch of stage 2", showgrid=False, range=[0.5, epochs + 0.5], dtick=_whole(epochs))
     figure.update_layout(
         yaxis={"title": "gate", "showgrid": False, "range": [0, 1]},
         yaxis2={
-            "title": {"text": "components"}, "overlaying": "y", "side": "right", "type": "log",
-            "showgrid": False, "automargin": True, "tickmode": "auto",
+            "title": {"text": "components"}, "overlaying": "y", "side": "right", "showgrid": False, "zeroline": False,
+            "automargin": True,
+            **(
+                {"type": "log", "tickvals": _log_ticks(low, high), "tickformat": ",", "range": _padded(low, high)}
+                if logarithm
+                else {"type": "linear", "rangemode": "tozero"}
+            ),
         },
     )  # fmt: skip
     return figure
+
+
+def _padded(low: float, high: float) -> list[float]:
+    """The range of a logarithmic axis with room around its values."""
+    room = max(0.1, 0.1 * math.log10(high / low))
+    return [math.log10(low) - room, math.log10(high) + room]
 
 
 def density_sweep(trials: Sequence[Trial], chosen: float) -> go.Figure:
@@ -244,10 +290,15 @@ def density_sweep(trials: Sequence[Trial], chosen: float) -> go.Figure:
         marker={
             "size": [12 if t.penalty == chosen else 7 for t in ordered],
             "symbol": ["star" if t.penalty == chosen else "circle" for t in ordered],
+            "opacity": 1,
         },
+        cliponaxis=False,
         hovertemplate="lambda %{x:.4g}: density %{y:.2f}%<extra></extra>",
     )
-    figure.update_xaxes(title="lambda (star: the run's)", type="log" if ordered[0].penalty > 0 else "linear")
+    figure.update_xaxes(title="lambda (star: the run's)")
+    if (low := ordered[0].penalty) > 0:
+        high = ordered[-1].penalty
+        figure.update_xaxes(type="log", tickvals=_log_ticks(low, high), tickformat="~g", range=_padded(low, high))
     figure.update_yaxes(title="density, %", rangemode="tozero")
     return figure
 
@@ -255,7 +306,7 @@ def density_sweep(trials: Sequence[Trial], chosen: float) -> go.Figure:
 def _layered(layers: int) -> go.Figure:
     """A figure with a row for each layer, the first on top."""
     figure = _figure(110 + min(420, max(16, 300 // layers) * layers))
-    figure.update_yaxes(title="layer", range=[layers - 0.5, -0.5], showgrid=False, dtick=1 if layers <= 12 else None)
+    figure.update_yaxes(title="layer", range=[layers - 0.5, -0.5], showgrid=False, dtick=_whole(layers))
     return figure
 
 
@@ -269,24 +320,24 @@ def head_map(circuit: CircuitView, kind: str) -> go.Figure:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS[:3])}")
     rows = [parts[KINDS.index(kind)].tolist() for parts in circuit.by_layer()]
     width = max(map(len, rows))
+    crowded = max(width, len(rows)) > 20
     figure = _layered(len(rows))
     figure.add_heatmap(
         z=[row + [None] * (width - len(row)) for row in rows],
         zmin=0,
         zmax=1,
         colorscale=SCALE,
-        xgap=1,
-        ygap=1,
+        xgap=0 if crowded else 1,
+        ygap=0 if crowded else 1,
         colorbar={"thickness": 8, "outlinewidth": 0, "tickvals": [0, 0.5, 1]},
         hovertemplate=f"layer %{{y}}, {kind} head %{{x}}: gate %{{z:.2f}}<extra></extra>",
     )
     chosen = [(x, y) for y, row in enumerate(rows) for x, gate in enumerate(row) if gate > 0.5]
     figure.add_scatter(
         x=[x for x, _ in chosen], y=[y for _, y in chosen], mode="markers", hoverinfo="skip",
-        marker={"color": "#111", "size": 7, "line": {"color": "#fff", "width": 1.5}},
+        marker={"color": "#111", "size": 3 if crowded else 7, "line": {"color": "#fff", "width": crowded or 1.5}},
     )  # fmt: skip
-    figure.update_xaxes(title=f"{kind} head", showgrid=False, zeroline=False, dtick=1 if width <= 12 else None)
-    figure.update_yaxes(zeroline=False)
+    figure.update_xaxes(title=f"{kind} head", showgrid=False, dtick=_whole(width))
     return figure
 
 
@@ -300,9 +351,12 @@ def neurons_by_layer(circuit: CircuitView) -> go.Figure:
         y=list(range(len(counts))),
         orientation="h",
         marker={"color": BLUE},
-        text=counts if len(counts) <= 40 else None,
+        text=[f"{count:,}" for count in counts] if len(counts) <= 30 else None,
+        textangle=0,
+        cliponaxis=False,
         customdata=[[len(part), 100 * count / max(1, len(part))] for part, count in zip(neurons, counts, strict=True)],
         hovertemplate="layer %{y}: %{x} of %{customdata[0]:,} neurons (%{customdata[1]:.2f}%)<extra></extra>",
     )
-    figure.update_xaxes(title="neurons in the circuit", rangemode="tozero")
+    most = max([1, *counts])
+    figure.update_xaxes(title="neurons in the circuit", range=[0, 1.08 * most], zeroline=True, dtick=_whole(most))
     return figure
