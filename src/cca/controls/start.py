@@ -33,15 +33,15 @@ def start(model: Model, circuit: Circuit, pivots: Sequence[Pivot], options: Upda
     rows = sum(len(r) for r in parts.rows(selected).values())
     match options.method:
         case "circuit":
-            return Delta.zeros(network, parts.rows(selected))
+            return Delta.zeros(model, parts.rows(selected))
         case "random":
-            return Delta.zeros(network, parts.rows(random_circuit(parts, selected, seed)))
+            return Delta.zeros(model, parts.rows(random_circuit(parts, selected, seed)))
         case "all":
-            return Delta.zeros(network, parts.rows(everything))
+            return Delta.zeros(model, parts.rows(everything))
         case "gradient":
             every = Delta.zeros(network, parts.rows(everything))
             _, gradients = full_gradient(network, every, pivots, options.batch, options.loss)
-            return Delta.zeros(network, largest_rows(every, gradients, rows))
+            return Delta.zeros(model, largest_rows(every, gradients, rows))
         case "bias":
             seen = Counter(token for p in pivots for token in (p.desired, p.undesired))
             tokens = torch.tensor(sorted(t for t, _ in seen.most_common(rows)), device=network.device)

@@ -1,24 +1,30 @@
 """Row deltas: the change of a circuit's weight rows, as indices and float32 values."""
 
+import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cca.errors import InputError
 from cca.io import save_tensors
+from cca.model.base import TYPES, Base, BaseRows, identity
 from cca.model.experts import is_experts, with_experts
 from cca.model.rows import Rows
 from cca.model.state import network_of
+from cca.model.weights import check_start
 
-_ROWS, _VALUES = ".rows", ".values"
+FORMAT = "1"
+_ROWS, _VALUES, _BASE = ".rows", ".values", ".base"
+_NAMES = {str(kind).removeprefix("torch."): kind for kind in TYPES}
 
 
 class Rounding(NamedTuple):
@@ -37,9 +43,13 @@ class Delta:
     """The change of some rows of some weights.
 
     weights: by name, which rows (n,) change, and by how much (n, E) in float32.
+    base: the model that it is for; None for one that was put together by hand, which fits any model of its shapes.
     """
 
     weights: dict[str, Rows]
+    base: Base | None = None
+    _fits: WeakSet[nn.Module] = field(default_factory=WeakSet, repr=False)
+    """Networks that it was made on, or found to fit: to look again at each use would take too long."""
 
     def __repr__(self) -> str:
         return f"Delta({self.row_count:,} rows of {len(self.weights)} weights, {self.parameter_count:,} parameters)"
@@ -53,7 +63,8 @@ class Delta:
             device = _home(network, name)
             width = row_view(network, name).shape[1]
             weights[name] = Rows(index.to(device), torch.zeros(len(index), width, dtype=torch.float32, device=device))
-        return cls(weights)
+        held = {name: _held(network, name, index) for name, index in rows.items()}
+        return cls(weights, Base(*identity(model), held), WeakSet([network]))
 
     @property
     def row_count(self) -> int:
@@ -72,10 +83,11 @@ class Delta:
 
     def copy(self) -> "Delta":
         """An independent copy of the values."""
-        return Delta({name: Rows(r.index, r.values.detach().clone()) for name, r in self.weights.items()})
+        weights = {name: Rows(r.index, r.values.detach().clone()) for name, r in self.weights.items()}
+        return Delta(weights, self.base, self._fits)
 
     def plus(self, other: "Delta") -> "Delta":
-        """The sum of two deltas, on the rows of either."""
+        """The sum of two deltas, on the rows of either. `other` may be of the model as this one left it."""
         summed = dict(self.weights)
         for name, more in other.weights.items():
             if name not in summed:
@@ -85,7 +97,7 @@ class Delta:
             index, where = torch.cat([mine.index, more.index]).unique(return_inverse=True)
             values = torch.zeros(len(index), mine.values.shape[1], device=mine.values.device)
             summed[name] = Rows(index, values.index_add(0, where, torch.cat([mine.values, more.values])))
-        return Delta(summed)
+        return Delta(summed, _base_of_both(self, other, summed))
 
     def active(self, model: Any) -> AbstractContextManager[None]:
         """Within the context `model` (a `cca.model.open.Model`, or its network) computes with base + delta.
@@ -160,15 +172,32 @@ class Delta:
         rounding = self.rounding(model)
         for weight, rows, _, summed in self._sums(model):
             weight[rows.index] = summed
+        self._fits.discard(network_of(model))  # a second time would be once too often
         return rounding
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file: NAME.rows (int64) and NAME.values (float32) for each weight."""
+        """Write to a safetensors file: for each weight NAME.rows (int64), NAME.values (float32) and NAME.base (int64).
+
+        The last are checksums of what the rows hold in the base (`cca.model.base`), whose name is in the header.
+
+        Raises:
+            InputError: the delta was put together by hand, so that nobody could see later what it fits.
+        """
+        if self.base is None and self.weights:
+            raise InputError(
+                "this delta does not know the model that it is for; begin with cca.Delta.zeros(model, rows) and fill "
+                "in its values"
+            )
         tensors: dict[str, Tensor] = {}
+        header = {"format": FORMAT, "kind": "rows"}
+        if self.base:
+            kinds = {name: str(held.dtype).removeprefix("torch.") for name, held in self.base.rows.items()}
+            header |= {"base": self.base.name, "revision": self.base.revision, "types": json.dumps(kinds)}
+            tensors = {name + _BASE: held.sums for name, held in self.base.rows.items()}
         for name, rows in self.weights.items():
             tensors[name + _ROWS] = rows.index.cpu()
             tensors[name + _VALUES] = rows.values.detach().cpu().contiguous()
-        save_tensors(path, tensors)
+        save_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, device: str | torch.device = "cpu") -> "Delta":
@@ -180,27 +209,32 @@ class Delta:
             device: where to, without a `model`.
 
         Raises:
-            InputError: the file cannot be read, holds something else, or does not fit the model.
+            InputError: the file cannot be read, holds something else or numbers that no delta has, or is for another
+                model.
         """
+        where = Path(path)
+        if where.is_file():
+            check_start(where)
         try:
-            tensors = load_file(path, device=str(device if model is None else network_of(model).device))
+            with safe_open(where, "pt") as file:
+                header = file.metadata() or {}
+            tensors = load_file(where, device=str(device if model is None else network_of(model).device))
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot read a delta from {path} ({error}); name a file that Delta.save wrote") from error
-        names = [key.removesuffix(_ROWS) for key in tensors if key.endswith(_ROWS)]
-        if set(tensors) != {name + part for name in names for part in (_ROWS, _VALUES)}:
-            raise InputError(f"{path} holds no row delta; name a file that Delta.save wrote")
-        delta = cls({name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names})
+        delta = cls(*_parts(tensors, header, str(path)))
         if model is not None:
             delta.check_fits(model, str(path))
         return delta
 
     def check_fits(self, model: Any, name: str = "the delta") -> None:
-        """See that the model has the rows that the delta changes.
+        """See that the model is the one that the delta is for: that it has the rows, and that they hold the same.
 
         Raises:
-            InputError: it has not; the message names the weight.
+            InputError: it is not; the message names the weight.
         """
         network = network_of(model)
+        if network in self._fits:
+            return
         known = {weight for weight, _ in network.named_parameters(remove_duplicate=False)}
         for weight, rows in self.weights.items():
             if weight not in known:
@@ -212,6 +246,95 @@ class Delta:
                     f"{name} changes rows of {weight} that do not fit its {count} rows of {width}; use the model that "
                     "it was made for"
                 )
+        if self.base:
+            self._check_base(self.base, model, name)
+        self._fits.add(network)
+
+    def _check_base(self, base: Base, model: Any, name: str) -> None:
+        here, revision = identity(model)
+        for weight, rows in self.weights.items():
+            now, held = _held(network_of(model), weight, rows.index), base.rows[weight]
+            if held.agrees(now) or (not held.comparable(now) and base.same_files(revision)):
+                continue
+            raise InputError(
+                f"{name} is for {base}, and rows of {weight} that it changes hold other numbers in {here}: that is "
+                "another model, or one that was changed since (a delta that is merged is in it already); open the one "
+                "that it is for, or learn a delta on this one"
+                + ("" if held.comparable(now) else f". If it is the same, load it as {held.dtype} or as float32")
+            )
+
+
+def _parts(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: str) -> tuple[dict[str, Rows], Base | None]:
+    """What a file holds, seen to be a delta."""
+    names = [key.removesuffix(_ROWS) for key in tensors if key.endswith(_ROWS)]
+    if header.get("kind", "rows") != "rows" or {key for key in tensors if not key.endswith(_BASE)} != {
+        name + part for name in names for part in (_ROWS, _VALUES)
+    }:
+        raise InputError(f"{path} holds no row delta; name a file that Delta.save wrote")
+    if not names:
+        return {}, None
+    if header.get("format") != FORMAT:
+        raise InputError(
+            f"{path} does not say which model it is for (format {header.get('format', 'unknown')}, this is {FORMAT}); "
+            "it is of another version of cca: train it again, in a run with: cca update RUN --redo"
+        )
+    for name in names:
+        if said := _what_is_wrong(tensors[name + _ROWS], tensors[name + _VALUES]):
+            raise InputError(f"{path}: {said} of {name}; the file is damaged, train the delta again")
+    weights = {name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names}
+    try:
+        kinds = json.loads(header["types"])
+        held = {name: BaseRows(_NAMES[kinds[name]], tensors[name + _BASE].cpu()) for name in names}
+        base = Base(header["base"], header["revision"], held)
+        if any(len(held[name].sums) != len(rows.index) for name, rows in weights.items()):
+            raise ValueError("checksums")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not say which model it is for ({error!r}); train the delta again") from error
+    return weights, base
+
+
+def _what_is_wrong(index: Tensor, values: Tensor) -> str | None:
+    if index.dtype != torch.int64 or index.dim() != 1:
+        return f"the row numbers are {index.dtype} of {index.dim()} dimensions, not a list of int64,"
+    if values.dtype != torch.float32 or values.dim() != 2 or len(values) != len(index):
+        return f"the values are {values.dtype} {list(values.shape)}, not float32 [{len(index)}, ...],"
+    if len(index.unique()) < len(index):
+        return "a row is named twice"
+    if len(index) and int(index.min()) < 0:
+        return f"there is a row {int(index.min())}"
+    if not bool(values.isfinite().all()):
+        return "values that are not finite are among those"
+    return None
+
+
+def _held(network: Any, name: str, index: Tensor) -> BaseRows:
+    """What rows of a weight hold, wherever it lies between passes."""
+    from accelerate.utils import align_module_device
+
+    offloaded = network.get_parameter(name).device.type == "meta"
+    module = network.get_submodule(name.rpartition(".")[0])
+    with align_module_device(module, torch.device("cpu")) if offloaded else nullcontext():
+        weight = row_view(network, name)
+        return BaseRows.of(weight[index.to(weight.device)])
+
+
+def _base_of_both(first: Delta, second: Delta, summed: Mapping[str, Rows]) -> Base | None:
+    """What the rows of either held before the first of them: of a row of both, what the first one knows."""
+    if not (first.weights and second.weights):
+        return first.base if first.weights else second.base
+    if first.base is None or second.base is None:
+        return None
+    both = (second.weights, second.base.rows), (first.weights, first.base.rows)
+    held: dict[str, BaseRows] = {}
+    for name, rows in summed.items():
+        known = [(weights[name].index.cpu(), before[name]) for weights, before in both if name in weights]
+        held[name] = known[0][1]
+        if len(known) == 2:  # the sum's rows are in order
+            sums = torch.zeros(len(rows.index), len(TYPES), dtype=torch.int64)
+            for index, part in known:
+                sums[torch.searchsorted(rows.index.cpu(), index)] = part.sums
+            held[name] = BaseRows(next((p.dtype for _, p in known if p.dtype != torch.float32), torch.float32), sums)
+    return Base(first.base.name, first.base.revision, held)
 
 
 def row_view(model: Any, name: str) -> Tensor:

@@ -44,13 +44,18 @@ def check_folder(folder: Path) -> None:
         )
     for file in sorted((*map(folder.joinpath, (*_OBJECTS, *_OTHERS)), *folder.glob("*.safetensors"))):
         if file.exists():
-            _check_start(file)
+            check_start(file)
     for file in map(folder.joinpath, _OBJECTS):
         if file.exists():
             _json_object(file)
 
 
-def _check_start(file: Path) -> None:
+def check_start(file: Path) -> None:
+    """See that a file can be read, holds something, and is no Git LFS pointer.
+
+    Raises:
+        InputError: it cannot, does not, or is one.
+    """
     try:
         with file.open("rb") as stream:
             start = stream.read(len(_POINTER))
