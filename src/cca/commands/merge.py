@@ -27,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     )
     if rounding.error > 0.1:
         print("warning: much of the update is lost to rounding; --dtype float32 keeps all of it", file=sys.stderr)
-    print(f"wrote {options.folder}; load it with AutoModelForCausalLM.from_pretrained", file=sys.stderr)
+    print(f"wrote {options.folder}; {options.folder / 'README.md'} says how to load and ask it", file=sys.stderr)
     return 0

@@ -1,0 +1,146 @@
+"""The README.md of a merged model: what it is, how it is asked, and code that asks it."""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cca.model.delta import Delta, Rounding
+from cca.model.open import Model
+from cca.problems.prompts import Prompter
+from cca.records import Problem
+from cca.run.run import Run
+
+_PLACE = "{question}"
+_NEUTRAL = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Settings of `generate` that act without sampling, and what leaves them off, as in a run."""
+
+
+class Asked(NamedTuple):
+    """What the tokenizer is given for a prompt: by which of its methods, a text or messages, with which options."""
+
+    method: str
+    given: Any
+    options: dict[str, Any]
+
+
+class _Listening:
+    """A tokenizer that keeps what it was asked."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.heard: list[tuple[tuple[int, ...], Asked]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def encode(self, text: str, **options: Any) -> Any:
+        return self._listen("encode", text, options)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        return self._listen("apply_chat_template", messages, options)
+
+    def _listen(self, method: str, given: Any, options: dict[str, Any]) -> Any:
+        asked = Asked(method, deepcopy(given), options)
+        found = getattr(self.tokenizer, method)(given, **options)
+        if isinstance(found, list) and all(isinstance(token, int) for token in found):
+            self.heard.append((tuple(found), asked))
+        return found
+
+
+def asked(prompter: Prompter) -> Asked | None:
+    """How `prompter` has a question, here ``{question}``, made into tokens; None where that is not plain."""
+    listening = _Listening(prompter.tokenizer)
+    stand_in = Problem("-", "-", 0, "test", _PLACE, "", "")
+    ids = replace(prompter, tokenizer=listening, _known={}).prompt(stand_in)
+    found = next((asked for tokens, asked in reversed(listening.heard) if tokens == tuple(ids)), None)
+    return found if found and repr(found.given).count(_PLACE) == 1 else None
+
+
+def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: str, folder: Path) -> str:
+    """The text of README.md. folder: where the model will be."""
+    how = asked(model.prompter)
+    example = next((p for p in run.problems if p.split == "test"), run.problems[0])
+    parts = [
+        f"# {model.name}, updated by Constructive Circuit Amplification",
+        f"An ordinary transformers model ({dtype}). {_changed(run, model, delta, rounding)}",
+        _measured(run),
+        "## How it is asked",
+        f"As in the run, with {_words(how, model.prompter)}. Asked in another way, nothing that was measured holds."
+        if how
+        else "As in the run, whose prompts no single text or chat comes to; make them with `cca.open_model`.",
+        _code(run, model, how, example, folder) if how else "",
+        "`cca merge` made sure that AutoTokenizer reads every prompt and every trace of the run as the run did.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _changed(run: Run, model: Model, delta: Delta, rounding: Rounding) -> str:
+    count, names = delta.row_count, len(delta.weights)
+    lost = f"; rounding left {rounding.unchanged:.1%} of their parameters as they were" if rounding.unchanged else ""
+    return (
+        f"Its base is {model.name} (revision {model.revision}); {count:,} rows of {names} weights were changed "
+        f"(method {run.config.update.method}{lost}), and nothing else."
+    )
+
+
+def _measured(run: Run) -> str:
+    if not run.folder.finished("evaluate"):
+        return ""
+    found = run.summary.target
+    low, high = (f"{bound * 100:+.1f}" for bound in found.ci95)
+    return (
+        f"On {found.n:,} test problems: {found.base:.1%} right before, {found.updated:.1%} after, "
+        f"{found.difference * 100:+.1f} points ({low} to {high})."
+    )
+
+
+def _words(how: Asked, prompter: Prompter) -> str:
+    if how.method == "encode":
+        return "this text, in which the question stands for `{question}`" + (
+            f", and the answer ends before {' or '.join(map(repr, prompter.stop))}" if prompter.stop else ""
+        )
+    return "the chat template of its tokenizer and these messages"
+
+
+def _code(run: Run, model: Model, how: Asked, example: Problem, folder: Path) -> str:
+    trust = ", trust_remote_code=True" if run.config.model.trust_remote_code else ""
+    settings, stop = model.network.generation_config, model.prompter.stop
+    off = {name: value for name, value in _NEUTRAL.items() if getattr(settings, name, None) not in (None, value)}
+    more = "".join(f", {name}={value}" for name, value in off.items())
+    more += f", stop_strings={list(stop)!r}, tokenizer=tokenizer" if stop else ""
+    options = "".join(f", {name}={value!r}" for name, value in how.options.items())
+    lines = [
+        "import torch",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"folder = {str(folder)!r}  # where this file is",
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
+        f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{trust})',
+        "",
+        f"question = {example.question!r}",
+        f"prompt = {how.given!r}",
+        *_filled(how.given),
+        f"ids = torch.tensor([tokenizer.{how.method}(prompt{options})])",
+        "written = model.generate(",
+        f"    ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens="
+        f"{run.config.traces.max_new_tokens}{more}",
+        ")",
+        "answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)",
+        *(f"answer = answer.split({text!r})[0]" for text in stop),
+        "print(answer)",
+    ]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _filled(given: Any) -> list[str]:
+    """The lines of code that put the question into `prompt`: a text, or messages with texts or parts of texts."""
+    place, part = "prompt", given
+    while not isinstance(part, str):
+        found = part.items() if isinstance(part, dict) else enumerate(part)
+        key, part = next((key, value) for key, value in found if _PLACE in repr(value))
+        place += f"[{key!r}]"
+    return [f'{place} = {place}.replace("{_PLACE}", question)']
