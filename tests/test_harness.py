@@ -361,7 +361,7 @@ def test_a_task_that_would_not_run_is_refused_by_name(data, names, message):
 def test_a_missing_harness_is_refused_with_how_to_install_it(bundled, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     for ask in (lambda: check_tasks(["mmlu"]), lambda: run_tasks(bundled.network, bundled.tokenizer, ["mmlu"])):
-        with pytest.raises(InputError, match=r"pip install 'constructive-circuit-amplification\[eval\]'"):
+        with pytest.raises(InputError, match=r"pip install 'lm-eval>="):
             ask()
 
 

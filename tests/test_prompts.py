@@ -163,7 +163,7 @@ def test_examples_come_from_the_evaluation_library_without_running_it(harness):
 
 def test_a_missing_evaluation_library_is_named_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setattr("cca.problems.examples.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install .*\[eval\]"):
+    with pytest.raises(InputError, match=r"pip install 'lm-eval>="):
         load_examples("lm-eval:gsm8k_cot", 8)
 
 

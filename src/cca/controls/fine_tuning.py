@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cca.controls.weights import WeightChange
-from cca.errors import InputError
+from cca.errors import InputError, install_command
 from cca.method.course import Course, Training
 from cca.method.options import UpdateOptions
 from cca.method.update import Progress
@@ -76,7 +76,7 @@ def check_installed() -> None:
     missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"fine-tuning needs {' and '.join(missing)}: pip install 'constructive-circuit-amplification[baselines]'"
+            f"fine-tuning needs {' and '.join(missing)}; install what is missing with: {install_command(*missing)}"
         )
 
 

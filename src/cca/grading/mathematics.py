@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cca.errors import InputError
+from cca.errors import InputError, install_command
 from cca.grading.answers import Graded, final_text
 from cca.grading.characters import plain
 from cca.grading.numbers import improper, one_number
@@ -87,7 +87,7 @@ class MathVerify:
         if greeting != "ready":
             raise InputError(
                 f"grader math-verify does not start ({greeting or 'it ended at once'}); install it with: "
-                "pip install 'math-verify[antlr4_13_2]'"
+                f"{install_command('math-verify')}"
             )
         return self._process
 

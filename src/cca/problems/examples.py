@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from cca.errors import InputError
+from cca.errors import InputError, install_command
 from cca.problems.formats import Record, json_lines
 from cca.problems.prompts import Example
 from cca.problems.rows import cell_text
@@ -34,7 +34,7 @@ def _lm_eval_examples(task: str, count: int) -> tuple[Example, ...]:
     if found is None or not found.submodule_search_locations:
         raise InputError(
             f"prompt.examples takes {task} from lm-evaluation-harness, which is not installed; "
-            "install it with: pip install 'constructive-circuit-amplification[eval]'"
+            f"install it with: {install_command('lm-eval')}"
         )
     folder = Path(next(iter(found.submodule_search_locations))) / "tasks"
     files = sorted(folder.glob(f"**/{task.replace('_', '-')}.yaml")) + sorted(folder.glob(f"**/{task}.yaml"))

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cca.errors import InputError
+from cca.errors import InputError, install_command
 from cca.io import no_text, user_text
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -225,7 +225,7 @@ def _parquet(file: Path) -> Iterator[Record]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise InputError(
-            f"{file} is Parquet, which needs pyarrow: pip install 'constructive-circuit-amplification[eval]'"
+            f"{file} is Parquet, which needs pyarrow; install it with: {install_command('pyarrow')}"
         ) from error
     try:
         with ParquetFile(file) as opened:

@@ -6,7 +6,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cca.errors import InputError
+from cca.errors import InputError, install_command
 from cca.folder import RunFolder
 from cca.records import Problem, Score, TracePair, Trial
 from cca.show import views
@@ -72,9 +72,7 @@ class Frames(_Looked):
         try:
             import pandas as pd
         except ImportError as error:
-            raise InputError(
-                "data frames need pandas; install it with: pip install 'constructive-circuit-amplification[notebook]'"
-            ) from error
+            raise InputError(f"data frames need pandas; install it with: {install_command('pandas')}") from error
         return pd.DataFrame(self._some(what, rows))
 
     @cached_property

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cca.errors import InputError
+from cca.errors import InputError, install_command
 from cca.evaluation.harness.files import Data, listed
 from cca.evaluation.harness.state import model_as_before, process_as_before, seed_all
 from cca.evaluation.harness.tasks import CheckedTasks, Subtask, manager, resolve
@@ -107,7 +107,7 @@ def _check_installed() -> None:
     if find_spec("lm_eval") is None:
         raise InputError(
             "benchmarks need lm-evaluation-harness, which is not installed; "
-            "install it with: pip install 'constructive-circuit-amplification[eval]'"
+            f"install it with: {install_command('lm-eval')}"
         )
 
 
