@@ -1,5 +1,6 @@
 """Refuse early, without reading weights, what the method cannot work with."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,19 +194,85 @@ def attention_for(config: Any, asked: str | None, path: str) -> str | None:
     return asked or "eager"
 
 
-def check_device(device: str) -> None:
-    """See that torch has the device.
+def check_device(device: str, device_map: str | Mapping[str, str | int] | None = None) -> None:
+    """See that torch has the device, or those of `device_map`, and that cca computes there.
 
     Raises:
-        InputError: it has not.
+        InputError: it has not, or it is neither a CPU nor a CUDA device.
     """
+    if device != "auto":
+        _check_place("model.device", device, ("auto", "cpu", "cuda"))
+    if device_map is not None and not isinstance(device_map, str):
+        for part, place in device_map.items():
+            if place != "disk":
+                known = ("cpu", "cuda", "disk")
+                _check_place(f"model.device_map.{part}", f"cuda:{place}" if isinstance(place, int) else place, known)
+
+
+def _check_place(key: str, device: str, known: Sequence[str]) -> None:
     import torch
 
-    if device == "auto":
-        return
+    choices = f"{', '.join(known[:-1])} or {known[-1]}"
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise InputError(f"model.device {device!r} is no torch device; use auto, cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"model.device is {device!r} but torch sees no CUDA device; set it to cpu or auto")
+        place = torch.device(device)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{key} {device!r} is no torch device; use {choices}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise InputError(f"{key} is {device!r}, where cca cannot compute (it needs float64); use {choices}")
+    if place.type == "cpu" and place.index:
+        raise InputError(f"{key} is {device!r}, but there is one cpu; use {choices}")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"{key} is {device!r} but torch sees no CUDA device; set it to cpu or auto")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(
+            f"{key} is {device!r} but torch sees only {count} CUDA device{'s' * (count > 1)}; use {choices}"
+        )
+
+
+_WRAPPED = {"_orig_mod": "it is compiled", "module": "it is wrapped"}
+"""What a module that stands for another keeps it as."""
+
+
+def check_network(network: Any, name: str) -> None:
+    """See that a model in memory is a plain transformers model with weights where and as cca computes.
+
+    Raises:
+        InputError: it is wrapped, compiled, adapted or quantised, or its weights are of another type or elsewhere.
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    kind = type(network).__name__
+    if hasattr(network, "peft_config") or getattr(network, "_hf_peft_config_loaded", False):
+        raise InputError(f"{name} has a PEFT adapter; merge it first: model = model.merge_and_unload()")
+    for inside, why in _WRAPPED.items():
+        if isinstance(getattr(network, inside, None), PreTrainedModel):
+            raise InputError(f"{kind} is not the transformers model itself ({why}); give model.{inside}")
+    if not isinstance(network, PreTrainedModel):
+        raise InputError(f"a {kind} is no transformers model; give one that AutoModelForCausalLM loads")
+    if any(module._compiled_call_impl is not None for module in network.modules()):
+        raise InputError(f"{name} is compiled, which hides its heads and neurons; give it before model.compile()")
+    if getattr(network, "is_quantized", False):
+        raise InputError(f"{name} is quantised; its rows cannot be changed. Load it unquantised")
+    for weight, values in network.named_parameters():
+        dtype = str(values.dtype).removeprefix("torch.")
+        if values.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(
+                f"{weight} of {name} is {dtype}; cca works with float32, bfloat16 and float16: model = model.float()"
+            )
+        if values.device.type == "meta" and not _is_offloaded(network, weight):
+            raise InputError(f"{weight} of {name} is on the meta device, so it has no numbers; load the weights")
+        if values.device.type not in ("cpu", "cuda", "meta"):
+            raise InputError(
+                f"{name} is on {values.device}, where cca cannot compute (it needs float64); move it: "
+                'model = model.to("cpu")'
+            )
+
+
+def _is_offloaded(network: Any, weight: str) -> bool:
+    """Whether accelerate fetches the weight from elsewhere for a pass."""
+    hook = getattr(network.get_submodule(weight.rpartition(".")[0]), "_hf_hook", None)
+    return bool(
+        getattr(hook, "offload", False) or any(getattr(h, "offload", False) for h in getattr(hook, "hooks", ()))
+    )

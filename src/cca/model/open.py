@@ -15,7 +15,15 @@ from typing import Any, Literal
 from cca.errors import InputError
 from cca.grading.graders import load_grader
 from cca.model.bundled import location
-from cca.model.checks import Ends, attention_for, check_device, check_model, end_tokens, load_tokenizer
+from cca.model.checks import (
+    Ends,
+    attention_for,
+    check_device,
+    check_model,
+    check_network,
+    end_tokens,
+    load_tokenizer,
+)
 from cca.model.options import ModelOptions
 from cca.model.state import frozen
 from cca.model.weights import first_line, load_network, some
@@ -107,7 +115,7 @@ def open_model(
             f"a {type(source).__name__} is no model to open; give a name, a folder, or (transformers model, tokenizer)"
         )
     chosen = ModelOptions.of(options, {"path": str(source)})
-    check_device(chosen.device)
+    check_device(chosen.device, chosen.device_map)
     config = check_model(chosen.path, trust_remote_code=chosen.trust_remote_code)
     if prompter is None:
         prompter = open_prompter(chosen, prompt, grader, date)
@@ -117,7 +125,8 @@ def open_model(
 
 
 def _in_memory(network: Any, tokenizer: Any, prompter: Prompter | None, *how: Any) -> Model:
-    name = getattr(network.config, "_name_or_path", "") or type(network).__name__
+    name = getattr(getattr(network, "config", None), "_name_or_path", "") or type(network).__name__
+    check_network(network, name)
     if getattr(network.config, "is_encoder_decoder", False):
         raise InputError(f"{name} is an encoder-decoder model; cca works with decoder-only causal language models")
     text = network.config.get_text_config()
@@ -207,6 +216,7 @@ def _load(options: ModelOptions, config: Any) -> Any:
         atexit.register(shutil.rmtree, settings["offload_folder"], ignore_errors=True)
     asked = f"attention {options.attention}, device_map {device_map}"
     network, unused = load_network(location(path), settings, asked)
+    check_network(network, path)  # a device_map of auto may have found other devices
     if unused:
         print(f"warning: {path} has weights that the model does not use: {some(unused)}", file=sys.stderr, flush=True)
     if device_map is None:

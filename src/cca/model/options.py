@@ -13,7 +13,8 @@ class ModelOptions(Options):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the base weights. Gates, deltas and losses are float32 always."""
     device: str = "auto"
-    """``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1`` ..."""
+    """``auto`` (CUDA where there is one, else ``cpu``), ``cpu``, ``cuda``, ``cuda:1`` ... No others: sampling needs
+    float64, which MPS lacks."""
     device_map: Literal["auto"] | dict[str, str | int] | None = None
     """``auto``: spread the layers over all GPUs, then main memory, then disk (accelerate), in place of ``device``."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None

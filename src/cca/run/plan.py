@@ -118,7 +118,7 @@ def make_plan(config: Config) -> Plan:
     from cca.model.weights import has_weights
 
     path, trust = config.model.path, config.model.trust_remote_code
-    check_device(config.model.device)
+    check_device(config.model.device, config.model.device_map)
     # a configuration alone can be planned for
     model_config = check_model(path, trust_remote_code=trust, weights=has_weights(Path(location(path))))
     prompter = open_prompter(config.model, config.prompt, config.problems.grader)

@@ -129,7 +129,7 @@ class Run:
             from cca.controls.fine_tuning import check_installed
 
             check_installed()
-        check_device(config.model.device)
+        check_device(config.model.device, config.model.device_map)
         return prompter
 
     # ---- what the stages share ----
