@@ -113,7 +113,7 @@ def test_the_front_door_refuses_it_too(tmp_path):
     delta = made(model.network)
     problems = cca.load_problems([{"question": f"{a}?", "answer": "1"} for a in range(20)])
     with pytest.raises(cca.InputError, match="another model"):
-        cca.evaluate(other, problems, delta, max_new_tokens=2)
+        cca.evaluate(other, problems, delta, max_new_tokens=2, progress=lambda *_: pytest.fail("it was slow to say so"))
 
 
 # ---- whatever type it is loaded in ----

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cca import cli
+from cca.model.bundled import BUNDLED
 from cca.model.delta import Delta
 from cca.model.generate import generate_greedy
 from cca.model.open import open_model
@@ -161,6 +162,19 @@ def test_the_delta_of_another_base_is_not_merged(mended, tmp_path, capsys):
     (run / "manifest.json").write_text(json.dumps(manifest))
     assert cli.main(["merge", str(run), str(tmp_path / "m")]) == 2
     assert "hold other numbers" in capsys.readouterr().err
+
+
+def test_settings_that_transformers_loads_but_does_not_save_are_kept_and_do_not_change_the_answer(mended, tmp_path):
+    run = Run.load(mended)
+    base = tmp_path / "base"
+    shutil.copytree(BUNDLED, base)
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.5, "repetition_penalty": 1.5}))
+    run.config = run.config.model_copy(update={"model": run.config.model.changed({"path": str(base)})})
+    merge(run, tmp_path / "m")
+    kept = GenerationConfig.from_pretrained(tmp_path / "m")
+    assert (kept.temperature, kept.repetition_penalty) == (0.5, 1.5)
+    assert "repetition_penalty=1.0" in code_of(tmp_path / "m")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

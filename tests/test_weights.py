@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cca import cli
 from cca.errors import InputError
-from cca.model.bundled import BUNDLED
+from cca.model.bundled import BUNDLED, slip_kinds
 from cca.model.checks import check_model, load_tokenizer
 from cca.model.open import open_model
 from cca.model.weights import INDEX, load_network, quiet
@@ -208,6 +208,14 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
         monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(InputError, match=r"cannot read .* \(Permission denied\)"):
         check_model(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"0": 1}', '{"0": {}}'])
+def test_a_list_of_planted_slips_that_is_none_is_named(folder, text):
+    assert slip_kinds(str(folder)) == {}
+    (folder / "slips.json").write_text(text)
+    with pytest.raises(InputError, match=r"slips\.json does not say .* mend it"):
+        slip_kinds(str(folder))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

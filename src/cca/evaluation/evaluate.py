@@ -12,6 +12,7 @@ from cca.evaluation.summarize import comparisons
 from cca.method.options import TraceOptions
 from cca.method.traces import chunks
 from cca.model.checks import check_prompts
+from cca.model.delta import Delta
 from cca.model.intervention import Intervention
 from cca.model.open import Model, opened
 from cca.model.state import frozen
@@ -81,6 +82,8 @@ def evaluate(
     check_problems(problems)
     if not hasattr(delta, "active"):
         raise InputError(f"a {type(delta).__name__} is no update; load one with cca.Delta.load(path, model)")
+    if isinstance(delta, Delta):
+        delta.check_fits(model)
     max_new_tokens = TraceOptions().changed({"max_new_tokens": max_new_tokens}).max_new_tokens
     options = EvaluationOptions().changed({"batch": batch})
     sets = evaluated_sets(problems)

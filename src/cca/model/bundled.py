@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cca.errors import InputError
+
 BUNDLED = Path(__file__).parents[1] / "bundled" / "organism"
 
 
@@ -13,9 +15,21 @@ def location(path: str) -> str:
 
 
 def planted_slips(path: str) -> dict[str, dict[str, Any]]:
-    """Template -> `kind` and training `share` of its planted slip; empty for a model that has none planted."""
+    """Template -> `kind` and training `share` of its planted slip; empty for a model that has none planted.
+
+    Raises:
+        InputError: the model's slips.json says something else.
+    """
     truth = Path(location(path)) / "slips.json"
-    return json.loads(truth.read_text()) if truth.exists() else {}
+    if not truth.exists():
+        return {}
+    try:
+        found = json.loads(truth.read_text(encoding="utf-8"))
+        return {str(template): {"kind": str(slip["kind"]), **slip} for template, slip in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{truth} does not say which slips were planted in the model ({error!r}); remove or mend it"
+        ) from error
 
 
 def slip_kinds(path: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
+
 from cca.controls.methods import OF_ROWS
 from cca.errors import InputError
 from cca.io import write_text
@@ -68,7 +70,7 @@ def merge(run: Run, folder: Path, dtype: str | None = None) -> Merged:
         _save(run, model, temporary)
         write_text(temporary / "README.md", model_card(run, model, delta, rounding, dtype, folder.resolve()))
         temporary.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {folder} ({error}); name a folder where there is room") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
