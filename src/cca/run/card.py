@@ -55,7 +55,7 @@ def asked(prompter: Prompter) -> Asked | None:
     """How `prompter` has a question, here ``{question}``, made into tokens; None where that is not plain."""
     listening = _Listening(prompter.tokenizer)
     stand_in = Problem("-", "-", 0, "test", _PLACE, "", "")
-    ids = replace(prompter, tokenizer=listening, _known={}).prompt(stand_in)
+    ids = replace(prompter, tokenizer=listening).prompt(stand_in)
     found = next((asked for tokens, asked in reversed(listening.heard) if tokens == tuple(ids)), None)
     return found if found and repr(found.given).count(_PLACE) == 1 else None
 
