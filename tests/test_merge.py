@@ -107,7 +107,7 @@ def test_a_chat_template_and_all_end_tokens_are_kept(mended, tmp_path):
     run.prompter.tokenizer.chat_template = template
     examples = (Example("1 + 1?", "#### 2"),)
     chat = replace(
-        run.prompter, style="chat", template="{question}", examples=examples, stop=("\n\n",), _known={},
+        run.prompter, style="chat", template="{question}", examples=examples, stop=("\n\n",),
         end_tokens=frozenset({0, 7}),
     )  # fmt: skip
     run.__dict__["prompter"] = chat

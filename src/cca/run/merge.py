@@ -151,7 +151,7 @@ def _read_otherwise(
             theirs: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust)
     except Exception as error:  # whatever its files make of it
         return f"it cannot load it: {first_line(error)}"
-    other = replace(prompter, tokenizer=theirs, _known={})
+    other = replace(prompter, tokenizer=theirs)
     for problem in problems:
         if prompter.prompt(problem) != other.prompt(problem):
             return f"the prompt of {problem.id}"
