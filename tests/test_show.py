@@ -432,7 +432,7 @@ def test_where_no_answer_changed_every_place_says_so_with_what_is_left_open(mend
     same, interval = result(0, 0, 200), "(-1.8 to +1.8)"
     summary = replace(Run.load(mended).summary, target=same, transfer={"a": same}, retention={"b": same})
     row = next(words.set_rows(summary))
-    assert (row.difference, row.ci95, row.sign_flip_p) == ("0.0", "-1.8 to +1.8", "0 of 200 changed")
+    assert (row.difference, row.ci95, row.sign_flip_p) == ("0.0", "-1.8 to +1.8", "0 changed")
     assert words.verdict(summary) == "The update changes no answer of the target: 0 of 200 changed."
     assert words.retention_verdict(summary).endswith("none is shown to move; changes below 3.9 points could go unseen.")
     assert (

@@ -44,7 +44,7 @@ def show_summary(console: Console, summary: Summary) -> None:
     table = Table(title="Base against updated model", title_justify="left", show_edge=False, pad_edge=False)
     shown = words.set_table(summary)
     for name in shown.headings:
-        heading = name.replace(" detectable", "\ndetectable").replace(" (", "\n(")
+        heading = name.replace(" detectable", "\ndetectable").replace(" (", "\n(").replace(" p", "\np")
         table.add_column(heading, justify="right" if name else "left", no_wrap=not name)
     group = "target"
     for (now, _, _), (name, *cells) in zip(summary.sets(), shown.cells, strict=True):

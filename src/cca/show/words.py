@@ -30,7 +30,9 @@ def p_value(p: float) -> str:
 
 def tested(found: SetResult | PooledResult, p: float) -> str:
     """A p-value of the sign-flip test, or why it says nothing."""
-    return unchanged(found) or ("too few" if too_few(found.units) else p_value(p))
+    if unchanged(found):
+        return "0 changed"
+    return "too few" if too_few(found.units) else p_value(p)
 
 
 def divergence(kl: float | None) -> str:
