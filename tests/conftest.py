@@ -96,7 +96,7 @@ def problems() -> list[Problem]:
     )
 
 
-CIRCUIT = CircuitOptions(penalty=0.02, learning_rate=0.05, batch=4, epochs=3, patience=50.0, cache_gib=1.0)
+CIRCUIT = CircuitOptions(penalty=0.02, learning_rate=0.05, batch=4, epochs=3, min_steps=0, patience=50.0, cache_gib=1.0)
 
 
 SMALL_BUT_WHOLE = """

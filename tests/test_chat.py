@@ -174,8 +174,10 @@ def test_a_resumed_run_asks_with_the_date_of_its_start(dated_model, tmp_path, bu
     assert begun.folder.manifest["date"] == begun.prompter.date.isoformat()
     begun.folder.manifest["date"] = "2001-02-03T04:05:06"
     begun.folder.save_manifest()
-    for again in (Run.resume(tmp_path / "run"), Run.start(tmp_path / "run", config), Run.load(tmp_path / "run")):
-        assert bundled.tokenizer.decode(again.prompter.prompt(problem("How many?"))) == "2001How many?"
+    begun.close()
+    for open_again in (Run.resume, lambda path: Run.start(path, config), Run.load):
+        with open_again(tmp_path / "run") as again:
+            assert bundled.tokenizer.decode(again.prompter.prompt(problem("How many?"))) == "2001How many?"
     resumed = Run.resume(tmp_path / "run")
     resumed.use(bundled)
     assert resumed.folder.manifest["date"] == "2001-02-03T04:05:06"

@@ -14,7 +14,7 @@ from cca.model.gates import gated
 from cca.records import KINDS
 
 VOCABULARY = 60
-OPTIONS = CircuitOptions(penalty=0.01, learning_rate=0.05, batch=4, epochs=6, patience=50.0, cache_gib=1.0)
+OPTIONS = CircuitOptions(penalty=0.01, learning_rate=0.05, batch=4, epochs=6, min_steps=0, patience=50.0, cache_gib=1.0)
 
 
 @pytest.fixture(params=[1, 2, 4], ids=["mqa", "gqa", "mha"])

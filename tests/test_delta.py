@@ -11,9 +11,10 @@ from families import family_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import cca
+from cca.io import header_of, save_tensors
 from cca.model.base import TYPES, BaseRows
 from cca.model.checks import load_tokenizer
 from cca.model.components import find_components
@@ -205,9 +206,8 @@ def test_the_sum_of_rounds_is_for_the_base_of_the_first(tmp_path_factory, first,
 def rewrite(change: Callable[[dict], dict], **header: str | None) -> Callable[[Path], None]:
     def damage(file: Path) -> None:
         with safe_open(file, "pt") as opened:
-            known = dict(opened.metadata())
-        known = {key: value for key, value in (known | header).items() if value is not None}
-        save_file(change(load_file(file)), file, known)
+            known = header_of(opened)
+        save_tensors(file, change(load_file(file)), {k: v for k, v in (known | header).items() if v is not None})
 
     return damage
 

@@ -17,7 +17,7 @@ from cca.model.bundled import BUNDLED
 from cca.model.delta import Delta
 from cca.model.generate import generate_greedy
 from cca.model.open import open_model
-from cca.problems.prompts import Example, PromptOptions
+from cca.problems.prompts import Example, Prompter, PromptOptions
 from cca.records import Problem, Score, TracePair
 from cca.run.card import asked
 from cca.run.merge import merge
@@ -130,7 +130,7 @@ def test_a_chat_template_and_all_end_tokens_are_kept(mended, tmp_path):
 )
 def test_what_a_prompter_asks_is_found_whatever_its_style(options, bundled):
     examples = (Example("1 + 1?", "#### 2"), Example("1 + 2?", "#### 3"))[: options.shots]
-    prompter = type(bundled.prompter).of(bundled.tokenizer, bundled.end_tokens, options, examples)
+    prompter = Prompter.of(bundled.tokenizer, options, examples, end_tokens=bundled.end_tokens)
     found = asked(prompter)
     assert found
     problem = Problem("a", "t", 0, "test", "How many are 3 {or} 4?", "7", "")

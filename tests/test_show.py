@@ -289,7 +289,7 @@ def test_what_a_run_has_not_got_to_yet_is_named(tmp_path):
 def test_without_pandas_a_data_frame_says_what_to_install_and_figures_are_still_there(mended, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     run = cca.Run.load(mended)
-    with pytest.raises(InputError, match="notebook"):
+    with pytest.raises(InputError, match="pandas"):
         _ = run.frames.problems
     assert run.figures.neurons_by_layer().data
 

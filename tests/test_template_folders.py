@@ -68,15 +68,16 @@ def test_files_that_are_no_templates_are_left_out(folder):
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_the_other_templates_are_written_and_a_wrong_one_is_named(folder, capsys, wrong):
+def test_the_other_templates_are_written_and_a_wrong_one_is_named(folder, tmp_path, capsys, wrong):
+    (tmp_path / "out").mkdir()
     (folder / "t2.json").write_bytes(wrong if isinstance(wrong, bytes) else wrong.encode())
     assert cli.main(["problems", str(folder), "-n", "4"]) == 1
     out, error = capsys.readouterr()
     assert {json.loads(line)["template"] for line in out.splitlines()} == {"t0", "t1", "t3", "t4"}
     assert len(out.splitlines()) == 16
     assert "t2.json" in error and "1 of 5 templates left out" in error
-    assert cli.main(["problems", str(folder), "-n", "4", "--out", str(folder / "out.jsonl")]) == 1
-    assert (folder / "out.jsonl").read_text() == out
+    assert cli.main(["problems", str(folder), "-n", "4", "--out", str(tmp_path / "out" / "o.jsonl")]) == 1
+    assert (tmp_path / "out" / "o.jsonl").read_text() == out
     assert "wrote 16 problems of 4 templates" in capsys.readouterr().err
     assert cli.main(["problems", str(folder), "--check"]) == 1
     assert re.findall("^FAIL (.*?):", capsys.readouterr().out, re.MULTILINE) == ["t2"]
@@ -99,7 +100,7 @@ def test_where_no_template_is_right_nothing_is_written(folder, capsys):
     for file in folder.glob("t?.json"):
         file.write_text("{")
     assert cli.main(["problems", str(folder), "--out", str(folder / "out.jsonl")]) == 2
-    assert "t4.json" in capsys.readouterr().err
+    assert re.search(r"t\d\.json", capsys.readouterr().err)
     assert cli.main(["problems", str(folder / "t1.json")]) == 2
     assert "t1.json" in capsys.readouterr().err
     assert not (folder / "out.jsonl").exists()

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import json
 import os
 import shlex
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 R = TypeVar("R")
+_HEADER = "cca"
+"""The one entry of a safetensors file's metadata: a JSON object."""
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -126,13 +129,29 @@ def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: di
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # it loads torch, which the commands that only read do without
 
+    # the library writes several entries in an order that differs from process to process
+    packed = {_HEADER: json.dumps(metadata, sort_keys=True)} if metadata else None
+
     def save(temporary: Path) -> None:
         try:
-            save_file(dict(tensors), temporary, metadata=metadata)
+            save_file(dict(tensors), temporary, metadata=packed)
         except SafetensorError as error:  # which hides that the disk is full
             raise OSError(f"cannot write {path} ({error})") from error
 
     replace_file(Path(path), save)
+
+
+def header_of(file: Any) -> dict[str, str]:
+    """The metadata that `save_tensors` gave a file, which ``safe_open`` has opened; empty where it gave none.
+
+    Raises:
+        InputError: it is none of ours.
+    """
+    text = (file.metadata() or {}).get(_HEADER, "{}")
+    try:
+        return _adapter(dict[str, str]).validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"its header is damaged ({error.errors()[0]['msg']})") from error
 
 
 class Saved(NamedTuple):
@@ -152,8 +171,8 @@ def load_tensors(path: str | Path, device: str = "cpu") -> Saved:
 
     try:
         with safe_open(path, "pt", device=device) as file:
-            return Saved({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            return Saved({name: file.get_tensor(name) for name in file.keys()}, header_of(file))  # noqa: SIM118
+    except (OSError, SafetensorError, InputError) as error:
         raise InputError(f"cannot read {path} ({error})") from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cca.errors import InputError, NothingToLearnError
-from cca.io import save_tensors
+from cca.io import header_of, save_tensors
 from cca.method.density import best_trial, is_near, missed, next_penalty
 from cca.method.objective import pivot_loss, training_pivots
 from cca.method.options import CircuitOptions
@@ -94,9 +94,9 @@ class Circuit:
         """
         try:
             with safe_open(path, "pt") as file:
-                stopped = (file.metadata() or {}).get("stopped", "")
+                stopped = header_of(file).get("stopped", "")
                 gates, history, losses, sizes = map(file.get_tensor, ("gates", "history", "losses", "sizes"))
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, InputError) as error:
             raise InputError(f"cannot read a circuit from {path} ({error}); name a file of Circuit.save") from error
         return cls(gates, history, losses, sizes, stopped)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cca.errors import InputError
-from cca.io import save_tensors
+from cca.io import header_of, save_tensors
 from cca.model.base import TYPES, Base, BaseRows, identity
 from cca.model.experts import is_experts, with_experts
 from cca.model.rows import Rows
@@ -217,9 +217,9 @@ class Delta:
             check_start(where)
         try:
             with safe_open(where, "pt") as file:
-                header = file.metadata() or {}
+                header = header_of(file)
             tensors = load_file(where, device=str(device if model is None else network_of(model).device))
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, InputError) as error:
             raise InputError(f"cannot read a delta from {path} ({error}); name a file that Delta.save wrote") from error
         delta = cls(*_parts(tensors, header, str(path)))
         if model is not None:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from cca.errors import InputError
 from cca.folder import RunFolder
+from cca.io import header_of
 from cca.records import KINDS
 
 
@@ -49,8 +50,8 @@ class CircuitView:
         try:
             with safe_open(path, "np") as file:
                 gates, history, losses, sizes = map(file.get_tensor, ("gates", "history", "losses", "sizes"))
-                stopped = (file.metadata() or {}).get("stopped", "")
-        except (OSError, SafetensorError) as error:
+                stopped = header_of(file).get("stopped", "")
+        except (OSError, SafetensorError, InputError) as error:
             raise InputError(f"cannot read a circuit from {path} ({error})") from error
         if gates.ndim != 1 or sizes.ndim != 2 or sizes.shape[1] != 4 or sizes.sum() != len(gates) or losses.ndim != 1:
             raise InputError(f"{path} holds tensors that are no circuit")
