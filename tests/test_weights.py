@@ -249,6 +249,12 @@ def test_weights_without_a_use_are_named_once_and_do_no_harm(folder, capsys):
     same_weights(plain.network, again.network)
 
 
+def test_files_that_are_none_of_the_model_s_do_not_matter(folder):
+    (folder / "consolidated.safetensors").write_text(POINTER)
+    (folder / "chat_template.jinja").write_text("")
+    open_model(folder, device="cpu")
+
+
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
     mine, theirs = one.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()

@@ -18,7 +18,7 @@ from cca.errors import InputError
 INDEX = "model.safetensors.index.json"
 _OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", INDEX)
 """Files that are one JSON object each."""
-_OTHERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
+_OTHERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _SHOWN = 3
@@ -42,7 +42,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(
             f"no model at {folder}: it has no config.json; set model.path to a folder written by save_pretrained"
         )
-    for file in sorted((*map(folder.joinpath, (*_OBJECTS, *_OTHERS)), *folder.glob("*.safetensors"))):
+    for file in map(folder.joinpath, (*_OBJECTS, *_OTHERS)):
         if file.exists():
             check_start(file)
     for file in map(folder.joinpath, _OBJECTS):
@@ -125,6 +125,7 @@ def _types(files: Collection[Path]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for file in files:
+        check_start(file)
         try:
             with safe_open(file, "pt") as opened:
                 found |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
