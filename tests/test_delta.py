@@ -265,6 +265,13 @@ def test_a_file_that_is_no_delta_of_this_model_is_named(file, case):
     assert "delta.safetensors" in str(found.value)
 
 
+def test_the_same_delta_is_the_same_file(file):
+    written = file.read_bytes()
+    for _ in range(5):
+        Delta.load(file).save(file)
+        assert file.read_bytes() == written
+
+
 def test_a_delta_put_together_by_hand_is_used_but_not_saved(tmp_path):
     network = family_model("llama")
     by_hand = Delta({WEIGHTS[0]: Rows(torch.tensor([1]), torch.ones(1, 32))})

@@ -218,6 +218,7 @@ def test_json_goes_to_stdout_alone(whole, config_path, capfd):
 
 def refuse(arguments: list[str], capsys, *parts: str) -> None:
     began = time.monotonic()
+    capsys.readouterr()  # what the test's own preparations said
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("cca: ")
