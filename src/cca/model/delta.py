@@ -192,7 +192,11 @@ class Delta:
         header = {"format": FORMAT, "kind": "rows"}
         if self.base:
             kinds = {name: str(held.dtype).removeprefix("torch.") for name, held in self.base.rows.items()}
-            header |= {"base": self.base.name, "revision": self.base.revision, "types": json.dumps(kinds)}
+            header |= {
+                "base": self.base.name,
+                "revision": self.base.revision,
+                "types": json.dumps(kinds, sort_keys=True),
+            }
             tensors = {name + _BASE: held.sums for name, held in self.base.rows.items()}
         for name, rows in self.weights.items():
             tensors[name + _ROWS] = rows.index.cpu()
