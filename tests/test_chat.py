@@ -197,6 +197,18 @@ def test_a_chat_template_is_told_the_arguments():
     assert said(chat(early, chat_arguments={"date_string": "1 May"})).startswith("1 May<")
 
 
+def test_a_date_is_fixed_whatever_its_format_comes_from():
+    told = "{{ strftime_now(format) }}|{{ strftime_now('%' + 'Y') }}" + TURNS
+    dated = chat(told, chat_arguments={"format": "%d %B"}, date=datetime(2001, 2, 3))
+    assert said(dated).startswith("03 February|2001<")
+
+
+@pytest.mark.parametrize("cut", ["{{ m.content | truncate(30) }}", "{{ m.content[:10] }}"])
+def test_a_template_that_cuts_texts_is_refused_and_not_given_lists_instead(cut):
+    with pytest.raises(InputError, match="chat template"):
+        said(chat("{% for m in messages %}" + cut + "{% endfor %}"))
+
+
 def test_an_argument_that_the_template_never_reads_is_refused_with_those_that_it_reads():
     with pytest.raises(
         InputError, match=r"prompt\.chat_arguments\.thinking: .* reads enable_thinking; leave thinking out"

@@ -71,7 +71,7 @@ def metrics(*accuracies: float, losses=(1.0, 0.8, 0.6, 0.4)) -> list[Metric]:
 def course(accuracies: tuple[float, ...], margins: tuple[float, ...], n: int = 100, steps: int = 10):
     found = [Metric(2 * i, None, m, 0, a, n) for i, (a, m) in enumerate(zip(accuracies, margins, strict=True))]
     kept = max(found, key=lambda m: (m.accuracy, -m.step))
-    return diagnosis.validation_course(found, kept, steps)
+    return diagnosis.validation_course(found, kept, steps, held_out=9)
 
 
 RISING = (3.0, 3.2, 3.4, 3.6)
@@ -185,6 +185,16 @@ def test_answers_that_depend_on_the_batch_are_named():
     found = diagnosis.batch_size_matters(["4-1"], 8)
     assert not found.fine
     assert found.figures["changed"] == ["4-1"]
+
+
+def test_where_most_texts_are_cut_other_advice_waits_for_that():
+    pairs = [replace(pair, greedy=replace(pair.greedy, cut=True)) for pair in _pairs(4, 0)]
+    cut = diagnosis.unfinished(pairs, [answer(cut=True)], 40)
+    waits = diagnosis.after_cut(diagnosis.sample_sizes(3, 3), cut)
+    assert waits.advice.startswith("first raise traces.max_new_tokens")
+    few = diagnosis.unfinished(_pairs(4, 0), [answer()], 40)
+    assert diagnosis.after_cut(diagnosis.sample_sizes(3, 3), few) == diagnosis.sample_sizes(3, 3)
+    assert diagnosis.after_cut(diagnosis.sample_sizes(99, 99), cut).fine
 
 
 # ---- the search for a lambda ----

@@ -19,6 +19,7 @@ from cca.model.checks import check_model, end_tokens, load_tokenizer
 from cca.model.components import find_components
 from cca.model.open import open_model
 from cca.model.recompute import is_offloaded, recomputed
+from cca.model.verify import verify_components
 
 
 def saved(folder: Path, family: str, **changes: Any) -> Path:
@@ -193,3 +194,12 @@ def test_recomputing_layers_drops_their_activations_and_restores_the_model():
         raise RuntimeError("inside")
     assert kept[1] < kept[0] / 3
     assert count() == kept[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 10])
+def test_a_model_with_nearly_silent_neurons_is_placed_all_the_same(seed):
+    model = open_model("bundled", device="cpu")
+    torch.manual_seed(seed)
+    for parameter in model.network.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    verify_components(model.network, model.components)

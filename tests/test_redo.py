@@ -156,6 +156,17 @@ def test_a_config_that_was_edited_by_hand_is_noticed_and_can_be_had_back(tmp_pat
     assert config.read_text() == good
 
 
+@pytest.mark.parametrize("command", [["run", "--out"], ["trace"]])
+def test_a_run_whose_config_was_deleted_goes_on_with_the_one_in_its_manifest(tmp_path, monkeypatch, command):
+    other = load_config(None, ("circuit.lambda=0.02",))
+    path, begun = finished(tmp_path / "run", other), []
+    (path / "config.toml").unlink()
+    monkeypatch.setattr(Run, "execute", lambda self, *_: begun.append(self.config))
+    cli.main([*command, str(path), "--quiet"])  # whose summary is a stand-in
+    assert begun == [other]
+    assert "lambda = 0.02" in (path / "config.toml").read_text()
+
+
 def test_the_path_of_a_model_that_was_moved_may_be_edited(tmp_path, monkeypatch):
     path = finished(tmp_path / "run")
     config = path / "config.toml"

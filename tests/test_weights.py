@@ -326,3 +326,10 @@ def test_weights_with_a_byte_changed_or_cut_off_are_a_model_or_an_input_error(mo
         assert str(model_folder) in str(error)
     finally:
         weights.write_bytes(whole)
+
+
+def test_weights_of_another_architecture_are_refused(folder):
+    bias = {f"model.layers.0.self_attn.{name}_proj.bias": torch.ones(32) for name in "qkv"}
+    reweigh(folder, lambda weights: weights | bias)
+    with pytest.raises(InputError, match=r"another architecture .* LlamaForCausalLM has no use for .*q_proj.bias"):
+        open_model(folder, device="cpu")

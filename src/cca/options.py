@@ -21,8 +21,7 @@ class _Checked(type(BaseModel)):  # pyright: ignore[reportGeneralTypeIssues, rep
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            said = "; ".join(explained(e, cls, by_alias=False) for e in error.errors())
-            raise InputError(f"{cls.__name__}: {said}") from error
+            raise InputError(f"{cls.__name__}: {all_explained(error, cls, by_alias=False)}") from error
 
 
 class Options(BaseModel, metaclass=_Checked):
@@ -71,6 +70,12 @@ def _check_text(value: Any) -> None:
             _check_text(part)
 
 
+def all_explained(error: ValidationError, options: Any, by_alias: bool = True) -> str:
+    """Pydantic's errors in words. Defaults that depend on a wrong value are not told of."""
+    found = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+    return "; ".join(explained(e, options, by_alias) for e in found)
+
+
 def explained(error: Any, options: Any, by_alias: bool = True) -> str:
     """One of pydantic's errors in words, with the names that are known where one is not.
 
@@ -80,7 +85,8 @@ def explained(error: Any, options: Any, by_alias: bool = True) -> str:
     *sections, key = [str(part) for part in error["loc"] if re.fullmatch(r"\w+", str(part))] or ["options"]
     where = ".".join([*sections, key])
     if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg']} (got {error['input']!r})"
+        said = error["msg"].replace("Input should be a valid tuple", 'should be a list, such as ["..."]')
+        return f"{where}: {said} (got {error['input']!r})"
     section: Any = options
     for part in sections:
         section = section.model_fields[part].annotation

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from cca.show.progress import make_display
 
     path = options.out or default_folder(options.config)
-    if options.config is None and options.out and (path / "config.toml").exists():
+    if options.config is None and options.out and _begun(path):
         config = config_of(path, overrides(options))
     else:
         config = load_config(options.config, overrides(options))
@@ -66,7 +66,7 @@ def run_stage(options: argparse.Namespace) -> int:
 
     stage, path, changes = options.command, options.run, overrides(options)
     display, redo = make_display(options.quiet), stage if options.redo else None
-    if stage == "trace" and (options.config or not (path / "config.toml").exists()):
+    if stage == "trace" and (options.config or not _begun(path)):
         opened = Run.start(path, load_config(options.config, changes), display, redo)
     else:
         opened = Run.resume(path, display, redo, changes)
@@ -74,6 +74,11 @@ def run_stage(options: argparse.Namespace) -> int:
         if opened.folder.finished(stage):
             print(f"{stage} is finished in {path}; --redo does it again", file=sys.stderr)
         return _execute(opened, (stage,), options.json)
+
+
+def _begun(path: Path) -> bool:
+    """Whether there is a run, whose manifest knows its config as well."""
+    return any((path / name).exists() for name in ("config.toml", "manifest.json"))
 
 
 def _execute(opened: "Run", stages: Sequence[str], as_json: bool) -> int:

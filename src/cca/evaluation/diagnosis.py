@@ -3,6 +3,7 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,8 @@ FEW_PIVOTS, FEW_VALIDATED = 25, 30
 NO_ANSWER_SHARE = 0.05
 NO_ROOM = 0.02
 """Base accuracy this near to 0 or 1 leaves nothing to gain, or nothing to gain it from."""
+MOSTLY_CUT = 0.25
+"""A share of cut texts from which on they are the first thing to mend."""
 FAINT = 0.1
 """A mean margin that changes by less, in logits, hardly moved."""
 
@@ -126,6 +129,13 @@ def unfinished(pairs: Sequence[TracePair], answers: Sequence[Score], limit: int)
     )
 
 
+def after_cut(finding: Finding, cut: Finding) -> Finding:
+    """`finding`, whose advice waits where so many texts were cut that it may be about the limit alone."""
+    if finding.fine or max(cut.figures["traces"], cut.figures["answers to the target"]) < MOSTLY_CUT:
+        return finding
+    return replace(finding, advice="first raise traces.max_new_tokens: this may come of the cut answers alone")
+
+
 def no_answer(answers: Sequence[Score], grader: str) -> Finding:
     """Finished answers to the target in which the grader found none."""
     share = sum(score.verdict == "no answer" for score in answers) / len(answers)
@@ -154,8 +164,11 @@ def room(target: SetResult) -> Finding:
     )
 
 
-def validation_course(metrics: Sequence[Metric], kept: Metric, steps: int) -> Finding:
-    """How validation went over the steps that were measured; steps: those that the update could make at most."""
+def validation_course(metrics: Sequence[Metric], kept: Metric, steps: int, held_out: int) -> Finding:
+    """How validation went over the steps that were measured.
+
+    steps: those that the update could make at most. held_out: the pivots that margins are means over.
+    """
     first, tried = metrics[0], metrics[1:]
     changes = [m.accuracy - first.accuracy for m in tried]
     moved = max((abs(m.margin - first.margin) for m in tried), default=0.0)
@@ -163,8 +176,8 @@ def validation_course(metrics: Sequence[Metric], kept: Metric, steps: int) -> Fi
     flat = all(abs(change) * first.n < 1.5 for change in changes) and moved < FAINT
     rate = "update.learning_rate"
     if flat:
-        said = "hardly anything moved: of the validation answers one at most, of the held-out margin "
-        said += f"{moved:.3f} logits"
+        said = "hardly anything moved: of the validation answers one at most"
+        said += f", of the held-out margin {moved:.3f} logits" if held_out else "; no pivot was held out to look at"
         advice = f"the steps are too short: raise {rate}, for example tenfold"
     elif step == 0:
         said = "no step helped on the validation problems, so the updated model is the base model"

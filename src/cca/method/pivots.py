@@ -74,15 +74,18 @@ def check_found(pivots: Sequence[Pivot], traces: Traces) -> None:
         NothingToLearnError: no training problem gave a pivot.
     """
     if not any(p.split == "train" for p in pivots):
-        raise NothingToLearnError(
-            f"no training problem gave a pivot ({len(traces)} problems traced, {len(traces.usable)} with an opposite "
-            "sample): "
-            + (
-                cut_off(traces.cut, traces.options.max_new_tokens)
-                or "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
-                "other templates"
-            )
-        )
+        opposite = sum(pair.sampled is not None for pair in traces)
+        solved = opposite - len(traces.usable)
+        said = f"{len(traces)} problems traced, {opposite} with an opposite sample"
+        if solved:
+            said += f", {solved} of these of templates whose training problems the model all solves"
+        why = cut_off(traces.cut, traces.options.max_new_tokens)
+        if not why and solved:
+            why = "set traces.skip_solved=false, or choose harder templates"
+        if not why:
+            why = "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
+            why += "other templates"
+        raise NothingToLearnError(f"no training problem gave a pivot ({said}): {why}")
 
 
 def prefix_pivot(pair: TracePair) -> Pivot:

@@ -254,7 +254,10 @@ def check_network(network: Any, name: str) -> None:
     if any(module._compiled_call_impl is not None for module in network.modules()):
         raise InputError(f"{name} is compiled, which hides its heads and neurons; give it before model.compile()")
     if getattr(network, "is_quantized", False):
-        raise InputError(f"{name} is quantised; its rows cannot be changed. Load it unquantised")
+        raise InputError(
+            f"{name} is quantised; its rows cannot be changed. Load it unquantised (of a GGUF file: "
+            "quantization_config=GgufConfig(dequantize=True))"
+        )
     for weight, values in network.named_parameters():
         dtype = str(values.dtype).removeprefix("torch.")
         if values.dtype not in (torch.float32, torch.bfloat16, torch.float16):

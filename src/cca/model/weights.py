@@ -183,6 +183,12 @@ def check_report(report: Mapping[str, Any], network: Any, path: str) -> list[str
             f"{path} has more layers than its config.json says: it has no use for {some(layers)}; put the config.json "
             "back that belongs to these weights"
         )
+    modules = {name.rpartition(".")[0] for name, _ in network.named_parameters(remove_duplicate=False)}
+    if parts := [name for name in left if name.rpartition(".")[0] in modules]:
+        raise InputError(
+            f"{path} is of another architecture than its config.json says: {type(network).__name__} has no use for "
+            f"{some(parts)}; put the config.json back that belongs to these weights"
+        )
     return left
 
 

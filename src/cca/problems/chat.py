@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -22,7 +23,7 @@ _DATED = (
     "{{ said.text.replace('\\0', '%') }}{%- endmacro %}\n"
 )
 """Stands before a template that asks for the time: a macro goes before the function that looks at the clock."""
-_DATE_CODE = re.compile(r"%[-_^#0]?[A-Za-z]")
+_DATE_CODES = [f"%{flag}{letter}" for flag in ("-", "_", "^", "#", "0", "") for letter in string.ascii_letters]
 _GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 """A tag of transformers, which jinja2 does not know."""
 _GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
@@ -67,6 +68,8 @@ class Chat:
         elif self.preamble:
             turns = [Turn(turns[0].role, f"{self.preamble}\n\n{turns[0].content}"), *turns[1:]]
         text = self._rendered(turns, ask)
+        if self.parts and re.search(r"""['"]type['"]: ?['"]text['"]""", text):
+            raise InputError(f"the tokenizer's chat template writes a list of parts as it stands; {OTHER_STYLE}")
         squeezed, place = _squeezed(text), 0
         for turn in turns:
             said = _squeezed(turn.content)
@@ -89,7 +92,7 @@ class Chat:
         told: dict[str, Any] = dict(self.arguments)
         if "strftime_now" in template:
             template = _DATED + template
-            told["cca_date"] = {code: self.date.strftime(code) for code in _DATE_CODE.findall(template)}
+            told["cca_date"] = {code: self.date.strftime(code) for code in _DATE_CODES}
         try:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=template, add_generation_prompt=ask, tokenize=False, **told

@@ -40,7 +40,7 @@ def splits_in(name: str) -> list[Split]:
     for whole in re.findall(r"[^\W\d_]+", name):
         for word in (whole, *_CAMEL.split(whole)):
             word = word.casefold()
-            split = SPLITS.get(word) or SPLITS.get(re.sub(r"(set|data|split)s?$", "", word))
+            split = SPLITS.get(word) or SPLITS.get(re.sub(r"(set|data|split)?s?$", "", word))
             if split and split not in found:
                 found.append(split)
     return found
@@ -97,7 +97,7 @@ def _data_files(folder: Path, columns: Columns) -> list[Path]:
         ending = file.suffix.lower()
         if file.is_dir():
             continue
-        if ending in _NOT_READ:
+        if ending in _NOT_READ or (not ending and splits_in(file.name)):
             raise InputError(
                 f"{file} may hold problems but is none of {', '.join(SUFFIXES)}; convert or unpack it, or move it out "
                 f"of {folder}"

@@ -196,6 +196,9 @@ def _csv(file: Path) -> Iterator[Record]:
                 raise InputError(f"{place} is the header again; leave it out (line {reader.line_num})")
             yield Record(place, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
+        first = user_text(file, "", _REMEDY).lstrip().partition("\n")[0]
+        if not header and "," not in first:
+            _header([first], file)  # which says what else may separate its cells
         raise InputError(
             f"cannot read {file}, line {reader.line_num} ({error}); close each quote, and write one inside a text twice"
         ) from error

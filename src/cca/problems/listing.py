@@ -96,12 +96,20 @@ def _verdict(name: str, items: Sequence[tuple[str, Worked]], grade: Grader, grad
         failures.append(f"and {len(wrong) - FEW} more, {len(wrong)} in all")
     if not items:
         failures.append("no instances")
-    return TemplateCheck(name, len(items), None, tuple(failures), ())
+    unsolved = sum(_is_bare(item) for _, item in items)
+    note = f"{unsolved} of them have no worked solution; of these it was seen that the grader reads the answer"
+    return TemplateCheck(name, len(items), None, tuple(failures), (note,) if unsolved else ())
+
+
+def _is_bare(item: Worked) -> bool:
+    return item.solution in (item.answer, f"#### {item.answer}")
 
 
 def _contradiction(item: Worked, grader: str) -> str:
     ends = final_text(item.solution)
     said = f"the solution of {item.question[:60]!r} ends with {ends[-60:]!r}"
+    if _is_bare(item):
+        return f"the grader {grader} cannot read the answer {ends[-60:]!r} of {item.question[:60]!r}; choose another"
     if ends == item.answer:
         return f"{said}, which the grader {grader} does not take for right; choose another grader"
     return f"{said}, not {item.answer[:60]!r}"

@@ -17,10 +17,10 @@ from cca.problems.gsm_symbolic import Worked
 from cca.records import Split
 
 SPLITS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
     **dict.fromkeys(("dev", "development", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 """What people call their splits, and what they are here."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")

@@ -80,6 +80,11 @@ def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: 
 
 def _changed(run: Run, model: Model, delta: Delta, rounding: Rounding) -> str:
     count, names = delta.row_count, len(delta.weights)
+    if not any(bool(rows.values.any()) for rows in delta.weights.values()):
+        return (
+            f"It is its base, {model.name} (revision {model.revision}): no step of the update helped, so nothing was "
+            "changed."
+        )
     lost = f"; rounding left {rounding.unchanged:.1%} of their parameters as they were" if rounding.unchanged else ""
     return (
         f"Its base is {model.name} (revision {model.revision}); {count:,} rows of {names} weights were changed "

@@ -16,7 +16,7 @@ from cca.evaluation.options import EvaluationOptions
 from cca.io import user_text
 from cca.method.options import CircuitOptions, PivotOptions, TraceOptions, UpdateOptions
 from cca.model.options import ModelOptions
-from cca.options import Count, Options, explained
+from cca.options import Count, Options, all_explained
 from cca.problems.prompts import PromptOptions, check_prompt
 from cca.problems.splits import ProblemOptions
 
@@ -134,7 +134,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"config from {source}: " + "; ".join(explained(e, Config) for e in error.errors())) from error
+        raise InputError(f"config from {source}: {all_explained(error, Config)}") from error
     check_prompt(config.prompt, f"config from {source}: ")
     if config.rounds > 1 and config.update.method not in OF_ROWS:
         raise InputError(

@@ -149,12 +149,14 @@ def circuit_size(summary: Summary) -> str:
 def what_was_kept(summary: Summary) -> str:
     """What was kept of the update, and what validation saw; of each round where there are several."""
     update, rounds, preferred = summary.update, summary.rounds, summary.update.held_out_preference_accuracy
+    if not update.best_step and len(rounds) < 2:
+        return "no step helped on the validation problems, so nothing is changed"
     size = f"{update.rows} rows ({summary.method}), {update.parameters:,} parameters"
     if len(rounds) < 2:
-        return (
-            f"step {update.best_step}, {size}; preference accuracy at held-out pivots {percent(preferred.base)} -> "
-            f"{percent(preferred.updated)}"
-        )
+        said = f"preference accuracy at held-out pivots {percent(preferred.base)} -> {percent(preferred.updated)}"
+        if rounds and not rounds[0].held_out_pivots:
+            said = "no pivot was held out"
+        return f"step {update.best_step}, {size}; {said}"
     seen = [rounds[0].validation.base, *(r.validation.updated for r in rounds)]
     each = "; ".join(f"{r.pivots} pivots, density {r.density:.2%}, step {r.best_step}" for r in rounds)
     return f"{len(rounds)} rounds, {size}; validation {' -> '.join(map(percent, seen))} ({each})"

@@ -38,22 +38,23 @@ def diagnose(
         return torch.tensor([c.desired - c.undesired for c in choices if c.model == model and c.problem in held_out])
 
     answers = [score for score in scores if score.set == target[0].set]
-    return [
+    cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens)
+    found = [
         diagnosis.room(result),
-        diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens),
         diagnosis.no_answer(answers, config.problems.grader),
         diagnosis.sample_sizes(len(train), kept.n),
         diagnosis.pivots_on_marks(train, run.model.tokenizer.decode),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
-        diagnosis.density(circuit.density, folder.kept("lambda", "circuit"), config.circuit.target_density),
+        diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
-        diagnosis.validation_course(metrics, kept, config.update.steps),
+        diagnosis.validation_course(metrics, kept, config.update.steps, len(validation)),
         diagnosis.margins_move(margins("base"), margins("updated"))
         if kept.step
         else diagnosis.margins_tried(metrics, len(validation)),
         diagnosis.loss_against_accuracy(metrics, config.update.loss),
         diagnosis.batch_size_matters(*_answered_alone(run, target)),
     ]
+    return [cut, *(diagnosis.after_cut(finding, cut) for finding in found)]
 
 
 def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:

@@ -65,6 +65,13 @@ def _draw(run: Run) -> list[Problem]:
     _check_grader(run, problems, source)
     check_stop(run, problems)
     _check_examples(run, source)
+    unused = len(source.rows) - sum(p.skill is None for p in problems)
+    if source.is_rows and unused:
+        run.warn(
+            "trace",
+            f"{unused} of the {len(source.rows)} problems of {source.name} are not used: of each template at most "
+            "problems.train, problems.validation and problems.test are taken; raise them to use all",
+        )
     # there can be no more pivots than problems; better said now than after hours
     config.circuit.check_reach(sum(p.split == "train" for p in problems))
     sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
@@ -87,6 +94,12 @@ def _check_grader(run: Run, problems: list[Problem], source: Source) -> None:
     # a function of the user's may look for something else than ####
     unread = [p for p in wrong if name in NAMES and not grade(p, f"#### {p.answer}").correct]
     others = " or ".join(other for other in ("math-verify", "exact") if other != name)
+    if unread and sum(p.split == "train" for p in unread) == sum(p.split == "train" for p in problems):
+        raise InputError(
+            f"the grader {name} cannot read the gold answer of any training problem of {source.name}, such as "
+            f"{reprlib.repr(unread[0].answer)}, so there is nothing to learn; set problems.grader to {others}, or mend "
+            "the answers"
+        )
     _warn(
         run,
         unread,
