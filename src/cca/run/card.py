@@ -1,10 +1,10 @@
 """The README.md of a merged model: what it is, how it is asked, and code that asks it."""
 
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cca.evaluation.results import difference, percent
 from cca.model.delta import Delta, Rounding
 from cca.model.open import Model
 from cca.problems.prompts import Prompter
@@ -17,15 +17,14 @@ _NEUTRAL = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_re
 
 
 class Asked(NamedTuple):
-    """What the tokenizer is given for a prompt: by which of its methods, a text or messages, with which options."""
+    """The text that the tokenizer encodes as a prompt, and with which options."""
 
-    method: str
-    given: Any
+    given: str
     options: dict[str, Any]
 
 
 class _Listening:
-    """A tokenizer that keeps what it was asked."""
+    """A tokenizer that keeps what it was asked to encode, and as what."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -38,16 +37,8 @@ class _Listening:
         return len(self.tokenizer)
 
     def encode(self, text: str, **options: Any) -> Any:
-        return self._listen("encode", text, options)
-
-    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
-        return self._listen("apply_chat_template", messages, options)
-
-    def _listen(self, method: str, given: Any, options: dict[str, Any]) -> Any:
-        asked = Asked(method, deepcopy(given), options)
-        found = getattr(self.tokenizer, method)(given, **options)
-        if isinstance(found, list) and all(isinstance(token, int) for token in found):
-            self.heard.append((tuple(found), asked))
+        found = self.tokenizer.encode(text, **options)
+        self.heard.append((tuple(found), Asked(text, options)))
         return found
 
 
@@ -57,7 +48,7 @@ def asked(prompter: Prompter) -> Asked | None:
     stand_in = Problem("-", "-", 0, "test", _PLACE, "", "")
     ids = replace(prompter, tokenizer=listening).prompt(stand_in)
     found = next((asked for tokens, asked in reversed(listening.heard) if tokens == tuple(ids)), None)
-    return found if found and repr(found.given).count(_PLACE) == 1 else None
+    return found if found and found.given.count(_PLACE) == 1 else None
 
 
 def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: str, folder: Path) -> str:
@@ -69,7 +60,7 @@ def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: 
         f"An ordinary transformers model ({dtype}). {_changed(run, model, delta, rounding)}",
         _measured(run),
         "## How it is asked",
-        f"As in the run, with {_words(how, model.prompter)}. Asked in another way, nothing that was measured holds."
+        f"As in the run, with {_words(model.prompter)}. Asked in another way, nothing that was measured holds."
         if how
         else "As in the run, whose prompts no single text or chat comes to; make them with `cca.open_model`.",
         _code(run, model, how, example, folder) if how else "",
@@ -96,19 +87,14 @@ def _measured(run: Run) -> str:
     if not run.folder.finished("evaluate"):
         return ""
     found = run.summary.target
-    low, high = (f"{bound * 100:+.1f}" for bound in found.ci95)
-    return (
-        f"On {found.n:,} test problems: {found.base:.1%} right before, {found.updated:.1%} after, "
-        f"{found.difference * 100:+.1f} points ({low} to {high})."
+    before, after = percent(found.base), percent(found.updated)
+    return f"On {found.n:,} test problems: {before} right before, {after} after, {difference(found)}."
+
+
+def _words(prompter: Prompter) -> str:
+    return "this text, in which the question stands for `{question}`" + (
+        f", and the answer ends before {' or '.join(map(repr, prompter.stop))}" if prompter.stop else ""
     )
-
-
-def _words(how: Asked, prompter: Prompter) -> str:
-    if how.method == "encode":
-        return "this text, in which the question stands for `{question}`" + (
-            f", and the answer ends before {' or '.join(map(repr, prompter.stop))}" if prompter.stop else ""
-        )
-    return "the chat template of its tokenizer and these messages"
 
 
 def _code(run: Run, model: Model, how: Asked, example: Problem, folder: Path) -> str:
@@ -128,8 +114,8 @@ def _code(run: Run, model: Model, how: Asked, example: Problem, folder: Path) ->
         "",
         f"question = {example.question!r}",
         f"prompt = {how.given!r}",
-        *_filled(how.given),
-        f"ids = torch.tensor([tokenizer.{how.method}(prompt{options})])",
+        f'prompt = prompt.replace("{_PLACE}", question)',
+        f"ids = torch.tensor([tokenizer.encode(prompt{options})])",
         "written = model.generate(",
         f"    ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens="
         f"{run.config.traces.max_new_tokens}{more}",
@@ -139,13 +125,3 @@ def _code(run: Run, model: Model, how: Asked, example: Problem, folder: Path) ->
         "print(answer)",
     ]
     return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _filled(given: Any) -> list[str]:
-    """The lines of code that put the question into `prompt`: a text, or messages with texts or parts of texts."""
-    place, part = "prompt", given
-    while not isinstance(part, str):
-        found = part.items() if isinstance(part, dict) else enumerate(part)
-        key, part = next((key, value) for key, value in found if _PLACE in repr(value))
-        place += f"[{key!r}]"
-    return [f'{place} = {place}.replace("{_PLACE}", question)']
