@@ -59,7 +59,7 @@ def _draw(run: Run) -> list[Problem]:
     check_prompts(
         [run.prompter.prompt(p) for p in problems],
         config.traces.max_new_tokens,
-        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code),
+        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code, weights=False),
         config.model.path,
     )
     _check_grader(run, problems, source)
