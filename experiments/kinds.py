@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ground_truth import OVERLAP, Answered, Selected, compared, overlap_lines, selection
 
-from cca.method.traces import chunks, greedy_traces
+from cca.method.traces import greedy_traces
 from cca.model.bundled import slip_kinds
 from cca.model.delta import Delta
 from cca.records import Problem
@@ -43,11 +43,8 @@ def kind_runs(out: Path, seed: int, model: str) -> dict[str, Run]:
 
 def answers(run: Run, problems: list[Problem]) -> dict[str, bool]:
     """Whether the run's model, as it stands now, answers each problem correctly."""
-    correct: dict[str, bool] = {}
-    for group in chunks(problems, run.prompter, 128):
-        traces = greedy_traces(run.model.network, run.prompter, group, 160)
-        correct |= {p.id: trace.correct for p, trace in zip(group, traces, strict=True)}
-    return correct
+    traces = greedy_traces(run.model.network, run.prompter, problems, 160, slots=128)
+    return {p.id: trace.correct for p, trace in zip(problems, traces, strict=True)}
 
 
 def kinds_against_kinds(out: Path, seeds: list[int], model: str) -> None:

@@ -13,7 +13,7 @@ from cca.evaluation.choices import choices
 from cca.evaluation.drift import Text, drift, plain_texts, solution_texts
 from cca.evaluation.evaluate import Evaluation, evaluate
 from cca.evaluation.results import Drift, Interval, SetResult
-from cca.evaluation.scores import answer_chunk
+from cca.evaluation.scores import answer
 from cca.evaluation.stats import paired
 from cca.evaluation.summarize import by_skill, comparisons
 from cca.model.delta import Delta
@@ -95,9 +95,9 @@ def test_evaluate_pairs_both_models_answers_to_the_problems_that_test_the_update
     assert len(found.scores) == 2 * len(tested)
     assert done[-1] == (len(tested), len(tested))
     for problem in tested:
-        (base,) = answer_chunk(bundled.network, bundled.prompter, [problem], model="base", max_new_tokens=160)
+        (base,) = answer(bundled.network, bundled.prompter, [problem], model="base", max_new_tokens=160, slots=8)
         with changed.active(bundled):
-            (updated,) = answer_chunk(bundled.network, bundled.prompter, [problem], model="updated", max_new_tokens=160)
+            (updated,) = answer(bundled.network, bundled.prompter, [problem], model="updated", max_new_tokens=160, slots=8)
         assert {base, updated} == {s for s in found.scores if s.problem == problem.id}
     target, test = found.target, [p for p in tested if p.split == "test"]
     right = {s.problem + s.model: s.correct for s in found.scores}

@@ -16,16 +16,17 @@ from cca.method.objective import pivot_loss
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots
 from cca.method.prefixes import CachedPrefixes
-from cca.method.traces import trace_chunk
+from cca.method.traces import trace_pairs
 from cca.method.update import full_gradient
 from cca.model.components import Component, Components, find_components
 from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
 from cca.model.generate import generate_greedy
 from cca.model.open import empty_model
-from cca.model.read import prefill
+from cca.model.padded import Padded
+from cca.model.read import Text, read, texts
 from cca.model.verify import verify_components
-from cca.records import Problem, Trace
+from cca.records import Problem, Trace, TracePair
 
 DEVICE = os.environ.get("CCA_TEST_DEVICE", "cpu")
 END = frozenset({0})
@@ -325,6 +326,7 @@ class ParityPrompter:
     """A grader without a language: an answer is right where its tokens sum to an even number."""
 
     end_tokens = END
+    start = ()
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
         return tuple(int(t) for t in problem.question.split())
@@ -332,7 +334,7 @@ class ParityPrompter:
     def stopped(self, tokens) -> bool:
         return False
 
-    def stop_rule(self, heads=None) -> None:
+    def stop_rule(self, head=()) -> None:
         return None
 
     def trace(self, problem: Problem, tokens) -> Trace:
@@ -349,12 +351,14 @@ def _problems(count: int) -> list[Problem]:
 
 def _traced(model, problems):
     options = TraceOptions(samples=4, temperature_if_correct=1.5, temperature_if_wrong=1.5, max_new_tokens=LIMIT)
-    return trace_chunk(model, ParityPrompter(), problems, options, seed=0)  # pyright: ignore[reportArgumentType]
+    pairs: list[TracePair] = []
+    trace_pairs(model, ParityPrompter(), problems, options, 0, pairs.append)  # pyright: ignore[reportArgumentType]
+    return pairs
 
 
 def _pivots(model, pairs, problems):
     by_id = {p.id: p for p in problems}
-    return branching_pivots(model, ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT)  # pyright: ignore[reportArgumentType]
+    return branching_pivots(model, ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT, slots=64)  # pyright: ignore[reportArgumentType]
 
 
 def test_decoding_in_batches_equals_reading_everything_again_for_each_token(model):
@@ -367,19 +371,23 @@ def test_decoding_in_batches_equals_reading_everything_again_for_each_token(mode
 def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(model):
     start = tuple(tokens(70).tolist())
     prompts = [(*start, *p.prefix) for p in random_pivots(4, VOCABULARY, seed=2)]
-    read: list[int] = []
-    hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(args[0].numel()))
-    together = prefill(model, prompts, predict_from=[len(start)] * 4)
+    seen: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
+    together, alone = texts(prompts), [Text(prompt) for prompt in prompts]
+    for text in (*together, *alone):
+        text.predict_from = len(start)
+    read(model, together)
     hook.remove()
-    assert read[0] >= 70
-    assert sum(read) < 70 + 4 * 21, "not 4 x 70 and more"
-    assert together.predictions is not None
-    for row, prompt in enumerate(prompts):
-        alone = prefill(model, [prompt], predict_from=[len(start)])
-        assert alone.predictions is not None
-        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
-        for ours, plain in zip(together.keys + together.values, alone.keys + alone.values, strict=True):
-            torch.testing.assert_close(ours[row, :, : len(prompt)], plain[0], atol=1e-4, rtol=1e-4)
+    assert seen[0] >= 70
+    assert sum(seen) < 70 + 4 * 21, "not 4 x 70 and more"
+    read(model, alone)
+    for ours, plain in zip(together, alone, strict=True):
+        assert ours.last is not None
+        assert ours.predictions == plain.predictions
+        torch.testing.assert_close(ours.last, plain.last, atol=1e-4, rtol=1e-4)
+        ours, plain = Padded.of([ours]), Padded.of([plain])
+        torch.testing.assert_close(ours.keys, plain.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.values, plain.values, atol=1e-4, rtol=1e-4)
     assert generate_greedy(model, prompts, max_new_tokens=6, end_tokens=END) == [
         reference.greedy(model, p, 6, END) for p in prompts
     ]

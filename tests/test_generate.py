@@ -1,10 +1,15 @@
+import itertools
+import random
+
 import numpy as np
+import pytest
 import reference
 import torch
 from conftest import tiny_qwen2
 
-from cca.model.generate import decode, generate_greedy, pick, stream
-from cca.model.read import common_start, prefill
+from cca.model.generate import Row, generate_greedy, write
+from cca.model.read import Text, common_start, read, texts
+from cca.model.sampling import BLOCK, argmax, pick, stream
 
 PROMPTS = [[5, 9, 3, 8], [7, 2], [4, 4, 4, 4, 4, 4, 9], [11]]
 END = frozenset({0})
@@ -25,14 +30,13 @@ def test_rows_that_end_early_leave_without_disturbing_the_others(tiny):
         assert cut == whole[:stop]
 
 
-def test_a_prefill_cut_anywhere_continues_like_the_shorter_sequence(tiny):
-    read = prefill(tiny, PROMPTS, predict_from=[0] * 4)
-    assert read.predictions is not None
+def test_a_text_cut_anywhere_continues_like_the_shorter_sequence(tiny):
+    found = [Text(tuple(p), predict_from=0) for p in PROMPTS]
+    read(tiny, found)
     cut = [2, 1, 5, 1]
-    cache, mask = read.take(range(4), cut, room=10)
-    first = read.predictions[torch.arange(4), torch.tensor(cut) - 1]
-    tokens = decode(tiny, cache, mask, first, limits=[10] * 4, end_tokens=END)
-    assert tokens == [reference.greedy(tiny, p[:n], 10, END) for p, n in zip(PROMPTS, cut, strict=True)]
+    rows = [Row(t, 10, length=n, first=t.predictions[n - 1]) for t, n in zip(found, cut, strict=True)]
+    write(tiny, rows, slots=8, end_tokens=END)
+    assert [r.tokens for r in rows] == [reference.greedy(tiny, p[:n], 10, END) for p, n in zip(PROMPTS, cut, strict=True)]
 
 
 def test_the_common_start_of_sequences_is_what_all_of_them_begin_with():
@@ -45,30 +49,123 @@ def test_the_common_start_of_sequences_is_what_all_of_them_begin_with():
     assert common_start(several[:1], 200) == 0
 
 
-def test_prefill_logits_equal_single_passes(tiny):
-    read, predicting = prefill(tiny, PROMPTS), prefill(tiny, PROMPTS, predict_from=[1, 0, 3, 0])
-    assert predicting.predictions is not None
-    for row, (prompt, first) in enumerate(zip(PROMPTS, [1, 0, 3, 0], strict=True)):
+def test_what_is_read_equals_single_passes(tiny):
+    plain, predicting = texts(PROMPTS), [Text(tuple(p), n) for p, n in zip(PROMPTS, [1, 0, 3, 0], strict=True)]
+    read(tiny, [*plain, *predicting])
+    for prompt, text, other in zip(PROMPTS, plain, predicting, strict=True):
         alone = tiny(input_ids=torch.tensor([prompt])).logits[0]
-        torch.testing.assert_close(read.logits[row], alone[-1], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(predicting.logits[row], alone[-1], atol=1e-5, rtol=1e-5)
-        assert predicting.predictions[row, : len(prompt) - first].tolist() == alone[first:].argmax(-1).tolist()
+        torch.testing.assert_close(text.last, alone[-1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other.last, alone[-1], atol=1e-5, rtol=1e-5)
+        assert other.predictions == alone[other.predict_from :].argmax(-1).tolist()
 
 
-def _sampled(model, prompts, names, limit=16):
-    read = prefill(model, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=limit)
-    uniforms = np.stack([stream(3, name).random(limit) for name in names])
-    first = pick(read.logits, 0.9, torch.from_numpy(uniforms[:, 0]))
-    limits = [limit] * len(prompts)
-    return decode(model, cache, mask, first, limits=limits, end_tokens=END, temperature=0.9, uniforms=uniforms)
+# ---- rows do not depend on one another ----
 
 
-def test_sampling_does_not_depend_on_batch_or_order(tiny):
-    together = _sampled(tiny, PROMPTS, "abcd")
-    reverse = _sampled(tiny, PROMPTS[::-1], "dcba")[::-1]
-    alone = [_sampled(tiny, [p], name)[0] for p, name in zip(PROMPTS, "abcd", strict=True)]
-    assert together == reverse == alone
+def _many(count: int, shared: int = 0) -> list[list[int]]:
+    draw = random.Random(0)
+    start = [draw.randrange(1, 40) for _ in range(shared)]
+    return [[*start, *(draw.randrange(1, 40) for _ in range(draw.randrange(1, 50)))] for _ in range(count)]
+
+
+def _written(model, prompts, numbers, slots, temperature, limits=(24, 9, 17)) -> dict[int, list[int]]:
+    """The rows `numbers`, in that order."""
+    rows = {
+        n: Row(
+            Text(tuple(prompts[n])),
+            limits[n % len(limits)],
+            (place,),
+            temperature=temperature[n % len(temperature)],
+            uniforms=stream(3, n).random(max(limits)),
+        )
+        for place, n in enumerate(numbers)
+    }
+    write(model, rows.values(), slots=slots, end_tokens=END)
+    return {n: row.tokens for n, row in rows.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_a_row_is_the_same_to_the_last_token_whatever_the_slots_the_order_and_the_rows_beside_it(dtype, key_heads):
+    model, prompts = tiny_qwen2(num_key_value_heads=key_heads).to(dtype), _many(21)
+    together = _written(model, prompts, range(21), 64, (0.0, 0.9))
+    shuffled = random.Random(1).sample(range(21), 21)
+    for slots, numbers in ((3, range(21)), (7, shuffled), (16, shuffled[::-1]), (64, shuffled[:5]), (1, shuffled[:4])):
+        assert _written(model, prompts, numbers, slots, (0.0, 0.9)) == {n: together[n] for n in numbers}
+
+
+def test_a_row_in_a_slot_equals_the_plain_loop(tiny):
+    """Read everything again for each token, draw with the row's own numbers."""
+    prompts, limit = _many(9), 16
+    together = _written(tiny, prompts, range(9), 4, (0.9,), (limit,))
+    for n, prompt in enumerate(prompts):
+        plain: list[int] = []
+        for uniform in stream(3, n).random(limit):
+            logits = tiny(input_ids=torch.tensor([[*prompt, *plain]])).logits[:, -1]
+            plain.append(int(pick(logits, 0.9, torch.tensor([uniform]))))
+            if plain[-1] in END:
+                break
+        assert together[n] == plain
+
+
+def test_a_slot_is_taken_by_the_next_row_as_soon_as_it_is_free(tiny):
+    prompts, passes = _many(12), []
+    hook = tiny.lm_head.register_forward_hook(lambda _, __, out: passes.append(len(out)))
+    limits = [4, 30] * 6
+    rows = [Row(Text(tuple(p)), n, (i,)) for i, (p, n) in enumerate(zip(prompts, limits, strict=True))]
+    write(tiny, rows, slots=8, end_tokens=frozenset())
+    hook.remove()
+    assert [len(row.tokens) for row in rows] == limits
+    assert len([n for n in passes if n > 1]) < 4 + 30 + 30, "in two batches there would be so many passes"
+
+
+def test_rows_that_come_of_rows_are_written_in_their_order_and_dropped_ones_are_not(tiny):
+    begun: list[str] = []
+
+    def row(name: str, order: int, then=None, limit: int = 3) -> Row:
+        def ended(tokens: list[int]):
+            begun.append(name)
+            return then() if then else ()
+
+        return Row(Text((5, 9, 3)), limit, (order,), then=ended)
+
+    late, unwanted = row("late", 9), row("unwanted", 8)
+
+    def more():
+        unwanted.drop()
+        return [row("child", 1)]
+
+    write(tiny, [late, unwanted, row("first", 0, more)], slots=1, end_tokens=frozenset())
+    assert begun == ["first", "child", "late"]
+
+
+def test_a_row_that_is_dropped_while_it_is_written_leaves_its_slot(tiny):
+    long = Row(Text((5, 9, 3)), 40, (1,), then=lambda _: pytest.fail("nobody waits for it"))
+
+    def ended(_: list[int]):
+        long.drop()
+        return ()
+
+    write(tiny, [Row(Text((7, 2)), 4, (0,), then=ended), long], slots=2, end_tokens=frozenset())
+    assert len(long.tokens) < 6
+
+
+def test_free_slots_ask_for_more_until_there_is_no_more(tiny):
+    asked: list[int] = []
+    left = iter([Row(Text((5, n)), 3) for n in range(2, 9)])
+
+    def more(free: int):
+        asked.append(free)
+        return itertools.islice(left, 2)
+
+    counted: list[int] = []
+    write(tiny, (), slots=3, end_tokens=frozenset(), idle=more, progress=counted.append)
+    assert asked[:2] == [3, 1]
+    assert next(left, None) is None
+    assert sum(counted) == 7 * 2 + 7 * 2, "tokens read, and written after the first"
+
+
+# ---- sampling ----
 
 
 def test_sampling_follows_the_distribution():
@@ -76,6 +173,31 @@ def test_sampling_follows_the_distribution():
     uniforms = torch.from_numpy(stream(0, "test").random(20_000))
     shares = torch.bincount(pick(logits, 1.0, uniforms), minlength=3) / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.1, 0.6, 0.3]), atol=0.015, rtol=0)
+
+
+def test_sampling_from_a_large_vocabulary_follows_the_distribution():
+    vocabulary = 2 * BLOCK + 100
+    chances = torch.full((vocabulary,), 0.3 / vocabulary)
+    for token, chance in ((7, 0.1), (BLOCK - 1, 0.2), (BLOCK, 0.15), (vocabulary - 1, 0.25)):
+        chances[token] += chance
+    uniforms = torch.from_numpy(stream(0, "test").random(6_000))
+    found = pick((chances.log() * 1.5).expand(6_000, -1), 1.5, uniforms)
+    counts = torch.bincount(found, minlength=vocabulary)
+    for token in (7, BLOCK - 1, BLOCK, vocabulary - 1):
+        assert abs(counts[token] / 6_000 - chances[token]) < 0.02
+    rest = counts.clone()
+    rest[[7, BLOCK - 1, BLOCK, vocabulary - 1]] = 0
+    assert abs(rest.sum() / 6_000 - 0.3) < 0.025
+    assert rest.max() <= 4, "the rest is spread over all tokens"
+    assert int((rest[:BLOCK] > 0).sum()) > 500
+    assert int((rest[2 * BLOCK :] > 0).sum()) > 5, "those of the last, shorter block among them"
+
+
+@pytest.mark.parametrize("vocabulary", [1, 50, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17])
+def test_the_argmax_is_the_first_of_the_highest(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 5, (40, vocabulary), generator=generator).bfloat16()  # with many equal ones
+    assert argmax(logits).tolist() == np.argmax(logits.float().numpy(), axis=1).tolist()
 
 
 def test_streams_differ_by_key_and_repeat():

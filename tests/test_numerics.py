@@ -14,7 +14,7 @@ from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
 from cca.model.generate import generate_greedy
 from cca.model.numerics import check_finite
-from cca.model.read import prefill
+from cca.model.read import read, texts
 from cca.model.verify import verify_components
 
 SIXTEEN = [torch.bfloat16, torch.float16]
@@ -125,7 +125,7 @@ def test_every_stage_stops_at_a_value_that_is_not_finite_and_says_after_which_mo
     with pytest.raises(FloatingPointError, match=where):
         verify_components(model, parts)
     with pytest.raises(FloatingPointError, match=where):
-        prefill(model, [p.prefix for p in pivots])
+        read(model, texts([p.prefix for p in pivots]))
     with pytest.raises(FloatingPointError, match=where):
         learn_gates(model, parts, pivots, CIRCUIT)
 

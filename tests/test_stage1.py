@@ -11,7 +11,7 @@ from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
-from cca.method.traces import chunks, trace_chunk, waves
+from cca.method.traces import by_length, trace_pairs, waves
 from cca.records import Trace, TracePair
 from cca.run.run import Run
 
@@ -20,14 +20,8 @@ LIMIT = 160
 
 def _trace(bundled, prompter, problems, size, seed=0):
     pairs = []
-    for chunk in chunks(problems, prompter, size):
-        pairs += trace_chunk(
-            bundled.network,
-            prompter,
-            chunk,
-            TraceOptions(max_new_tokens=LIMIT),
-            seed,
-        )
+    options = TraceOptions(max_new_tokens=LIMIT, batch=size)
+    trace_pairs(bundled.network, prompter, problems, options, seed, pairs.append)
     return {pair.problem: pair for pair in pairs}
 
 
@@ -75,7 +69,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
     usable = [pair for pair in pairs.values() if pair.sampled][:34]
     assert len(usable) >= 30, "too few traces to compare; trace more problems"
     by_id = {p.id: p for p in problems}
-    fast = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT)
+    fast = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     for pair, pivot in zip(usable, fast, strict=True):
         plain, _ = reference.branching_pivot(bundled.network, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
@@ -85,7 +79,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
 def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    found = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT)
+    found = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     found.sort(key=lambda pivot: -pivot.completions)
     assert found[0].completions > 0, "some must come from a completion and not from a trace"
     for pivot in found[:16]:
@@ -112,8 +106,8 @@ def test_a_prefix_pivot_keeps_the_rest_of_both_traces(pairs):
 def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    together = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT)
-    apart = [branching_pivots(bundled.network, prompter, [p], by_id, max_new_tokens=LIMIT)[0] for p in usable[:10]]
+    together = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    apart = [branching_pivots(bundled.network, prompter, [p], by_id, max_new_tokens=LIMIT, slots=64)[0] for p in usable[:10]]
     assert together[:10] == apart
 
 

@@ -25,9 +25,10 @@ from cca.controls.start import start
 from cca.method.circuit import learn_gates
 from cca.method.options import UpdateOptions
 from cca.method.update import Validation, full_gradient, held_out_margins, train
+from cca.model.attention import attention_through, stock_attention
 from cca.model.checks import load_tokenizer
 from cca.model.experts import with_experts
-from cca.model.gates import attention_through, gated, stock_attention
+from cca.model.gates import gated
 from cca.model.rows import Rows
 from cca.model.verify import verify_components
 
@@ -172,8 +173,8 @@ class Work:
         def wrap(base: str) -> Callable[..., Any]:
             return lambda module, *args, **kwargs: stock_attention(base, module, *args, **kwargs)
 
-        with attention_through(self.network, self.model.components, wrap):
-            self.inside(attention_through(self.network, self.model.components, wrap), stop)
+        with attention_through(self.network, wrap):
+            self.inside(attention_through(self.network, wrap), stop)
 
     def active(self, stop: Callable[..., None]) -> None:
         self.inside(self.delta.active(self.model), stop)

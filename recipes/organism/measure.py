@@ -7,14 +7,16 @@ Problems are drawn from the reserved fifth with a seed of their own. Prints JSON
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
-from cca.evaluation.scores import answer_chunk
+from cca.evaluation.scores import answer
 from cca.evaluation.stats import accuracy
-from cca.method.traces import chunks, sample
 from cca.model.bundled import planted_slips
+from cca.model.generate import Row, write
 from cca.model.open import Model, open_model
-from cca.model.read import prefill
+from cca.model.read import texts
+from cca.model.sampling import stream
 from cca.problems.skills import SKILLS
 from cca.problems.splits import ProblemOptions, build_problems, chosen_source
 from cca.records import Problem
@@ -24,14 +26,26 @@ LIMIT = 160
 
 def pass_at(model: Model, problems: list[Problem], samples: int, temperature: float) -> list[bool]:
     """Whether at least one of `samples` sampled traces is correct, per problem."""
-    solved, prompter = [], model.prompter
-    for chunk in chunks(problems, prompter, 24):
-        read = prefill(model.network, [prompter.prompt(p) for p in chunk])
-        draws = [(i, n) for i in range(len(chunk)) for n in range(samples)]
-        written = sample(model.network, prompter, chunk, read, draws, temperature, LIMIT, seed=0)
-        right = [prompter.trace(chunk[i], tokens).correct for (i, _), tokens in zip(draws, written, strict=True)]
-        solved += [any(right[i * samples : (i + 1) * samples]) for i in range(len(chunk))]
-    return solved
+    prompter, solved = model.prompter, dict.fromkeys([p.id for p in problems], False)
+
+    def ended(problem: Problem, tokens: list[int]) -> tuple[Row, ...]:
+        solved[problem.id] |= prompter.trace(problem, tokens).correct
+        return ()
+
+    rows = [
+        Row(
+            text,
+            LIMIT,
+            temperature=temperature,
+            uniforms=stream(0, problem.id, n).random(LIMIT),
+            stop=prompter.stop_rule(),
+            then=partial(ended, problem),
+        )
+        for problem, text in zip(problems, texts([prompter.prompt(p) for p in problems]), strict=True)
+        for n in range(samples)
+    ]
+    write(model.network, rows, slots=256, end_tokens=prompter.end_tokens)
+    return list(solved.values())
 
 
 def main() -> None:
@@ -51,11 +65,7 @@ def main() -> None:
         seed=options.seed,
     )
     tested = [p for p in problems if p.split not in ("train", "validation")]
-    scores = [
-        score
-        for chunk in chunks(tested, model.prompter, 128)
-        for score in answer_chunk(model.network, model.prompter, chunk, model="base", max_new_tokens=LIMIT)
-    ]
+    scores = answer(model.network, model.prompter, tested, model="base", max_new_tokens=LIMIT, slots=128)
     groups: dict[str, list[bool]] = {}
     for score in scores:
         names = [score.set.name]

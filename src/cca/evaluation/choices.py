@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cca.model.numerics import check_finite
-from cca.model.read import last_logits
+from cca.model.read import by_budget, last_logits
 from cca.records import Choice, Pivot, Which
 
 
@@ -27,9 +27,7 @@ def choices(network: PreTrainedModel, pivots: Sequence[Pivot], *, model: Which, 
         FloatingPointError: a probability is not finite.
     """
     found: dict[int, Choice] = {}
-    order = sorted(range(len(pivots)), key=lambda i: len(pivots[i].prefix))  # so that little is padding
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+    for rows in by_budget(range(len(pivots)), lambda i: len(pivots[i].prefix), network, batch):
         chunk = [pivots[i] for i in rows]
         logits = last_logits(network, [p.prefix for p in chunk])
         tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)

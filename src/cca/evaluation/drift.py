@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cca.evaluation.results import Drift
 from cca.model.intervention import Intervention
 from cca.model.numerics import check_finite
-from cca.model.read import logits_at, right_padded
+from cca.model.read import by_budget, packed
 from cca.problems.prompts import Prompter
 from cca.records import Problem
 
@@ -57,8 +57,7 @@ def drift(network: PreTrainedModel, intervention: Intervention, texts: Sequence[
     longest = max(len(t.written) for t in texts)
     batch = max(1, min(batch, _LOGITS // (longest * network.config.get_text_config().vocab_size)))
     divergence, change, count = 0.0, 0.0, 0
-    for start in range(0, len(texts), batch):
-        chunk = texts[start : start + batch]
+    for chunk in by_budget(texts, lambda t: len(t.context) + len(t.written), network, batch):
         base = _predicted(network, chunk)
         with intervention.attached(network):
             updated = _predicted(network, chunk)
@@ -73,10 +72,9 @@ def drift(network: PreTrainedModel, intervention: Intervention, texts: Sequence[
 
 def _predicted(network: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
     """Log probabilities (N, V) of all tokens at each of the N written positions of `texts`."""
-    first = torch.tensor([len(t.context) - 1 for t in texts])
-    lengths = torch.tensor([len(t.written) for t in texts])
-    offset = torch.arange(int(lengths.max()))
-    ids = right_padded([t.context + t.written for t in texts])
-    places, scored = (first[:, None] + offset).clamp(max=ids.shape[1] - 1), offset < lengths[:, None]
-    logits = logits_at(network, ids, places, use_cache=False).logits
-    return logits[scored.to(logits.device)].float().log_softmax(-1)
+    places, before = list[int](), 0
+    for text in texts:
+        first = before + len(text.context) - 1
+        places += range(first, first + len(text.written))
+        before += len(text.context) + len(text.written)
+    return packed(network, [t.context + t.written for t in texts], places).logits.float().log_softmax(-1)

@@ -1,16 +1,18 @@
 """The front door of the evaluation: base against updated model on the problems that neither was updated on."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cca.errors import InputError
 from cca.evaluation.drift import drift, solution_texts
 from cca.evaluation.options import EvaluationOptions
 from cca.evaluation.results import Drift, SetResult, difference, percent
-from cca.evaluation.scores import answer_chunk, evaluated_sets
+from cca.evaluation.scores import answer, evaluated_sets
 from cca.evaluation.summarize import comparisons
 from cca.method.options import TraceOptions
-from cca.method.traces import chunks
+from cca.method.traces import by_length
 from cca.model.checks import check_prompts
 from cca.model.delta import Delta
 from cca.model.intervention import Intervention
@@ -68,7 +70,7 @@ def evaluate(
         max_new_tokens: tokens an answer may have.
         batch: problems answered together, at most.
         seed: of the intervals.
-        progress: told after each batch how many problems are answered, and of how many.
+        progress: told after each problem how many both models have answered, and of how many.
 
     Returns:
         A result for each set of problems, and all answers.
@@ -95,22 +97,32 @@ def evaluate(
     prompts = [model.prompter.prompt(p) for found in sets.values() for p in found]
     check_prompts(prompts, max_new_tokens, model.network.config, model.name)
     scores: list[Score] = []
+    counted = itertools.count(1)
+
+    def told(score: Score) -> None:
+        if progress and score.model == "updated":
+            progress(next(counted), len(prompts))
+
     with frozen(model.network):
-        for group in [group for found in sets.values() for group in chunks(found, model.prompter, options.batch)]:
-            scores += _both(model, delta, group, max_new_tokens)
-            if progress:
-                progress(len(scores) // 2, len(prompts))
+        for found in sets.values():
+            scores += _both(model, delta, by_length(found, model.prompter), max_new_tokens, options.batch, told)
         drifts = _drifts(model, delta, sets, options)
     results = {name.name: result for name, result in comparisons(scores, drifts, seed).items()}
     return Evaluation(results, tuple(scores))
 
 
-def _both(model: Model, delta: Intervention, problems: Sequence[Problem], max_new_tokens: int) -> list[Score]:
-    found = answer_chunk(model.network, model.prompter, problems, model="base", max_new_tokens=max_new_tokens)
+def _both(
+    model: Model,
+    delta: Intervention,
+    problems: Sequence[Problem],
+    limit: int,
+    slots: int,
+    done: Callable[[Score], None],
+) -> list[Score]:
+    how: dict[str, Any] = {"max_new_tokens": limit, "slots": slots, "done": done}
+    found = answer(model.network, model.prompter, problems, model="base", **how)
     with delta.active(model):
-        return found + answer_chunk(
-            model.network, model.prompter, problems, model="updated", max_new_tokens=max_new_tokens
-        )
+        return found + answer(model.network, model.prompter, problems, model="updated", **how)
 
 
 def _drifts(

@@ -1,12 +1,12 @@
 """Greedy answers of the base or the updated model, graded."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from transformers import PreTrainedModel
 
 from cca.method.traces import TRACED, greedy_traces
 from cca.problems.prompts import Prompter
-from cca.records import Problem, ProblemSet, Score, Which
+from cca.records import Problem, ProblemSet, Score, Trace, Which
 
 
 def evaluated_sets(problems: Iterable[Problem]) -> dict[ProblemSet, list[Problem]]:
@@ -21,15 +21,18 @@ def evaluated_sets(problems: Iterable[Problem]) -> dict[ProblemSet, list[Problem
     return found
 
 
-def answer_chunk(
+def answer(
     network: PreTrainedModel,
     prompter: Prompter,
     problems: Sequence[Problem],
     *,
     model: Which,
     max_new_tokens: int,
+    slots: int,
+    done: Callable[[Score], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Score]:
-    """Greedy answers to `problems` in one batch, graded.
+    """Greedy answers to `problems`, graded.
 
     Args:
         network: computes as it is; call this within ``delta.active(network)`` for the updated model.
@@ -37,12 +40,20 @@ def answer_chunk(
         problems: of any split.
         model: which of the two this is, for the records.
         max_new_tokens: of an answer, at most.
+        slots: answers that are written at once.
+        done: told of each score as soon as there is one.
+        progress: told after each pass of the model how many tokens it read or wrote.
 
     Returns:
         A score for each problem, in their order.
     """
-    traces = greedy_traces(network, prompter, problems, max_new_tokens)
-    return [
-        Score(model, p.split, p.skill, p.id, p.template, t.answer, t.correct, len(t.tokens), t.text, t.cut)
-        for p, t in zip(problems, traces, strict=True)
-    ]
+
+    def score(p: Problem, t: Trace) -> Score:
+        return Score(model, p.split, p.skill, p.id, p.template, t.answer, t.correct, len(t.tokens), t.text, t.cut)
+
+    def told(problem: Problem, trace: Trace) -> None:
+        if done:
+            done(score(problem, trace))
+
+    traces = greedy_traces(network, prompter, problems, max_new_tokens, slots=slots, done=told, progress=progress)
+    return [score(p, t) for p, t in zip(problems, traces, strict=True)]

@@ -29,7 +29,7 @@ class TraceOptions(Options):
     max_new_tokens: Count = 160
     """Tokens a trace may have."""
     batch: Count = 64
-    """Problems traced together. A killed run loses at most one such batch."""
+    """Traces that are written at once."""
     skip_solved: bool = True
     """Leave out templates whose training instances the base model all solves."""
 

@@ -6,19 +6,20 @@ completion from y_<=k is the one from y_<k. One pass over y finds the deviations
 of every prefix; only deviations need a completion, and after the last one the completion is y itself.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from cca.errors import InputError, NothingToLearnError
 from cca.method.options import PivotOptions
 from cca.method.traces import Traces, cut_off
-from cca.model.generate import decode
+from cca.model.generate import Row, write
 from cca.model.open import Model, opened
-from cca.model.read import Prefill, prefill
+from cca.model.read import Text, by_budget, read, texts
 from cca.model.state import frozen
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
@@ -38,7 +39,7 @@ def find_pivots(
         model: what was traced.
         traces: as `cca.trace` returns them.
         options: which method; by default `PivotOptions()`, the branching one.
-        progress: told after each batch how many pairs are done, and of how many.
+        progress: told after each pair how many are done, and of how many.
         **changes: fields of `PivotOptions` that differ from `options`.
 
     Returns:
@@ -51,18 +52,21 @@ def find_pivots(
     if not isinstance(traces, Traces):
         raise InputError(f"a {type(traces).__name__} is not what cca.trace returned; give that")
     options = PivotOptions.of(options, changes)
-    usable, size = traces.usable, traces.options.batch
-    found: list[Pivot] = []
-    with frozen(model.network):
-        for start in range(0, len(usable), size):
-            chunk = usable[start : start + size]
-            if options.method == "prefix":
-                found += [prefix_pivot(pair) for pair in chunk]
-            else:
-                limit = traces.options.max_new_tokens
-                found += branching_pivots(model.network, model.prompter, chunk, traces.problems, max_new_tokens=limit)
-            if progress:
-                progress(start + len(chunk), len(usable))
+    usable, found = traces.usable, list[Pivot]()
+    if options.method == "prefix":
+        found = [prefix_pivot(pair) for pair in usable]
+    elif usable:
+        counted = itertools.count(1)
+        with frozen(model.network):
+            found = branching_pivots(
+                model.network,
+                model.prompter,
+                usable,
+                traces.problems,
+                max_new_tokens=traces.options.max_new_tokens,
+                slots=traces.options.batch,
+                done=lambda _: progress(next(counted), len(usable)) if progress else None,
+            )
     check_found(found, traces)
     return found
 
@@ -96,10 +100,15 @@ def prefix_pivot(pair: TracePair) -> Pivot:
     """
     if pair.sampled is None:
         raise InputError(f"{pair.problem} has no sampled trace ({pair.reason}), so it has no pivot")
-    greedy, sampled = pair.greedy.tokens, pair.sampled.tokens
-    for k, (a, b) in enumerate(zip(greedy, sampled, strict=False)):
+    k = _first_difference(pair)
+    return _pivot(pair, "prefix", k, after_argmax=pair.greedy.tokens[k:], after_token=pair.sampled.tokens[k:])
+
+
+def _first_difference(pair: TracePair) -> int:
+    assert pair.sampled is not None
+    for k, (a, b) in enumerate(zip(pair.greedy.tokens, pair.sampled.tokens, strict=False)):
         if a != b:
-            return _pivot(pair, "prefix", k, after_argmax=greedy[k:], after_token=sampled[k:])
+            return k
     raise InputError(f"{pair.problem}: one trace is the start of the other; raise max_new_tokens")
 
 
@@ -133,117 +142,165 @@ def _pivot(
     )
 
 
-@dataclass
-class _Search:
-    """Where the search in one trace stands. `greedy_next[k]` is the argmax given prompt + y_<k.
-
-    unturned: the last completion that kept the greedy trace's outcome. turned: that of the pivot; until one is found y,
-    which is the completion after the last deviation.
-    """
-
-    pair: TracePair
-    problem: Problem
-    greedy_next: list[int]
-    deviations: list[int]
-    unturned: tuple[int, ...]
-    turned: tuple[int, ...]
-    tried: int = 0
-    pivot: int | None = field(default=None)
-
-    @property
-    def y(self) -> tuple[int, ...]:
-        """The sampled trace."""
-        assert self.pair.sampled is not None
-        return self.pair.sampled.tokens
-
-    def found(self) -> Pivot:
-        k = self.pivot
-        assert k is not None
-        start, argmax = self.y[:k], self.greedy_next[k]
-        # between the deviation before and this one y is what a completion writes, but for 16-bit rounding
-        known = self.unturned[: k + 1] == (*start, argmax)
-        return _pivot(
-            self.pair,
-            "branching",
-            k,
-            after_argmax=self.unturned[k:] if known else (argmax,),
-            after_token=self.turned[k:],
-            completions=self.tried,
-            deviations=len(self.deviations),
-        )
-
-
 def branching_pivots(
     network: PreTrainedModel,
     prompter: Prompter,
     pairs: Sequence[TracePair],
-    problems: dict[str, Problem],
+    problems: Mapping[str, Problem],
     *,
     max_new_tokens: int,
+    slots: int,
+    done: Callable[[Pivot], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Pivot]:
-    """The pivots of the branching method for `pairs` (each with a sampled trace), all searched in one batch.
+    """The pivots of the branching method for `pairs` (each with a sampled trace), in their order.
 
-    Deviations are tried in order, one a trace and wave, so a trace needs no more completions than the plain method
-    would have made at deviations.
+    Deviations are tried in their order, all pairs at once; slots that this leaves free try the next deviations of the
+    same traces ahead of time. The smallest that turns the outcome counts, so that this changes nothing but the time.
+
+    Args:
+        slots: completions that are written at once.
+        done: told of each pivot as soon as it is found.
+        progress: told after each pass of the model how many tokens it read or wrote.
     """
-    if not pairs:
-        return []
-    sequences = [(*pair.prompt, *pair.sampled.tokens) for pair in pairs if pair.sampled]
-    read = prefill(network, sequences, predict_from=[len(pair.prompt) - 1 for pair in pairs])
-    assert read.predictions is not None
-    searches: list[_Search] = []
-    for pair, greedy_next in zip(pairs, read.predictions.tolist(), strict=True):
+    found: dict[int, Pivot] = {}
+
+    def finished(number: int, pivot: Pivot) -> None:
+        found[number] = pivot
+        if done:
+            done(pivot)
+
+    sampled = [pair.sampled for pair in pairs if pair.sampled]
+    sequences = [(*pair.prompt, *trace.tokens) for pair, trace in zip(pairs, sampled, strict=True)]
+    searches = [
+        _Search(number, prompter, pair, problems[pair.problem], text, max_new_tokens, partial(finished, number))
+        for number, (pair, text) in enumerate(zip(pairs, texts(sequences, prompter.start), strict=True))
+    ]
+    unread = deque(by_budget([search.text for search in searches], Text.own_length, network))
+    begun: list[_Search] = []
+
+    def more(free: int) -> list[Row]:
+        """The first completions of traces that are read now, and when all are read, the next ones of those at hand."""
+        rows: list[Row] = []
+        while unread and not rows:
+            group = unread.popleft()
+            read(network, group, progress)
+            fresh = searches[len(begun) : len(begun) + len(group)]
+            begun.extend(fresh)
+            rows = [row for search in fresh for row in search.begin()]
+        if not rows:
+            waiting = sorted((s for s in begun if not s.is_over), key=lambda s: (s.ahead - s.tried, s.number))
+            rows = [row for search in waiting[:free] for row in search.ahead_of_time()]
+        return rows
+
+    write(network, (), slots=slots, end_tokens=prompter.end_tokens, idle=more, progress=progress)
+    return [found[number] for number in range(len(pairs))]
+
+
+class _Search:
+    """Where the search in one trace stands.
+
+    tried: deviations whose completions are known to keep the outcome. ahead: those whose completions were begun.
+    unturned: the last completion that kept the greedy trace's outcome.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        prompter: Prompter,
+        pair: TracePair,
+        problem: Problem,
+        text: Text,
+        limit: int,
+        done: Callable[[Pivot], None],
+    ):
         assert pair.sampled is not None
-        tokens = pair.sampled.tokens
-        deviations = [k for k, token in enumerate(tokens) if token != greedy_next[k]]
-        searches.append(_Search(pair, problems[pair.problem], greedy_next, deviations, pair.greedy.tokens, tokens))
-    open_searches = list(enumerate(searches))
-    while open_searches:
-        waiting: list[tuple[int, _Search, int]] = []
-        for row, search in open_searches:
-            k = search.deviations[search.tried]
-            if search.tried == len(search.deviations) - 1:
-                search.pivot = k  # after the last deviation the completion is y itself, whose outcome is opposite
-            else:
-                waiting.append((row, search, k))
-        completions = _complete(network, prompter, read, waiting, max_new_tokens)
-        open_searches = []
-        for (row, search, k), tokens in zip(waiting, completions, strict=True):
-            search.tried += 1
-            if prompter.trace(search.problem, tokens).correct is not search.pair.greedy.correct:
-                search.pivot, search.turned = k, tuple(tokens)
-            else:
-                search.unturned = tuple(tokens)
-                open_searches.append((row, search))
-    return [search.found() for search in searches]
+        self.number, self.prompter, self.pair, self.problem = number, prompter, pair, problem
+        self.text, self.limit, self.done = text, limit, done
+        text.predict_from = len(pair.prompt) - 1
+        self.y, self.unturned = pair.sampled.tokens, pair.greedy.tokens
+        self.tried, self.ahead, self.is_over = 0, 0, False
+        self.written: dict[int, tuple[int, ...]] = {}
+        self.rows: list[Row] = []
 
+    def begin(self) -> list[Row]:
+        """The first completion, once the trace is read."""
+        self.argmax = list(self.text.predictions)
+        self.deviations = [k for k, token in enumerate(self.y) if token != self.argmax[k]]
+        if not self.deviations:  # where two logits are as good as equal, reading may see it otherwise than writing did
+            k = _first_difference(self.pair)
+            self.argmax[k], self.deviations = self.pair.greedy.tokens[k], [k]
+        return self._advance()
 
-def _complete(
-    network: PreTrainedModel,
-    prompter: Prompter,
-    read: Prefill,
-    waiting: Sequence[tuple[int, _Search, int]],
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Greedy completions of prompt + y_<=k; the token after y_<=k is known from the pass over y."""
-    if not waiting:
+    def ahead_of_time(self) -> list[Row]:
+        """The next completion, though it may turn out that it is not needed."""
+        while not self.is_over and self.ahead < len(self.deviations) - 1:
+            if row := self._row():
+                return [row]
         return []
-    heads, first, rows, lengths = [], [], [], []
-    for row, search, k in waiting:
-        rows.append(row)
-        heads.append(search.y[: k + 1])
-        lengths.append(len(search.pair.prompt) + k + 1)
-        first.append(search.greedy_next[k + 1])
-    ended = [h[-1] in prompter.end_tokens or len(h) >= max_new_tokens or prompter.stopped(h) for h in heads]
-    limits = [1 if end else max_new_tokens - len(head) for head, end in zip(heads, ended, strict=True)]
-    cache, mask = read.take(rows, lengths, room=max(limits))
-    tails = decode(
-        network,
-        cache,
-        mask,
-        torch.tensor(first, device=mask.device),
-        limits=limits,
-        end_tokens=prompter.end_tokens,
-        stop=prompter.stop_rule(heads),
-    )
-    return [list(head) if end else [*head, *tail] for head, tail, end in zip(heads, tails, ended, strict=True)]
+
+    def _advance(self) -> list[Row]:
+        """Look at what is written, in the order of the deviations, and go on to the next where nothing is decided."""
+        while not self.is_over:
+            number = self.tried
+            if number == len(self.deviations) - 1:  # after the last one the completion is y, whose outcome is opposite
+                self._found(self.y)
+            elif number in self.written:
+                tokens = self.written.pop(number)
+                self.tried += 1
+                if self.prompter.trace(self.problem, tokens).correct is not self.pair.greedy.correct:
+                    self._found(tokens, number)
+                else:
+                    self.unturned = tokens
+            elif number < self.ahead:
+                break
+            elif row := self._row():
+                return [row]
+        return []
+
+    def _row(self) -> Row | None:
+        """The completion after the next deviation; none where that ends the trace."""
+        number, self.ahead = self.ahead, self.ahead + 1
+        k = self.deviations[number]
+        head = self.y[: k + 1]
+        if head[-1] in self.prompter.end_tokens or len(head) >= self.limit or self.prompter.stopped(head):
+            self.written[number] = head
+            return None
+
+        def ended(tokens: list[int]) -> list[Row]:
+            self.written[number] = (*head, *tokens)
+            return self._advance()
+
+        self.rows.append(
+            Row(
+                self.text,
+                self.limit - len(head),
+                (self.number, number),
+                length=len(self.pair.prompt) + len(head),
+                first=self.argmax[k + 1],
+                stop=self.prompter.stop_rule(head),
+                then=ended,
+            )
+        )
+        return self.rows[-1]
+
+    def _found(self, turned: tuple[int, ...], number: int = -1) -> None:
+        k = self.deviations[number]
+        start, argmax = self.y[:k], self.argmax[k]
+        # between the deviation before and this one y is what a completion writes, but for 16-bit rounding
+        known = self.unturned[: k + 1] == (*start, argmax)
+        self.is_over = True
+        for row in self.rows:
+            row.drop()
+        self.text.forget()
+        self.done(
+            _pivot(
+                self.pair,
+                "branching",
+                k,
+                after_argmax=self.unturned[k:] if known else (argmax,),
+                after_token=turned[k:],
+                completions=self.tried,
+                deviations=len(self.deviations),
+            )
+        )

@@ -3,19 +3,18 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from cca.errors import InputError
 from cca.method.options import WAVE, TraceOptions
 from cca.model.checks import check_prompts
-from cca.model.generate import decode, generate_greedy, pick, stream
+from cca.model.generate import Row, write
 from cca.model.open import Model, opened
-from cca.model.read import Prefill, prefill
+from cca.model.read import Text, texts
+from cca.model.sampling import stream
 from cca.model.state import frozen
 from cca.problems.prompts import Prompter
 from cca.records import Problem, Score, Trace, TracePair, check_problems
@@ -98,7 +97,7 @@ def trace(
         problems: of any split.
         options: how traces are drawn; by default `TraceOptions()`.
         seed: of all samples. A trace depends on seed, problem and sample number alone.
-        progress: told after each batch how many problems are done, and of how many.
+        progress: told after each problem how many are done, and of how many.
         **changes: fields of `TraceOptions` that differ from `options`.
 
     Returns:
@@ -116,27 +115,25 @@ def trace(
         raise InputError(f"none of the {len(problems)} problems is for training or validation, so nothing is traced")
     prompts = [model.prompter.prompt(p) for p in traced]
     check_prompts(prompts, options.max_new_tokens, model.network.config, model.name)
-    pairs: list[TracePair] = []
+    pairs: dict[str, TracePair] = {}
+
+    def keep(pair: TracePair) -> None:
+        pairs[pair.problem] = pair
+        if progress:
+            progress(len(pairs), len(traced))
+
+    ordered = by_length(traced, model.prompter)
     with frozen(model.network):
-        for chunk in chunks(traced, model.prompter, options.batch):
-            pairs += trace_chunk(model.network, model.prompter, chunk, options, seed)
-            if progress:
-                progress(len(pairs), len(traced))
-    found = Traces(tuple(pairs), {p.id: p for p in traced}, options)
+        trace_pairs(model.network, model.prompter, ordered, options, seed, keep)
+    found = Traces(tuple(pairs[p.id] for p in ordered), {p.id: p for p in traced}, options)
     if said := cut_off(found.cut, options.max_new_tokens):
         warnings.warn(said, UserWarning, stacklevel=2)
     return found
 
 
-def chunks(problems: Sequence[Problem], prompter: Prompter, size: int) -> Iterator[list[Problem]]:
-    """Groups of at most `size` problems with prompts of like length.
-
-    Groups depend only on the set of problems, so a resumed run computes exactly the batches that a run in one
-    go does, to the last bit.
-    """
-    ordered = sorted(problems, key=lambda p: (len(prompter.prompt(p)), p.id))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def by_length(problems: Iterable[Problem], prompter: Prompter) -> list[Problem]:
+    """`problems` in the order in which they are begun: by the length of their prompts, then by name."""
+    return sorted(problems, key=lambda p: (len(prompter.prompt(p)), p.id))
 
 
 def waves(samples: int) -> Iterator[range]:
@@ -150,104 +147,129 @@ def waves(samples: int) -> Iterator[range]:
         start += WAVE
 
 
-def trace_chunk(
-    network: PreTrainedModel, prompter: Prompter, problems: Sequence[Problem], options: TraceOptions, seed: int
-) -> list[TracePair]:
-    """Trace `problems` in one batch: prompts are read once, samples are drawn in waves.
+def trace_pairs(
+    network: PreTrainedModel,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    options: TraceOptions,
+    seed: int,
+    done: Callable[[TracePair], None],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Trace `problems`, the first of them first; each pair is handed to `done` as soon as it is found.
 
     A problem whose greedy trace is correct is sampled at `temperature_if_correct` until one is wrong, and the other
-    way round; it leaves as soon as it has its opposite. Sample i of a problem has its own random stream.
+    way round. Its samples are drawn in `waves`, each when the one before brought no opposite. Sample i of a problem has
+    its own random stream, and the first in number that is of opposite correctness counts, whichever ends first.
+
+    Args:
+        progress: told after each pass of the model how many tokens it read or wrote.
     """
-    limit = options.max_new_tokens
-    prompts = [prompter.prompt(p) for p in problems]
-    read = prefill(network, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=limit)
-    written = decode(
-        network,
-        cache,
-        mask,
-        read.logits.argmax(-1),
-        limits=[limit] * len(prompts),
-        end_tokens=prompter.end_tokens,
-        stop=prompter.stop_rule(),
-    )
-    greedy = [prompter.trace(p, t) for p, t in zip(problems, written, strict=True)]
-    found = _opposites(network, prompter, problems, read, greedy, options, seed)
-    pairs = []
-    for i, problem in enumerate(problems):
-        drawn, opposite = found.get(i, (options.samples, None))
-        reason = None if opposite else "no_opposite"
-        pairs.append(
-            TracePair(problem.id, problem.split, problem.template, prompts[i], greedy[i], opposite, drawn, reason)
+    prompts = texts([prompter.prompt(p) for p in problems], prompter.start)
+    rows = [
+        _Tracing(number, problem, text, prompter, options, seed, done).greedy_row()
+        for number, (problem, text) in enumerate(zip(problems, prompts, strict=True))
+    ]
+    write(network, rows, slots=options.batch, end_tokens=prompter.end_tokens, progress=progress)
+
+
+class _Tracing:
+    """Where the traces of a problem stand."""
+
+    def __init__(
+        self,
+        number: int,
+        problem: Problem,
+        text: Text,
+        prompter: Prompter,
+        options: TraceOptions,
+        seed: int,
+        done: Callable[[TracePair], None],
+    ):
+        self.number, self.problem, self.text, self.prompter = number, problem, text, prompter
+        self.options, self.seed, self.done = options, seed, done
+        self.waves = waves(options.samples)
+        self.wave: dict[int, Row] = {}
+        self.ended: dict[int, Trace] = {}
+
+    def greedy_row(self) -> Row:
+        return self._row((self.number,), then=self._greedy_ended)
+
+    def _row(self, order: tuple[int, ...], **how: Any) -> Row:
+        return Row(self.text, self.options.max_new_tokens, order, stop=self.prompter.stop_rule(), **how)
+
+    def _greedy_ended(self, tokens: list[int]) -> list[Row]:
+        self.greedy = self.prompter.trace(self.problem, tokens)
+        return self._next_wave()
+
+    def _next_wave(self) -> list[Row]:
+        numbers = next(self.waves, range(0))
+        if not numbers:
+            self._found(None)
+            return []
+        correct, options = self.greedy.correct, self.options
+        temperature = options.temperature_if_correct if correct else options.temperature_if_wrong
+        self.wave = {
+            n: self._row(
+                (self.number, n),
+                temperature=temperature,
+                uniforms=stream(self.seed, self.problem.id, n).random(options.max_new_tokens),
+                then=partial(self._sample_ended, n),
+            )
+            for n in numbers
+        }
+        return list(self.wave.values())
+
+    def _sample_ended(self, n: int, tokens: list[int]) -> list[Row]:
+        """The first in number that is of opposite correctness is found once those before it have ended."""
+        self.ended[n] = self.prompter.trace(self.problem, tokens)
+        for number in self.wave:
+            if number not in self.ended:
+                return []
+            if self.ended[number].correct is not self.greedy.correct:
+                for row in self.wave.values():
+                    row.drop()
+                self._found(number)
+                return []
+        return self._next_wave()
+
+    def _found(self, number: int | None) -> None:
+        problem, drawn = self.problem, self.options.samples if number is None else number + 1
+        opposite, reason = (None, "no_opposite") if number is None else (self.ended[number], None)
+        self.done(
+            TracePair(problem.id, problem.split, problem.template, self.text.ids, self.greedy, opposite, drawn, reason)
         )
-    return pairs
 
 
 def greedy_traces(
-    network: PreTrainedModel, prompter: Prompter, problems: Sequence[Problem], max_new_tokens: int
-) -> list[Trace]:
-    """Greedy answers to `problems` in one batch, graded."""
-    written = generate_greedy(
-        network,
-        [prompter.prompt(p) for p in problems],
-        max_new_tokens=max_new_tokens,
-        end_tokens=prompter.end_tokens,
-        stop=prompter.stop_rule(),
-    )
-    return [prompter.trace(p, tokens) for p, tokens in zip(problems, written, strict=True)]
-
-
-def _opposites(
     network: PreTrainedModel,
     prompter: Prompter,
     problems: Sequence[Problem],
-    read: Prefill,
-    greedy: Sequence[Trace],
-    options: TraceOptions,
-    seed: int,
-) -> dict[int, tuple[int, Trace]]:
-    """Row -> (samples looked at, first sampled trace of opposite correctness), where there is one."""
-    temperatures = {True: options.temperature_if_correct, False: options.temperature_if_wrong}
-    found: dict[int, tuple[int, Trace]] = {}
-    for wave in waves(options.samples):
-        for correct, temperature in temperatures.items():
-            draws = [(i, n) for i, g in enumerate(greedy) if g.correct is correct and i not in found for n in wave]
-            if not draws:
-                continue
-            written = sample(network, prompter, problems, read, draws, temperature, options.max_new_tokens, seed)
-            for (i, n), tokens in zip(draws, written, strict=True):
-                drawn = prompter.trace(problems[i], tokens)
-                if drawn.correct is not correct and i not in found:
-                    found[i] = (n + 1, drawn)
-    return found
-
-
-def sample(
-    network: PreTrainedModel,
-    prompter: Prompter,
-    problems: Sequence[Problem],
-    read: Prefill,
-    draws: Sequence[tuple[int, int]],
-    temperature: float,
     max_new_tokens: int,
-    seed: int,
-) -> list[list[int]]:
-    """Sampled traces for `draws`, pairs of (row of `problems` and `read`, sample number), all in one batch.
+    *,
+    slots: int,
+    done: Callable[[Problem, Trace], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Trace]:
+    """Greedy answers to `problems`, graded, in their order.
 
-    A trace depends on seed, problem and sample number alone. Returns the tokens of each draw, end token included.
+    Args:
+        slots: answers that are written at once.
+        done: told of each problem as soon as it is answered.
+        progress: as in `trace_pairs`.
     """
-    rows = [i for i, _ in draws]
-    cache, mask = read.take(rows, read.lengths[rows].tolist(), room=max_new_tokens)
-    uniforms = np.stack([stream(seed, problems[i].id, n).random(max_new_tokens) for i, n in draws])
-    first = pick(read.logits[rows], temperature, torch.from_numpy(uniforms[:, 0]).to(mask.device))
-    return decode(
-        network,
-        cache,
-        mask,
-        first,
-        limits=[max_new_tokens] * len(rows),
-        end_tokens=prompter.end_tokens,
-        stop=prompter.stop_rule(),
-        temperature=temperature,
-        uniforms=uniforms,
-    )
+    traces: dict[int, Trace] = {}
+
+    def ended(number: int, tokens: list[int]) -> tuple[Row, ...]:
+        traces[number] = prompter.trace(problems[number], tokens)
+        if done:
+            done(problems[number], traces[number])
+        return ()
+
+    prompts = texts([prompter.prompt(p) for p in problems], prompter.start)
+    rows = [
+        Row(text, max_new_tokens, (number,), stop=prompter.stop_rule(), then=partial(ended, number))
+        for number, text in enumerate(prompts)
+    ]
+    write(network, rows, slots=slots, end_tokens=prompter.end_tokens, progress=progress)
+    return [traces[number] for number in range(len(problems))]

@@ -23,12 +23,13 @@ from cca.method.course import Course, Training
 from cca.method.objective import Loss, last_margins, losses, training_pivots
 from cca.method.options import TraceOptions, UpdateOptions
 from cca.method.resume import check_shape, load_state, of_a_state
-from cca.method.traces import chunks, greedy_traces
+from cca.method.traces import by_length, greedy_traces
 from cca.model.checks import check_prompts
 from cca.model.delta import Delta
 from cca.model.intervention import Intervention, Trainable
 from cca.model.numerics import check_finite
 from cca.model.open import Model, opened
+from cca.model.read import by_budget
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
 from cca.records import Metric, Pivot, Problem, check_problems
@@ -116,12 +117,12 @@ def validator(
     model: Model, problems: Sequence[Problem], max_new_tokens: int, batch: int = 128
 ) -> Callable[[Intervention], Validation]:
     """What measures greedy accuracy on `problems` under an intervention."""
-    groups = list(chunks(problems, model.prompter, batch))
+    ordered = by_length(problems, model.prompter)
 
     def validate(intervention: Intervention) -> Validation:
         with intervention.active(model):
-            answers = [greedy_traces(model.network, model.prompter, group, max_new_tokens) for group in groups]
-        return Validation(sum(a.correct for part in answers for a in part) / len(problems), len(problems))
+            answers = greedy_traces(model.network, model.prompter, ordered, max_new_tokens, slots=batch)
+        return Validation(sum(a.correct for a in answers) / len(problems), len(problems))
 
     return validate
 
@@ -133,10 +134,10 @@ def read_twice(model: Model, options: UpdateOptions) -> list[nn.Module]:
     return [layer.module for layer in model.components.layers] if again else []
 
 
-def by_length(pivots: Sequence[Pivot], size: int) -> list[list[Pivot]]:
-    """Batches of at most `size` pivots with prefixes of like length, so that little is padding."""
+def batches(network: PreTrainedModel, pivots: Sequence[Pivot], size: int) -> Iterator[list[Pivot]]:
+    """Batches of at most `size` pivots, and of about as many tokens as a pass should have."""
     ordered = sorted(pivots, key=lambda p: (len(p.prefix), p.problem))
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    return by_budget(ordered, lambda p: len(p.prefix), network, size)
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def full_gradient(
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
     with intervention.attached(network), recomputed(recompute), _with_gradients(values), torch.enable_grad():
-        for batch in by_length(pivots, batch_size):
+        for batch in batches(network, pivots, batch_size):
             value = losses(last_margins(network, batch), loss).sum() / len(pivots)
             for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
                 kept += fresh
@@ -182,7 +183,7 @@ def held_out_margins(
 ) -> Float[Tensor, " P"]:
     """Margins (P,) of `pivots`, sorted by prefix length, under the intervention; empty where there are none."""
     with intervention.attached(network):
-        found = [last_margins(network, batch) for batch in by_length(pivots, batch_size)]
+        found = [last_margins(network, batch) for batch in batches(network, pivots, batch_size)]
     return torch.cat(found) if found else torch.empty(0)
 
 

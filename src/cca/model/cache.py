@@ -1,6 +1,7 @@
 """Key and value caches that are written in place: none that grows by copying."""
 
 import inspect
+from dataclasses import dataclass
 from functools import cache as remembered
 from typing import Any, cast
 
@@ -38,11 +39,71 @@ class PreallocatedLayer(DynamicLayer):
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all but `rows` of the batch."""
-        rows = rows.to(self.key_buffer.device)
-        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
-        self._show()
+
+class StartedLayer(DynamicLayer):
+    """Keeps what one pass adds, (B, K, T, D), and shows it after keys and values that stand before it, if any."""
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, **_: object):
+        super().__init__()
+        self.before = (keys, values)
+        self.own_keys, self.own_values = torch.empty(0), torch.empty(0)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        self.own_keys, self.own_values = key_states, value_states
+        keys, values = self.before
+        if keys is None or values is None:
+            return key_states, value_states
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+
+@dataclass
+class SlotPlaces:
+    """Where the next tokens of the slots go. columns: (S,) on the CPU; shown: how many columns attention looks at."""
+
+    columns: Tensor
+    shown: int = 0
+
+    def on(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Numbers and columns of the first `count` slots."""
+        return torch.arange(count, device=device), self.columns[:count].to(device)
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values of sequences of unlike lengths, one a slot, in buffers (S, K, capacity, D): column = position.
+
+    places: where a step writes and how much it shows, common to all layers.
+    """
+
+    def __init__(self, places: SlotPlaces, key_buffer: Tensor, value_buffer: Tensor):
+        super().__init__()
+        self.places, self.key_buffer, self.value_buffer = places, key_buffer, value_buffer
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return self.places.shown - 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        del query_length  # the new ones are among those shown
+        return self.places.shown, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        count, device = len(key_states), self.key_buffer.device
+        rows, columns = self.places.on(count, device)
+        for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
+            buffer[rows, :, columns] = states[:, :, 0]
+        return self.key_buffer[:count, :, : self.places.shown], self.value_buffer[:count, :, : self.places.shown]
+
+    def grow(self, columns: int) -> None:
+        """Room for so many more positions."""
+        self.key_buffer, self.value_buffer = (
+            torch.cat([b, b.new_zeros(*b.shape[:2], columns, b.shape[3])], 2)
+            for b in (self.key_buffer, self.value_buffer)
+        )
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one slot into another."""
+        for buffer in (self.key_buffer, self.value_buffer):
+            buffer[target, :, :length] = buffer[source, :, :length]
 
 
 class ConstantLayer(DynamicLayer):

@@ -5,7 +5,6 @@ gated where attention receives them, after any q/k normalisation and rotation; n
 projection.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,26 +13,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
+from cca.model.attention import attention_through, is_softmax, stock_attention
 from cca.model.components import Components
 from cca.model.experts import ExpertGates, Width, is_experts, with_experts
-from cca.model.state import registered
-
-_PREFIX = "cca_gated_"
-_HARMLESS = {
-    "attention_mask",
-    "dropout",
-    "scaling",
-    "sliding_window",
-    "softcap",
-    "position_ids",
-    "use_cache",
-    "is_causal",
-}
-"""Arguments of an attention function that `_one_query` honours or that change nothing for a single query."""
 
 
 def _scale_last(x: Tensor, factor: Tensor) -> Tensor:
@@ -51,10 +35,7 @@ def _gated_attention(base: str, of_heads: Mapping[nn.Module, tuple[Tensor, ...]]
     def forward(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         gates = of_heads.get(module)
         if gates is not None:
-            # an attention with parameters of its own (sinks) may do more with them than `_one_query`
-            known = base == "eager" or (base == "sdpa" and kwargs.get("softcap") is None)
-            plain = known and kwargs.keys() <= _HARMLESS and not module._parameters
-            if plain and query.shape[2] == 1:
+            if query.shape[2] == 1 and is_softmax(base, module, kwargs):
                 mask = args[0] if args else kwargs["attention_mask"]
                 return _one_query(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"), gates), None
             heads = (gate[:, None, None] for gate in gates)
@@ -62,19 +43,6 @@ def _gated_attention(base: str, of_heads: Mapping[nn.Module, tuple[Tensor, ...]]
         return stock_attention(base, module, query, key, value, *args, **kwargs)
 
     return forward
-
-
-def stock_attention(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What `module` would have called: the attention function `base`; each model has an eager one of its own."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)  # pyright: ignore[reportArgumentType]
-    config: Any = module.config
-    name = config._attn_implementation
-    config._attn_implementation = base  # flash attention looks up there which of its versions it is
-    try:
-        return function(module, *args, **kwargs)
-    finally:
-        config._attn_implementation = name
 
 
 class _Newest(torch.autograd.Function):
@@ -141,26 +109,6 @@ def _scale_neurons(factor: Tensor, width: Width) -> Callable[..., tuple[Tensor]]
 
 
 @contextmanager
-def attention_through(
-    model: PreTrainedModel, components: Components, wrap: Callable[[str], Callable[..., Any]]
-) -> Iterator[None]:
-    """Within the context every attention calls `wrap(name)`, name being the function that it would have called."""
-    configs = {
-        id(config): config for config in (getattr(x.attention, "config", model.config) for x in components.layers)
-    }
-    with ExitStack() as stack:
-        for config in configs.values():
-            before = str(config._attn_implementation)
-            name = stack.enter_context(registered(AttentionInterface, _PREFIX, wrap(before), before))
-            if mask := ALL_MASK_ATTENTION_FUNCTIONS.get(before):
-                AttentionMaskInterface.register(name, mask)
-                stack.callback(AttentionMaskInterface._global_mapping.pop, name, None)
-            stack.callback(setattr, config, "_attn_implementation", before)
-            config._attn_implementation = name
-        yield
-
-
-@contextmanager
 def gated(model: PreTrainedModel, components: Components, gates: Float[Tensor, " C"]) -> Iterator[None]:
     """Within the context, multiply every component's output at the last position by 2 x its gate.
 
@@ -171,7 +119,7 @@ def gated(model: PreTrainedModel, components: Components, gates: Float[Tensor, "
     width, of_heads = Width(), dict[nn.Module, tuple[Tensor, ...]]()
     with ExitStack() as stack:
         wrap = partial(_gated_attention, of_heads=of_heads)
-        stack.enter_context(attention_through(model, components, wrap))
+        stack.enter_context(attention_through(model, wrap))
         hook = components.layers[0].module.register_forward_pre_hook(width.see, with_kwargs=True)
         stack.callback(hook.remove)
         for layer, (query, key, value, neuron) in zip(components.layers, components.split(gates * 2), strict=True):

@@ -1,146 +1,90 @@
-"""Continue sequences to their end: greedily, or by samples that depend on nothing but their own random stream.
+"""Continue sequences to their end, many at once: greedily, or by samples.
 
-Sampling uses one uniform number per row and position, drawn from the row's own stream, so that a trace depends neither
-on the batch it was made in nor on the order.
+Rows wait in one queue. Whenever one ends, the next takes its slot, so that every pass of the model has as many rows
+as there are. What a row becomes does not depend on the rows beside it, on their number or their order: on a CPU it is
+the same to the last bit, for its keys and values stand in columns of their own positions, and what a matrix product
+gives for one row does not depend on how many rows there are, which are a multiple of eight.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
-from typing import cast
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from cca.model.cache import PreallocatedLayer, cache_argument
+from cca.model.attention import Pattern, additive, attend_one, attention_through, is_softmax, stock_attention
+from cca.model.cache import SlotLayer, SlotPlaces, cache_argument
 from cca.model.numerics import check_finite
-from cca.model.read import prefill
+from cca.model.read import TOKENS, Text, read, texts
+from cca.model.sampling import argmax, pick
+
+_ROWS, _COLUMNS = 8, 16
+"""Rows of a step and columns that its attention looks at are multiples of these: with other numbers of them, products
+and sums are rounded in another order."""
+_GROWTH = 64
+"""Columns by which the slots grow, at least: each time all is copied."""
 
 
-def stream(seed: int, *key: object) -> np.random.Generator:
-    """The random stream that belongs to `key` alone, whatever else is drawn."""
-    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64)))
+@dataclass(eq=False)
+class Row:
+    """A sequence that is continued.
 
-
-def pick(logits: Float[Tensor, "B V"], temperature: float, uniforms: Shaped[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Next tokens (B,): the argmax at temperature 0, otherwise a sample that `uniforms` (B,) decide.
-
-    The Gumbel-max way: each token's noise is a hash of the row's uniform number and the token. The rounding of a
-    batch of another size (1e-5) changes a sample only where the best two scores are that close; the inverse
-    distribution function has a border at every token of the vocabulary, and changed one of 96 traces of a test.
+    text: what it continues, which is read once for all rows that begin in it; None once the row has begun.
+    limit: new tokens at most, the first included. order: the lowest goes first. length: how many of the tokens of
+    `text` it begins with, by default all. first: its first new token, where that is known. temperature: 0 for the
+    argmax. uniforms: (limit,) its random stream. stop: whether it ends with its new tokens, besides at an end token.
+    then: told of its new tokens when it has ended, an end token included; rows that it gives are written too.
+    tokens: its new tokens so far.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    key = (uniforms.double() * 2**53).to(torch.int64).to(logits.device)
-    tokens = torch.arange(logits.shape[-1], device=logits.device)
-    noise = (_mixed(_mixed(key)[:, None] + tokens) & (2**53 - 1)).double().add_(0.5).div_(2**53)
-    return (logits.float() / temperature - noise.log_().neg_().log_().float()).argmax(-1)
 
+    text: Text | None
+    limit: int
+    order: tuple[int, ...] = ()
+    length: int | None = None
+    first: int | None = None
+    temperature: float = 0.0
+    uniforms: np.ndarray | None = None
+    stop: Callable[[Sequence[int]], bool] | None = None
+    then: Callable[[list[int]], Iterable["Row"]] | None = None
+    tokens: list[int] = field(default_factory=list)
+    dropped: bool = False
 
-def _mixed(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014) on int64, whose products wrap as unsigned ones do."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
-    return x ^ ((x >> 31) & (2**33 - 1))
+    def drop(self) -> None:
+        """Nobody waits for it any more."""
+        self.dropped = True
 
-
-class _Batch:
-    """The rows that are still being written, with their left-padded cache. rows: their numbers among all rows."""
-
-    def __init__(self, model: PreTrainedModel, cache: DynamicCache, mask: Tensor, first: Tensor):
-        self.model, self.cache, self.last = model, cache, first
-        self.layers = cast(list[PreallocatedLayer], cache.layers)
-        self.rows = list(range(len(first)))
-        self.pads = mask.shape[1] - mask.sum(1)
-        self.columns = torch.ones(len(first), self.layers[0].capacity, dtype=torch.long, device=mask.device)
-        self.columns[:, : mask.shape[1]] = mask
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all but `rows`."""
-        if len(rows) == len(self.rows):
-            return
-        wanted = set(rows)
-        places = torch.tensor([j for j, i in enumerate(self.rows) if i in wanted], device=self.columns.device)
-        for layer in self.layers:
-            layer.keep(places)
-        self.pads, self.columns, self.last = self.pads[places], self.columns[places], self.last[places]
-        self.rows = list(rows)
-
-    def logits(self) -> Tensor:
-        """One forward pass of the last tokens: logits (rows, V) after them."""
-        filled = self.layers[0].filled
-        return self.model(
-            input_ids=self.last[:, None],
-            attention_mask=self.columns[:, : filled + 1] if bool(self.pads.any()) else None,
-            position_ids=(filled - self.pads)[:, None],
-            **cache_argument(self.model, self.cache),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+    def ended(self, end_tokens: frozenset[int]) -> bool:
+        new = self.tokens
+        return len(new) >= self.limit or new[-1] in end_tokens or bool(self.stop and self.stop(new))
 
 
 @torch.no_grad()
-def decode(
+def write(
     model: PreTrainedModel,
-    cache: DynamicCache,
-    mask: Int[Tensor, "B T"],
-    first: Int[Tensor, " B"],
+    rows: Iterable[Row],
     *,
-    limits: Sequence[int],
+    slots: int,
     end_tokens: frozenset[int],
-    stop: Callable[[int, Sequence[int]], bool] | None = None,
-    temperature: float = 0.0,
-    uniforms: np.ndarray | None = None,
-) -> list[list[int]]:
-    """Continue B rows until an end token or their limit; finished rows leave the batch.
+    idle: Callable[[int], Iterable[Row]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Continue `rows`, and all that come of them, until an end token, their stop rule or their limit.
 
     Args:
-        cache: as from `Prefill.take`, with room for the longest limit.
-        mask: (B, T), of `cache`.
-        first: (B,) each row's first new token, already chosen.
-        limits: new tokens a row may have, `first` included.
+        slots: rows that are written at once, at most.
         end_tokens: ids that end a row.
-        stop: whether row i ends with its new tokens, besides at an end token.
-        temperature: 0 for the argmax.
-        uniforms: (B, >= max limit) the rows' random streams; column 0 belongs to `first`.
-
-    Returns:
-        The new tokens of each row, end token included.
+        idle: asked for at most so many more rows where slots are free and nothing waits.
+        progress: told after each pass how many tokens it read or wrote.
 
     Raises:
         FloatingPointError: a chosen token's logit is not finite.
     """
-    tokens: list[list[int]] = [[int(t)] for t in first]
-
-    def ended(i: int) -> bool:
-        return len(tokens[i]) >= limits[i] or tokens[i][-1] in end_tokens or bool(stop and stop(i, tokens[i]))
-
-    done = [ended(i) for i in range(len(tokens))]
-    still = [i for i, end in enumerate(done) if not end]
-    if not still:
-        return tokens
-    batch = _Batch(model, cache, mask, first)
-    batch.keep(still)
-    for step in range(1, max(limits)):
-        logits = batch.logits()
-        uniform = torch.from_numpy(uniforms[batch.rows, step]).to(logits.device) if uniforms is not None else batch.last
-        chosen = pick(logits, temperature, uniform)
-        check_finite(logits.gather(1, chosen[:, None]), f"the logits after {step} new tokens are", model)
-        batch.last = chosen.to(mask.device)
-        for i, token in zip(batch.rows, chosen.tolist(), strict=True):
-            if not done[i]:
-                tokens[i].append(token)
-                done[i] = ended(i)
-        still = [i for i in batch.rows if not done[i]]
-        if not still:
-            break
-        # each compaction copies the cache, so wait until it saves an eighth of the work
-        if len(still) <= 0.875 * len(batch.rows):
-            batch.keep(still)
-    return tokens
+    _Writing(model, slots, end_tokens, idle, progress).run(rows)
 
 
 def generate_greedy(
@@ -149,11 +93,205 @@ def generate_greedy(
     *,
     max_new_tokens: int,
     end_tokens: frozenset[int],
-    stop: Callable[[int, Sequence[int]], bool] | None = None,
+    stop: Callable[[Sequence[int]], bool] | None = None,
+    slots: int = 64,
 ) -> list[list[int]]:
-    """Greedy continuations of `prompts`, all in one batch. Arguments as in `decode`."""
-    read = prefill(model, prompts)
-    cache, mask = read.take(range(len(prompts)), read.lengths.tolist(), room=max_new_tokens)
-    first = read.logits.argmax(-1)
-    limits = [max_new_tokens] * len(prompts)
-    return decode(model, cache, mask, first, limits=limits, end_tokens=end_tokens, stop=stop)
+    """Greedy continuations of `prompts`. Arguments as in `write`."""
+    rows = [Row(text, max_new_tokens, order=(i,), stop=stop) for i, text in enumerate(texts(prompts))]
+    write(model, rows, slots=slots, end_tokens=end_tokens)
+    return [row.tokens for row in rows]
+
+
+class _Writing:
+    """The queue and the slots. Rows at work are in the first slots, in no order."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        slots: int,
+        end_tokens: frozenset[int],
+        idle: Callable[[int], Iterable[Row]] | None,
+        progress: Callable[[int], None] | None,
+    ):
+        self.model, self.size, self.end_tokens = model, slots, end_tokens
+        self.idle, self.progress = idle, progress
+        self.queue: list[tuple[tuple[int, ...], int, Row]] = []
+        self.numbers = itertools.count()
+        self.at_work: list[Row] = []
+        # where rows cost no time, as on a GPU, their number stays what it is, for there rounding depends on it
+        self.most = -(-slots // _ROWS) * _ROWS
+        self.places = SlotPlaces(torch.zeros(self.most, dtype=torch.long))
+        self.cache = DynamicCache()
+
+    def run(self, rows: Iterable[Row]) -> None:
+        self._add(rows)
+        self._fill()
+        while self.at_work:
+            with attention_through(self.model, self._attention, Pattern.of):  # not while sequences are read
+                self._step()
+                self._end()
+                while self.at_work and (len(self.at_work) == self.size or not (self.queue or self.idle)):
+                    self._step()
+                    self._end()
+            self._fill()
+
+    def _add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            heapq.heappush(self.queue, (row.order, next(self.numbers), row))
+
+    def _told(self, row: Row) -> None:
+        if row.then:
+            self._add(row.then(row.tokens))
+
+    def _next(self) -> Row | None:
+        while self.queue:
+            row = heapq.heappop(self.queue)[2]
+            if not row.dropped:
+                return row
+        return None
+
+    # ---- slots ----
+
+    def _fill(self) -> None:
+        """Let the next rows have the free slots."""
+        while free := self.size - len(self.at_work):
+            fresh: list[Row] = []
+            while len(fresh) < free and (row := self._next()):
+                fresh.append(row)
+            if not fresh:
+                more = list(self.idle(free)) if self.idle else []
+                if not more:
+                    return
+                self._add(more)
+                continue
+            self._read(fresh)
+            for row in fresh:
+                if not row.dropped:  # one that ended at once may have done that
+                    self._begin(row)
+
+    def _read(self, fresh: Sequence[Row]) -> None:
+        """Read what `fresh` continue and, where a pass has room, what the next ones do."""
+        unread = {id(t): t for row in fresh if (t := row.text) and not t.is_read}
+        if not unread:
+            return
+        room = TOKENS.get(self.model.device.type, TOKENS["cpu"]) - sum(t.own_length() for t in unread.values())
+        for _, _, row in heapq.nsmallest(self.size, self.queue) if room > 0 else ():
+            if (text := row.text) and not text.is_read and not row.dropped and id(text) not in unread:
+                unread[id(text)] = text
+                room -= text.own_length()
+            if room <= 0:
+                break
+        read(self.model, list(unread.values()), self.progress)
+
+    def _begin(self, row: Row) -> None:
+        """The first token of a row, which takes a slot unless it ends with it."""
+        text, row.text = row.text, None
+        assert text is not None and text.last is not None, "a row is written once"
+        if row.first is None:
+            uniform = torch.zeros(1) if row.uniforms is None else torch.from_numpy(row.uniforms[:1])
+            row.first = int(pick(text.last[None], row.temperature, uniform))
+        row.tokens.append(row.first)
+        if row.ended(self.end_tokens):
+            self._told(row)
+            return
+        slot, length = len(self.at_work), len(text.ids) if row.length is None else row.length
+        self._make_room(text, length + row.limit)
+        for number, layer in enumerate(self.layers):
+            text.copy_to(number, layer.key_buffer[slot, :, :length], layer.value_buffer[slot, :, :length])
+        self.places.columns[slot] = length
+        self.at_work.append(row)
+
+    @property
+    def layers(self) -> list[SlotLayer]:
+        return self.cache.layers  # pyright: ignore[reportReturnType]
+
+    def _make_room(self, like: Text, columns: int) -> None:
+        """See that the slots have `columns`."""
+        columns = -(-columns // _COLUMNS) * _COLUMNS
+        if not self.cache.layers:
+            whole = like
+            while whole.start:
+                whole = whole.start
+            for sides in zip(whole.keys, whole.values, strict=True):
+                buffers = (side.new_zeros(self.most, side.shape[0], columns, side.shape[2]) for side in sides)
+                self.cache.layers.append(SlotLayer(self.places, *buffers))
+        elif (have := self.layers[0].key_buffer.shape[2]) < columns:
+            more = max(columns, have + _GROWTH) - have
+            for layer in self.layers:
+                layer.grow(more)
+
+    def _end(self) -> None:
+        """Let go of the rows that have ended or are not wanted; the last ones move into their slots."""
+        for slot in reversed(range(len(self.at_work))):
+            row = self.at_work[slot]
+            if row.dropped or row.ended(self.end_tokens):
+                last = len(self.at_work) - 1
+                if slot < last:
+                    self.at_work[slot] = self.at_work[last]
+                    for layer in self.layers:
+                        layer.move(last, slot, int(self.places.columns[last]))
+                    self.places.columns[slot] = self.places.columns[last]
+                self.at_work.pop()
+                self.places.columns[last] = 0
+                if not row.dropped:
+                    self._told(row)
+
+    # ---- a step ----
+
+    def _step(self) -> None:
+        """One pass: a token for each row at work."""
+        rows, device = self.at_work, self.model.device
+        count = -(-len(rows) // _ROWS) * _ROWS if device.type == "cpu" else self.most
+        columns = self.places.columns[:count]
+        self.places.shown = -(-(int(columns.max()) + 1) // _COLUMNS) * _COLUMNS
+        last = torch.tensor([row.tokens[-1] for row in rows] + [0] * (count - len(rows)), device=device)
+        logits = self.model(
+            input_ids=last[:, None],
+            position_ids=columns[:, None].to(device),
+            **cache_argument(self.model, self.cache),
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[: len(rows), -1]
+        chosen = self._chosen(logits)
+        best = logits.gather(1, chosen[:, None])[:, 0]
+        new = len(rows[int(best.isfinite().int().argmin())].tokens)
+        check_finite(best, f"the logits after {new} new tokens are", self.model)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            row.tokens.append(token)
+        columns[: len(rows)] += 1
+        if self.progress:
+            self.progress(len(rows))
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        """The next token of each row."""
+        chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+        rows: dict[float, list[int]] = {}
+        for number, row in enumerate(self.at_work):
+            rows.setdefault(row.temperature, []).append(number)
+        for temperature, numbers in rows.items():
+            at = torch.tensor(numbers, device=logits.device)
+            drawn = [
+                r.uniforms[len(r.tokens)] for r in map(self.at_work.__getitem__, numbers) if r.uniforms is not None
+            ]
+            part = logits if len(rows) == 1 else logits[at]
+            chosen[at] = argmax(part) if temperature == 0 else pick(part, temperature, torch.tensor(drawn))
+        return chosen
+
+    def _attention(self, base: str) -> Callable[..., Any]:
+        """Each row's query looks at the columns up to its own."""
+
+        def forward(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
+        ) -> Any:
+            def seen() -> Tensor:
+                columns = self.places.columns[: len(query)].to(query.device)[:, None]
+                return attention_mask.seen(columns, torch.arange(key.shape[2], device=query.device))
+
+            mask = attention_mask.kept(query.device, seen)
+            assert mask is not None
+            if is_softmax(base, module, kwargs):
+                return attend_one(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
+            mask = mask if base == "sdpa" else additive(mask, query.dtype)
+            return stock_attention(base, module, query, key, value, mask, **kwargs)
+
+        return forward

@@ -1,147 +1,248 @@
 """Read sequences once: keys and values that can be cut anywhere, and logits after chosen positions.
 
-A causal model's cache of a sequence contains that of each of its prefixes, so what was read once serves every decode
-and every step from any prefix of it.
+A causal model's keys and values of a sequence contain those of each of its prefixes, so what was read once serves
+every decode and every step from any prefix of it. Sequences pass through the model side by side, as one row of tokens
+(`packed`): each layer's attention is called for one sequence after the other, all else for all tokens at once. So
+nothing is padding, and what is computed for a sequence does not depend on those beside it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from cca.model.cache import ConstantLayer, PreallocatedLayer, cache_argument
+from cca.model.attention import Pattern, attention_through, stock_attention
+from cca.model.cache import StartedLayer, cache_argument
 from cca.model.numerics import check_finite
+from cca.model.sampling import argmax
 
+T = TypeVar("T")
+TOKENS = {"cpu": 1024, "cuda": 16384}
+"""Tokens of a pass, by device: enough to keep it busy, few enough that what lies between two layers stays in its
+caches."""
 _WORTH_SHARING = 64
 """Tokens that sequences must have in common to be read once."""
 
 
-@dataclass
-class Prefill:
-    """Right-padded keys and values of B sequences and what the model predicts after chosen positions.
+@dataclass(eq=False)
+class Text:
+    """Token ids that are read once, and what reading them gave.
 
-    keys, values: per layer (B, K, T, D); lengths (B,); logits: float32 (B, V) after each sequence's last token;
-    predictions: (B, n) argmax tokens after each sequence's positions from `predict_from` on. Each layer's keys and
-    values are on its own device.
+    ids: all of them. predict_from: the first position after which the model's argmax is wanted, if any. start: what it
+    begins with, where that is read on its own for several texts.
+    keys, values: per layer (K, T, D), of the positions after `start`, each layer's on its own device. last: logits (V,)
+    after the last token. predictions: the argmax after each position from `predict_from` on.
     """
 
-    keys: list[Float[Tensor, "B K T D"]]
-    values: list[Float[Tensor, "B K T D"]]
-    lengths: Int[Tensor, " B"]
-    logits: Tensor
-    predictions: Int[Tensor, "B n"] | None
+    ids: tuple[int, ...]
+    predict_from: int | None = None
+    start: "Text | None" = None
+    keys: list[Float[Tensor, "K T D"]] = field(default_factory=list, repr=False)
+    values: list[Float[Tensor, "K T D"]] = field(default_factory=list, repr=False)
+    last: Tensor | None = field(default=None, repr=False)
+    predictions: list[int] = field(default_factory=list, repr=False)
 
-    def take(self, rows: Sequence[int], lengths: Sequence[int], room: int) -> tuple[DynamicCache, Tensor]:
-        """A cache with the first `lengths[i]` positions of row `rows[i]`, left-padded, and its mask (B, T).
+    @property
+    def is_read(self) -> bool:
+        return self.last is not None
 
-        room: how many more positions it can take in; with 0 it stays as it is, whatever is joined to it.
-        """
-        length = torch.tensor(lengths)
-        width = max(lengths)
-        column = torch.arange(width + room)[None] - (width - length)[:, None]
-        mask = (column[:, :width] >= 0).long().to(self.logits.device)
-        row, column = torch.tensor(rows)[:, None], column.clamp(min=0).minimum(length[:, None] - 1)
-        places = {device: (row.to(device), column.to(device)) for device in {k.device for k in self.keys}}
-        cache = DynamicCache()
-        cache.layers += [
-            PreallocatedLayer(*stored, width) if room else ConstantLayer(*stored)
-            for stored in (
-                (_gathered(k, *places[k.device]), _gathered(v, *places[v.device]))
-                for k, v in zip(self.keys, self.values, strict=True)
-            )
-        ]
-        return cache, mask
+    def own_length(self) -> int:
+        """How many ids stand after `start`."""
+        return len(self.ids) - (len(self.start.ids) if self.start else 0)
 
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The ids after `start`."""
+        return self.ids[len(self.start.ids) :] if self.start else self.ids
 
-def _gathered(stored: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """`stored` (N, K, T, D) at rows (B, 1) and columns (B, C): (B, K, C, D), in one pass over memory."""
-    heads, width, size = stored.shape[1:]
-    head = torch.arange(heads, device=stored.device)[None, :, None]
-    flat = (row[:, :, None] * heads + head) * width + column[:, None, :]
-    return stored.reshape(-1, size).index_select(0, flat.flatten()).view(*flat.shape, size)
+    def forget(self) -> None:
+        """Let go of keys and values, which must not be asked for again."""
+        self.keys, self.values = [], []
 
-
-def logits_at(model: PreTrainedModel, ids: Int[Tensor, "B T"], places: Int[Tensor, "B n"], **options: Any) -> Any:
-    """A forward pass of `ids` (B, T) that computes logits (B, n, V) after the positions `places` (B, n) alone."""
-
-    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        at = places.to(args[0].device)
-        return args[0][torch.arange(len(at), device=at.device)[:, None], at], *args[1:]
-
-    head = cast(nn.Module, model.get_output_embeddings())
-    hook = head.register_forward_pre_hook(pick)
-    try:
-        return model(input_ids=ids.to(model.device), **options)
-    finally:
-        hook.remove()
+    def copy_to(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the first n positions of a layer into `keys` and `values` (K, n, D)."""
+        length, begun = keys.shape[1], len(self.start.ids) if self.start else 0
+        if self.start:
+            shared = min(begun, length)
+            self.start.copy_to(layer, keys[:, :shared], values[:, :shared])
+        if length > begun:
+            keys[:, begun:] = self.keys[layer][:, : length - begun]
+            values[:, begun:] = self.values[layer][:, : length - begun]
 
 
-def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B V"]:
-    """Logits (B, V) after the last token of each of `sequences`, in one right-padded batch."""
-    last = torch.tensor([[len(s) - 1] for s in sequences])
-    return logits_at(model, right_padded(sequences), last, use_cache=False).logits[:, 0]
+def texts(sequences: Sequence[Sequence[int]], start: Sequence[int] | None = None) -> list[Text]:
+    """A text for each of `sequences`, which share what they begin with: `start`, by default what is common to all."""
+    if start is None:
+        start = sequences[0][: common_start(sequences, min(map(len, sequences)) - 1)]
+    shared = Text(tuple(start)) if len(start) >= _WORTH_SHARING else None
+
+    def has_it(sequence: tuple[int, ...]) -> bool:
+        return shared is not None and len(sequence) > len(start) and sequence[: len(start)] == shared.ids
+
+    return [Text(s, start=shared if has_it(s) else None) for s in map(tuple, sequences)]
 
 
 @torch.no_grad()
-def prefill(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, predict_from: Sequence[int] | None = None
-) -> Prefill:
-    """Read `sequences` in one batch. No mask is needed: padding lies to the right, where a causal model never looks.
+def read(model: PreTrainedModel, unread: Sequence[Text], progress: Callable[[int], None] | None = None) -> None:
+    """Read those of `unread` that were not read before, and what they begin with.
 
-    What all of them begin with (worked examples) is read once. predict_from: for each sequence the first position
-    after which the model's argmax is wanted.
+    progress: told after each pass how many tokens it read.
 
     Raises:
         FloatingPointError: the logits after a sequence are not finite.
     """
-    lengths = torch.tensor([len(s) for s in sequences])
-    ids = right_padded(sequences)
-    first = torch.tensor(predict_from) if predict_from is not None else lengths - 1
-    count = int((lengths - first).max())
-    places = (first[:, None] + torch.arange(count)).minimum(lengths[:, None] - 1)
+    for start in {id(t.start): t.start for t in unread if t.start and not t.start.is_read}.values():
+        read(model, [start], progress)
+    for start in {id(t.start): t.start for t in unread}.values():
+        for group in by_budget([t for t in unread if t.start is start and not t.is_read], Text.own_length, model):
+            _read(model, group, start)
+            if progress:
+                progress(sum(map(Text.own_length, group)))
+
+
+def by_budget(
+    items: Iterable[T], tokens: Callable[[T], int], model: PreTrainedModel, most: int | None = None
+) -> Iterator[list[T]]:
+    """Groups of `items`, in their order, each of about as many tokens as a pass should have, and of `most` items."""
+    budget, group, count = TOKENS.get(model.device.type, TOKENS["cpu"]), list[T](), 0
+    for item in items:
+        if group and (count + tokens(item) > budget or len(group) == most):
+            yield group
+            group, count = [], 0
+        group.append(item)
+        count += tokens(item)
+    if group:
+        yield group
+
+
+def _read(model: PreTrainedModel, group: Sequence[Text], start: Text | None) -> None:
+    shared = len(start.ids) if start else 0
+    wanted = [range(len(t.ids) - 1 if t.predict_from is None else t.predict_from, len(t.ids)) for t in group]
+    own, places, before = [t.own for t in group], list[int](), 0
+    for ids, positions in zip(own, wanted, strict=True):
+        places += [before + p - shared for p in positions]
+        before += len(ids)
+    out = packed(model, own, places, start=start)
+    last = torch.tensor([len(positions) for positions in wanted]).cumsum(0) - 1
+    after = out.logits[last.to(out.logits.device)].to(model.device)
+    check_finite(after, "the logits after a prompt are", model, lambda: packed(model, own, places, start=start))
+    best = argmax(out.logits).tolist() if len(places) > len(group) else []
+    sizes = [len(ids) for ids in own]
+    for keys, values in zip(out.keys, out.values, strict=True):
+        for text, k, v in zip(group, keys[0].split(sizes, 1), values[0].split(sizes, 1), strict=True):
+            text.keys.append(k)
+            text.values.append(v)
+    for number, text in enumerate(group):
+        text.last = after[number]
+        if text.predict_from is not None:
+            text.predictions = best[int(last[number]) + 1 - len(wanted[number]) : int(last[number]) + 1]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a pass over N packed tokens gave: logits (n, V) where asked for; per layer keys and values (1, K, N, D)."""
+
+    logits: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+def packed(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    places: Sequence[int],
+    *,
+    start: Text | None = None,
+    shared: int = 0,
+) -> Packed:
+    """One pass over `sequences` side by side, as one row of N tokens.
+
+    Args:
+        places: positions in that row after which logits are wanted, of no others.
+        start: read before; what stands before each of the sequences.
+        shared: how many tokens all the sequences begin with that are computed once, for all of them, and stand once at
+            the beginning of the row; gradients come together there.
+    """
+    common = sequences[0][:shared]
+    parts = [common, *(s[shared:] for s in sequences)] if shared else list(sequences)
+    before = len(start.ids) if start else shared
+    spans, at, positions = list[tuple[int, int]](), 0, list[int]()
+    for number, part in enumerate(parts):
+        first = 0 if shared and not number else before
+        spans.append((at, at + len(part)))
+        positions += range(first, first + len(part))
+        at += len(part)
     cache = DynamicCache()
-    shared = common_start(sequences, int(first.min()))
-    if shared:
-        start = ids[:1, :shared].to(model.device)
-        model(input_ids=start, **cache_argument(model, cache), use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(ids))
-    at = torch.arange(shared, ids.shape[1], device=model.device)[None]
-    options = {**cache_argument(model, cache), "position_ids": at, "use_cache": True}
-    out = logits_at(model, ids[:, shared:], places - shared, **options)
-    last = out.logits[:, -1].float().to(model.device)
-    check_finite(last, "the logits after a prompt are", model, lambda: model(input_ids=ids.to(model.device)))
-    layers = cast(list[DynamicLayer], cache.layers)
-    return Prefill(
-        [cast(Tensor, layer.keys) for layer in layers],
-        [cast(Tensor, layer.values) for layer in layers],
-        lengths,
-        last,
-        out.logits.argmax(-1) if predict_from is not None else None,
-    )
+    cache.layer_class_to_replicate = StartedLayer
+    if start:
+        whole = [_whole(start, layer) for layer in range(len(start.keys))]
+        cache.layers += [StartedLayer(k, v) for k, v in whole]
+
+    def wrap(base: str) -> Callable[..., Any]:
+        return _apart(base, spans, before, alone=bool(shared))
+
+    ids = torch.tensor([[token for part in parts for token in part]], device=model.device)
+
+    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args[0][:, torch.tensor(places, device=args[0].device)], *args[1:]
+
+    hook = cast(nn.Module, model.get_output_embeddings()).register_forward_pre_hook(pick)
+    try:
+        with attention_through(model, wrap, Pattern.of):
+            logits = model(
+                input_ids=ids,
+                position_ids=torch.tensor([positions], device=model.device),
+                **cache_argument(model, cache),
+                use_cache=True,
+            ).logits[0]
+    finally:
+        hook.remove()
+    layers = cast(list[StartedLayer], cache.layers)
+    return Packed(logits, [layer.own_keys for layer in layers], [layer.own_values for layer in layers])
 
 
-class OneTokenStep(NamedTuple):
-    """Last tokens (B,) with the left-padded cache of what stands before them and its mask (B, T)."""
+def _whole(text: Text, layer: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (1, K, T, D) of all positions of a text."""
+    keys, values = text.keys[layer], text.values[layer]
+    if text.start:
+        keys, values = (torch.cat([a[0], b], 1) for a, b in zip(_whole(text.start, layer), (keys, values), strict=True))
+    return keys[None], values[None]
 
-    cache: DynamicCache
-    mask: Int[Tensor, "B T"]
-    last: Int[Tensor, " B"]
 
-    def logits(self, model: PreTrainedModel) -> Float[Tensor, "B V"]:
-        """Logits (B, V) after the last tokens, with whatever gates are active. The cache grows: call it once."""
-        return model(
-            input_ids=self.last[:, None],
-            attention_mask=torch.cat([self.mask, self.mask.new_ones(len(self.last), 1)], dim=1),
-            position_ids=self.mask.sum(1)[:, None],
-            **cache_argument(model, self.cache),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits.squeeze(1)
+def _apart(base: str, spans: Sequence[tuple[int, int]], before: int, alone: bool) -> Callable[..., Any]:
+    """Attention of packed sequences, one after the other, each with what stands before it.
+
+    spans: where they are. before: how many keys they all look at besides their own, which come first among the keys.
+    alone: the first span is these keys, and is looked at as a sequence of its own.
+    """
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        out, offset, positions = list[Tensor](), key.shape[2] - query.shape[2], kwargs.get("position_ids")
+        for number, (a, b) in enumerate(spans):
+            start = 0 if alone and not number else before
+            k, v = key[:, :, offset + a : offset + b], value[:, :, offset + a : offset + b]
+            if start:
+                k, v = torch.cat([key[:, :, :start], k], 2), torch.cat([value[:, :, :start], v], 2)
+            if positions is not None:
+                kwargs["position_ids"] = positions[:, a:b]
+            mask = attention_mask.of_a_sequence(start, b - a, base, query)
+            out.append(stock_attention(base, module, query[:, :, a:b], k, v, mask, **kwargs)[0])
+        return torch.cat(out, 1), None
+
+    return forward
+
+
+def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B V"]:
+    """Logits (B, V) after the last token of each of `sequences`, in one pass, with gradients where they are wanted."""
+    shared = common_start(sequences, min(len(s) for s in sequences) - 1)
+    ends = torch.tensor([len(s) - shared for s in sequences]).cumsum(0) + shared - 1
+    return packed(model, sequences, ends.tolist(), shared=shared).logits
 
 
 def common_start(sequences: Sequence[Sequence[int]], limit: int) -> int:
@@ -153,9 +254,3 @@ def common_start(sequences: Sequence[Sequence[int]], limit: int) -> int:
     differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     count = min(next(differing, len(first)), limit)
     return count if count >= _WORTH_SHARING else 0
-
-
-def right_padded(sequences: Sequence[Sequence[int]], value: int = 0) -> Int[Tensor, "B T"]:
-    """(B, T) int64 with `value` to the right of shorter sequences."""
-    width = max(len(s) for s in sequences)
-    return torch.tensor([[*s, *[value] * (width - len(s))] for s in sequences])

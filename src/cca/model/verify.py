@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cca.errors import InputError
+from cca.model.attention import attention_through, stock_attention
 from cca.model.components import Components, FeedForward, Layer, Owned
 from cca.model.experts import is_experts
-from cca.model.gates import attention_through, gated, stock_attention
+from cca.model.gates import gated
 from cca.model.numerics import check_finite
-from cca.model.read import OneTokenStep, prefill
+from cca.model.padded import OneTokenStep, Padded
+from cca.model.read import read, texts
 
 _TOKENS, _PREFIX = 4, 12
 _TINY = 0.01
@@ -72,7 +74,7 @@ def _check_components(model: Any, components: Components) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.get_input_embeddings().num_embeddings, (1, _TOKENS), generator=generator).to(model.device)
     with ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(attention_through(model, components, seen.attention))
+        stack.enter_context(attention_through(model, seen.attention))
         for layer in layers:
             for weight in {owned.weight for owned in layer.owned() if owned.weight.endswith(".weight")}:
                 module = model.get_submodule(weight.removesuffix(".weight"))
@@ -98,7 +100,10 @@ def _check_cached_step(model: Any, components: Components) -> None:
     with gated(model, components, gates):
         whole = model(input_ids=ids, use_cache=False).logits[0, -1].float()
     try:
-        cache, mask = prefill(model, ids[:, :-1].tolist()).take([0], [_PREFIX - 1], room=1)
+        # beside another sequence, of which it must see nothing
+        packed = texts([ids[0].flip(0).tolist(), ids[0, :-1].tolist()])
+        read(model, packed)
+        cache, mask = Padded.of(packed).take([1], [_PREFIX - 1], room=1)
         with gated(model, components, gates):
             step = OneTokenStep(cache, mask, ids[0, -1:]).logits(model)[0].float()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

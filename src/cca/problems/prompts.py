@@ -167,6 +167,12 @@ class Prompter:
             self._known[question] = ids
         return self._known[question]
 
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """What prompts begin with whatever is asked, such as worked examples."""
+        one, other = map(self._ids, PROBES)
+        return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)]
+
     def _ids(self, question: str) -> tuple[int, ...]:
         if self.style == "chat":
             text = self._chat.written(self._turns(question), ask=True)
@@ -260,11 +266,11 @@ class Prompter:
         """Whether the last token of an answer completed a stop string."""
         return completed(self.decode, tokens, self.stop)
 
-    def stop_rule(self, heads: Sequence[Sequence[int]] | None = None) -> Callable[[int, Sequence[int]], bool] | None:
-        """For `decode`: whether row i has ended with its new tokens, which follow `heads[i]`. None: no stop strings."""
+    def stop_rule(self, head: Sequence[int] = ()) -> Callable[[Sequence[int]], bool] | None:
+        """Whether an answer that began with `head` has ended with its new tokens. None: there are no stop strings."""
         if not self.stop:
             return None
-        return lambda row, tokens: self.stopped([*(heads[row] if heads else ()), *tokens])
+        return lambda tokens: self.stopped([*head, *tokens])
 
     def trace(self, problem: Problem, tokens: Sequence[int]) -> Trace:
         """Grade `tokens` as the answer to `problem`."""

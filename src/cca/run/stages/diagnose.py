@@ -8,7 +8,7 @@ from torch import Tensor
 from cca.evaluation import diagnosis
 from cca.evaluation.results import Finding, SetResult
 from cca.method.circuit import Circuit
-from cca.method.traces import chunks, greedy_traces
+from cca.method.traces import by_length, greedy_traces
 from cca.records import Choice, Metric, Problem, Score, TracePair, Which, WithoutPivot, best_of
 from cca.run.run import Run
 
@@ -58,11 +58,12 @@ def diagnose(
 
 
 def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:
-    batch = next(iter(chunks(problems, run.prompter, run.config.evaluation.batch)))
+    batch = by_length(problems, run.prompter)[: run.config.evaluation.batch]
     some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
 
     def answers(of: Sequence[Problem]) -> list[tuple[int, ...]]:
-        greedy = greedy_traces(run.model.network, run.prompter, of, run.config.traces.max_new_tokens)
+        limit = run.config.traces.max_new_tokens
+        greedy = greedy_traces(run.model.network, run.prompter, of, limit, slots=len(of))
         return [trace.tokens for trace in greedy]
 
     together = dict(zip([p.id for p in batch], answers(batch), strict=True))

@@ -11,7 +11,7 @@ from cca.evaluation.choices import choices
 from cca.evaluation.drift import Text, drift, plain_texts, solution_texts
 from cca.evaluation.harness.run import check_tasks, run_tasks
 from cca.evaluation.results import Drift, ModelRead, RoundSummary, Summary
-from cca.evaluation.scores import answer_chunk, evaluated_sets
+from cca.evaluation.scores import answer, evaluated_sets
 from cca.evaluation.summarize import (
     by_skill,
     circuit_summary,
@@ -22,11 +22,11 @@ from cca.evaluation.summarize import (
 )
 from cca.io import from_json
 from cca.method.circuit import Circuit
-from cca.method.traces import chunks
+from cca.method.traces import by_length
 from cca.model.intervention import Intervention
 from cca.problems.splits import ProblemSizes
 from cca.records import Choice, Metric, Pivot, Problem, ProblemSet, Score, TaskScore, TracePair, Which, WithoutPivot
-from cca.run.chunks import in_chunks
+from cca.run.journal import Keep, journalled
 from cca.run.run import Run, read_text
 from cca.run.stages.diagnose import diagnose
 
@@ -86,30 +86,44 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
     network, limit = run.model.network, run.config.traces.max_new_tokens
     known = {score.problem: score for score in run.folder.read("base.jsonl", Score)}
+    ordered = [p for problems in sets.values() for p in by_length(problems, run.prompter)]
 
-    def scores(group: Sequence[Problem], model: Which) -> list[Score]:
-        return answer_chunk(network, run.prompter, group, model=model, max_new_tokens=limit)
-
-    def answer(group: Sequence[Problem]) -> list[Score]:
-        base = [known[p.id] for p in group] if all(p.id in known for p in group) else scores(group, "base")
-        with intervention.active(network):
-            return base + scores(group, "updated")
+    def answers(left: list[tuple[Which, Problem]], keep: Keep[Score]) -> None:
+        for which in _BOTH:
+            problems = [p for of, p in left if of == which]
+            if which == "base":
+                for p in [p for p in problems if p.id in known]:
+                    keep([known[p.id]])
+                problems = [p for p in problems if p.id not in known]
+            with nullcontext() if which == "base" else intervention.active(network):
+                answer(
+                    network,
+                    run.prompter,
+                    problems,
+                    model=which,
+                    max_new_tokens=limit,
+                    slots=run.config.evaluation.batch,
+                    done=lambda score: keep([score]),
+                )
 
     def shown(scores: Sequence[Score]) -> tuple[str, str]:
         of = {which: [s.correct for s in scores if s.model == which and s.set == scores[-1].set] for which in _BOTH}
-        share = " -> ".join(f"{sum(right) / len(right):.1%}" for right in of.values())
-        return "evaluated", f"{scores[-1].set.name} {share} of {len(of['base']):,}"
+        share = " -> ".join(f"{sum(right) / len(right):.1%}" for right in of.values() if right)
+        return "evaluated", f"{scores[-1].set.name} {share} of {len(of[scores[-1].model]):,}"
 
-    return in_chunks(
+    items: dict[tuple[Which, str], tuple[Which, Problem]] = {
+        (which, p.id): (which, p) for p in ordered for which in _BOTH
+    }
+    return journalled(
         run.folder,
         run.display,
         "evaluate",
         "scores.jsonl",
         Score,
-        [g for problems in sets.values() for g in chunks(problems, run.prompter, run.config.evaluation.batch)],
-        lambda problem: problem.id,
-        answer,
-        each=2,
+        items,
+        lambda score: (score.model, score.problem),
+        answers,
+        each=1,
         shown=shown,
     )
 

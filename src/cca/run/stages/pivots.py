@@ -7,7 +7,7 @@ from cca.method.pivots import branching_pivots, check_found, prefix_pivot
 from cca.method.traces import Traces
 from cca.model.bundled import slip_kinds
 from cca.records import Pivot, TracePair, WithoutPivot
-from cca.run.chunks import in_chunks
+from cca.run.journal import Keep, journalled
 from cca.run.run import Run
 
 
@@ -20,30 +20,41 @@ def work(run: Run) -> None:
     by_id = {p.id: p for p in run.problems}
     traces = Traces(tuple(run.folder.read("traces.jsonl", TracePair)), by_id, run.config.traces)
     run.folder.write("without_pivot.jsonl", _without_pivot(traces))
-    method, size, kinds = run.config.pivots.method, run.config.traces.batch, slip_kinds(run.config.model.path)
+    method, kinds = run.config.pivots.method, slip_kinds(run.config.model.path)
+    usable = {pair.problem: pair for pair in traces.usable}
 
-    def find(chunk: Sequence[TracePair]) -> list[Pivot]:
-        # the prefix method costs nothing, so both are kept for comparison
-        found = [prefix_pivot(pair) for pair in chunk]
-        if method == "branching":
-            limit = traces.options.max_new_tokens
-            found += branching_pivots(run.model.network, run.prompter, chunk, by_id, max_new_tokens=limit)
-        pairs_here = {pair.problem: pair for pair in chunk}
-        return [mark_on_slip(run.prompter, pairs_here[p.problem], by_id[p.problem], p, kinds) for p in found]
+    def find(left: list[TracePair], keep: Keep[Pivot]) -> None:
+        def found(*pivots: Pivot) -> None:
+            name = pivots[0].problem
+            keep([mark_on_slip(run.prompter, usable[name], by_id[name], p, kinds) for p in pivots])
+
+        if method == "prefix":
+            for pair in left:
+                found(prefix_pivot(pair))
+            return
+        branching_pivots(
+            run.model.network,
+            run.prompter,
+            left,
+            by_id,
+            max_new_tokens=traces.options.max_new_tokens,
+            slots=traces.options.batch,
+            # the prefix method costs nothing, so both are kept for comparison
+            done=lambda pivot: found(prefix_pivot(usable[pivot.problem]), pivot),
+        )
 
     def shown(pivots: Sequence[Pivot]) -> tuple[str, str]:
         count = sum(p.method == method for p in pivots)
         return "pivot yield", f"{count / len(traces):.1%} ({count:,} of {len(traces):,} problems)"
 
-    usable = traces.usable
-    found = in_chunks(
+    found = journalled(
         run.folder,
         run.display,
         "pivots",
         "pivots.jsonl",
         Pivot,
-        [usable[start : start + size] for start in range(0, len(usable), size)],
-        lambda pair: pair.problem,
+        usable,
+        lambda pivot: pivot.problem,
         find,
         each=2 if method == "branching" else 1,
         shown=shown,

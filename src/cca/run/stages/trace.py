@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 from cca.errors import InputError
 from cca.grading.graders import NAMES
-from cca.method.traces import CUT_SHARE, TRACED, Traces, chunks, cut_off, trace_chunk
+from cca.method.traces import CUT_SHARE, TRACED, Traces, by_length, cut_off, trace_pairs
 from cca.model.checks import check_model, check_prompts
 from cca.problems.sources import Source
 from cca.problems.splits import describe_splits, how_split
 from cca.records import Problem, TracePair
-from cca.run.chunks import in_chunks
+from cca.run.journal import Keep, journalled
 from cca.run.problems import draw_problems, target_source
 from cca.run.run import Run
 
@@ -26,15 +26,19 @@ def work(run: Run) -> None:
     if not begun:
         run.folder.write("problems.jsonl", problems)
     traced = [p for p in problems if p.split in TRACED]
-    pairs = in_chunks(
+
+    def draw(left: list[Problem], keep: Keep[TracePair]) -> None:
+        trace_pairs(network, run.prompter, left, options, seed, lambda pair: keep([pair]))
+
+    pairs = journalled(
         run.folder,
         run.display,
         "trace",
         "traces.jsonl",
         TracePair,
-        list(chunks(traced, run.prompter, options.batch)),
-        lambda problem: problem.id,
-        lambda chunk: trace_chunk(network, run.prompter, chunk, options, seed),
+        {problem.id: problem for problem in by_length(traced, run.prompter)},
+        lambda pair: pair.problem,
+        draw,
         each=1,
         shown=_shown,
     )

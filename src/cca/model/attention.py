@@ -1,0 +1,158 @@
+"""Attention in the hands of the caller: what each layer's attention calls, and with which mask.
+
+transformers lets both be registered under a name (`AttentionInterface`, `AttentionMaskInterface`). So sequences of
+unlike lengths can pass through a model side by side, each seen by its own queries alone, without padding and without
+copies of keys and values that several query heads share.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cca.model.state import registered
+
+_PREFIX = "cca_"
+_HARMLESS = {
+    "attention_mask",
+    "dropout",
+    "scaling",
+    "sliding_window",
+    "softcap",
+    "position_ids",
+    "use_cache",
+    "is_causal",
+}
+"""Arguments of an attention function that softmax attention of one query honours, or that change nothing for it."""
+
+
+@contextmanager
+def attention_through(
+    model: PreTrainedModel, wrap: Callable[[str], Callable[..., Any]], mask: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Within the context every attention calls `wrap(name)`, name being the function that it would have called.
+
+    mask: what makes the masks that it is called with; without, what would have made them.
+    """
+    configs: dict[int, Any] = {id(model.config): model.config}
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_attn_implementation", None):
+            configs[id(config)] = config
+    before = [(config, str(config._attn_implementation)) for config in configs.values()]
+    with ExitStack() as stack:
+        for config, base in before:  # backwards, for a configuration sets those within it
+            stack.callback(setattr, config, "_attn_implementation", base)
+        names: dict[str, str] = {}
+        for config, base in before:
+            if base not in names:
+                name = stack.enter_context(registered(AttentionInterface, _PREFIX, wrap(base), base))
+                names[base] = name
+                if made := mask or ALL_MASK_ATTENTION_FUNCTIONS.get(base):
+                    AttentionMaskInterface.register(name, made)
+                    stack.callback(AttentionMaskInterface._global_mapping.pop, name, None)
+            config._attn_implementation = names[base]
+        yield
+
+
+def stock_attention(base: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What `module` would have called: the attention function `base`; each model has an eager one of its own."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)  # pyright: ignore[reportArgumentType]
+    config: Any = module.config
+    name = config._attn_implementation
+    config._attn_implementation = base  # flash attention looks up there which of its versions it is
+    try:
+        return function(module, *args, **kwargs)
+    finally:
+        config._attn_implementation = name
+
+
+def is_softmax(base: str, module: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Whether `module` asks of its attention nothing but the softmax of scaled, perhaps soft-capped, products."""
+    # an attention with parameters of its own (sinks) may do more with them
+    known = base == "eager" or (base == "sdpa" and arguments.get("softcap") is None)
+    return known and arguments.keys() <= _HARMLESS and not module._parameters
+
+
+class Pattern:
+    """Which keys a layer's queries may look at, by the positions of both: earlier ones, perhaps within a window.
+
+    It takes the place of a mask, and gives one for the sequences at hand.
+    """
+
+    def __init__(self, allowed: Callable[[Tensor, int, Tensor, Tensor], Tensor]):
+        """allowed: transformers' mask function of (batch, head, query position, key position)."""
+        self._allowed = allowed
+        self._kept: dict[Any, Tensor | None] = {}
+
+    @classmethod
+    def of(cls, *, mask_function: Callable[..., Any], **_: object) -> "Pattern":
+        """What transformers calls to make a mask."""
+        return cls(mask_function)
+
+    def seen(self, queries: Int[Tensor, "B Q"], keys: Int[Tensor, " T"]) -> Bool[Tensor, "B 1 Q T"]:
+        """Whether the query at position queries[b, q] looks at the key at position keys[t]."""
+        row = torch.zeros((), dtype=torch.long, device=queries.device)
+        seen = self._allowed(row, 0, queries[:, None, :, None], keys[None, None, None, :])
+        return seen.expand(len(queries), 1, queries.shape[1], len(keys))
+
+    def kept(self, key: Any, make: Callable[[], Tensor | None]) -> Tensor | None:
+        """What `make` gives, made once for each `key`."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def of_a_sequence(self, start: int, length: int, base: str, query: Tensor) -> Tensor | None:
+        """The mask for the attention function `base` of `length` queries, from position `start` on, of one sequence.
+
+        None where `base` sees to it itself, being causal.
+        """
+
+        def make() -> Tensor | None:
+            if base.startswith("flash"):
+                return None
+            position = torch.arange(start + length, device=query.device)
+            seen = self.seen(position[None, start:], position)
+            if base == "sdpa" and not start and bool((seen[0, 0] == torch.ones_like(seen[0, 0]).tril()).all()):
+                return None
+            return seen if base == "sdpa" else additive(seen, query.dtype)
+
+        return self.kept((start, length, base, query.device), make)
+
+
+def additive(seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q T"]:
+    """The mask that eager attention adds to its scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def attend_one(
+    query: Float[Tensor, "B H 1 D"],
+    key: Float[Tensor, "B K T D"],
+    value: Float[Tensor, "B K T D"],
+    seen: Bool[Tensor, "B 1 1 T"],
+    scaling: float | None,
+    softcap: float | None,
+) -> Float[Tensor, "B 1 H D"]:
+    """Softmax attention of one query a row, whose heads stand in for several queries of the key head they share.
+
+    A row's result does not depend on the other rows, nor on T where that is a multiple of 16 (CPU, bit for bit).
+    """
+    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
+    packed = query.reshape(len(query), key.shape[1], groups, -1)
+    if softcap is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = (softcap * torch.tanh(packed @ key.mT * scale / softcap)).masked_fill(~seen, -torch.inf)
+        mixed = scores.float().softmax(-1).to(query.dtype) @ value
+    else:
+        # for a single query the CPU takes another way, whose rounding depends on where the numbers lie in memory
+        packed = packed.expand(-1, -1, 2, -1) if groups == 1 else packed
+        mixed = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=seen, scale=scaling)
+    return mixed[:, :, :groups].reshape(len(query), 1, heads, -1)
