@@ -207,4 +207,5 @@ def test_two_deltas_add_up_on_the_rows_of_either(model):
     with first.applied(model):
         both = logits(model, second)
     torch.testing.assert_close(logits(model, total), both, atol=1e-5, rtol=1e-5)
-    assert last_margins(model, random_pivots(2, VOCABULARY)).shape == (2,)
+    with last_margins(model, random_pivots(2, VOCABULARY)) as margins:
+        assert margins.shape == (2,)

@@ -29,9 +29,9 @@ def choices(network: PreTrainedModel, pivots: Sequence[Pivot], *, model: Which, 
     found: dict[int, Choice] = {}
     for rows in by_budget(range(len(pivots)), lambda i: len(pivots[i].prefix), network, batch):
         chunk = [pivots[i] for i in rows]
-        logits = last_logits(network, [p.prefix for p in chunk])
-        tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
-        both = logits.float().log_softmax(-1).gather(1, tokens)
+        with last_logits(network, [p.prefix for p in chunk]) as logits:
+            tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
+            both = logits.float().log_softmax(-1).gather(1, tokens)
         check_finite(both, "the probabilities of a pivot are", network)
         for i, pivot, (desired, undesired) in zip(rows, chunk, both.tolist(), strict=True):
             found[i] = Choice(model, pivot.problem, desired, undesired)

@@ -1,6 +1,7 @@
 """The only desired-minus-undesired loss in the library (paper section 3, equations of stages 2 and 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import assert_never
 
 import torch
@@ -58,11 +59,15 @@ def pivot_loss(
     return losses(margins(logits, desired, undesired), "linear").mean()
 
 
-def last_margins(network: PreTrainedModel, pivots: Sequence[Pivot]) -> Float[Tensor, " P"]:
-    """logit[desired] - logit[undesired] after each prefix, (P,) in the order given, in one right-padded batch."""
-    logits = last_logits(network, [p.prefix for p in pivots])
+@contextmanager
+def last_margins(network: PreTrainedModel, pivots: Sequence[Pivot]) -> Iterator[Float[Tensor, " P"]]:
+    """logit[desired] - logit[undesired] after each prefix, (P,) in the order given, in one pass.
+
+    They, and a backward pass from them, are for use within the context.
+    """
     desired, undesired = torch.tensor([p.desired for p in pivots]), torch.tensor([p.undesired for p in pivots])
-    return margins(logits, desired, undesired)
+    with last_logits(network, [p.prefix for p in pivots]) as logits:
+        yield margins(logits, desired, undesired)
 
 
 def training_pivots(network: PreTrainedModel, pivots: Sequence[Pivot]) -> list[Pivot]:

@@ -170,9 +170,10 @@ def full_gradient(
     gradients = [torch.zeros_like(v) for v in values]
     with intervention.attached(network), recomputed(recompute), _with_gradients(values), torch.enable_grad():
         for batch in batches(network, pivots, batch_size):
-            value = losses(last_margins(network, batch), loss).sum() / len(pivots)
-            for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
-                kept += fresh
+            with last_margins(network, batch) as margins:
+                value = losses(margins, loss).sum() / len(pivots)
+                for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
+                    kept += fresh
             total += value.item()
     return total, dict(zip(intervention.parameters, gradients, strict=True))
 
@@ -182,8 +183,11 @@ def held_out_margins(
     network: PreTrainedModel, intervention: Intervention, pivots: Sequence[Pivot], batch_size: int
 ) -> Float[Tensor, " P"]:
     """Margins (P,) of `pivots`, sorted by prefix length, under the intervention; empty where there are none."""
+    found: list[Tensor] = []
     with intervention.attached(network):
-        found = [last_margins(network, batch) for batch in batches(network, pivots, batch_size)]
+        for batch in batches(network, pivots, batch_size):
+            with last_margins(network, batch) as margins:
+                found.append(margins)
     return torch.cat(found) if found else torch.empty(0)
 
 

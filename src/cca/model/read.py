@@ -7,6 +7,7 @@ nothing is padding, and what is computed for a sequence does not depend on those
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -152,14 +153,25 @@ class Packed:
 
 
 def packed(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], places: Sequence[int], *, start: Text | None = None
+) -> Packed:
+    """What `passing` gives, where no backward pass is to follow."""
+    with passing(model, sequences, places, start=start) as found:
+        return found
+
+
+@contextmanager
+def passing(
     model: PreTrainedModel,
     sequences: Sequence[Sequence[int]],
     places: Sequence[int],
     *,
     start: Text | None = None,
     shared: int = 0,
-) -> Packed:
+) -> Iterator[Packed]:
     """One pass over `sequences` side by side, as one row of N tokens.
+
+    Within the context a backward pass may compute layers again.
 
     Args:
         places: positions in that row after which logits are wanted, of no others.
@@ -199,10 +211,11 @@ def packed(
                 **cache_argument(model, cache),
                 use_cache=True,
             ).logits[0]
+            hook.remove()
+            layers = cast(list[StartedLayer], cache.layers)
+            yield Packed(logits, [layer.own_keys for layer in layers], [layer.own_values for layer in layers])
     finally:
         hook.remove()
-    layers = cast(list[StartedLayer], cache.layers)
-    return Packed(logits, [layer.own_keys for layer in layers], [layer.own_values for layer in layers])
 
 
 def _whole(text: Text, layer: int) -> tuple[Tensor, Tensor]:
@@ -238,11 +251,16 @@ def _apart(base: str, spans: Sequence[tuple[int, int]], before: int, alone: bool
     return forward
 
 
-def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B V"]:
-    """Logits (B, V) after the last token of each of `sequences`, in one pass, with gradients where they are wanted."""
+@contextmanager
+def last_logits(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Iterator[Float[Tensor, "B V"]]:
+    """Logits (B, V) after the last token of each of `sequences`, in one pass, for use within the context.
+
+    What all of them begin with is computed once. Gradients flow where they are wanted.
+    """
     shared = common_start(sequences, min(len(s) for s in sequences) - 1)
     ends = torch.tensor([len(s) - shared for s in sequences]).cumsum(0) + shared - 1
-    return packed(model, sequences, ends.tolist(), shared=shared).logits
+    with passing(model, sequences, ends.tolist(), shared=shared) as found:
+        yield found.logits
 
 
 def common_start(sequences: Sequence[Sequence[int]], limit: int) -> int:
