@@ -22,10 +22,10 @@ from cca.model.components import Component, Components, find_components
 from cca.model.delta import Delta, row_view
 from cca.model.gates import gated
 from cca.model.generate import generate_greedy
-from cca.model.open import empty_model
 from cca.model.padded import Padded
 from cca.model.read import Text, read, texts
 from cca.model.verify import verify_components
+from cca.model.weights import empty_model
 from cca.records import Problem, Trace, TracePair
 
 DEVICE = os.environ.get("CCA_TEST_DEVICE", "cpu")

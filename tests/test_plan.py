@@ -13,7 +13,7 @@ from families import family_config
 from cca import cli
 from cca.model.checks import load_tokenizer
 from cca.model.components import find_components
-from cca.model.open import empty_model
+from cca.model.weights import empty_model
 from cca.run.config import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"

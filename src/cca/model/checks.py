@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from cca.errors import InputError
 from cca.model.bundled import location
-from cca.model.weights import check_folder, check_weights, first_line
+from cca.model.gguf.header import is_gguf, open_gguf
+from cca.model.gguf.tokenizer import gguf_tokenizer
+from cca.model.gguf.weights import check_gguf_weights, read_config
+from cca.model.weights import check_files, check_folder, check_weights, empty_model, first_line
 from cca.problems.chat import turn_end
 from cca.problems.tokens import is_marker
 
@@ -14,12 +17,19 @@ from cca.problems.tokens import is_marker
 def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
     """See, without reading weights, that `path` is a model that the method can work with; returns its configuration.
 
-    weights: also see that a local folder has them all, each of its shape.
+    weights: also see that a folder or GGUF file has them all, each of its shape.
 
     Raises:
         InputError: nothing is there, a file is damaged, it is not a decoder-only causal language model, it is
-            quantised, it comes with code that is not trusted, or a local folder lacks weights.
+            quantised, it comes with code that is not trusted, or a folder or GGUF file lacks weights.
     """
+    if is_gguf(path):
+        file = open_gguf(path)
+        config = read_config(file)
+        _check_kind(path, config)
+        if weights:
+            check_gguf_weights(file, empty_model(config))
+        return config
     where = Path(location(path))
     looks_local = path.startswith((".", "/", "~")) or where.exists()
     if looks_local:
@@ -83,15 +93,21 @@ def _check_kind(path: str, config: Any) -> None:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer.
+    """The tokenizer of a model, or one that is alone in a folder.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or one of its files is damaged.
     """
+    if is_gguf(path):
+        return gguf_tokenizer(open_gguf(path))
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     where = location(path)
+    if path.startswith((".", "/", "~")) and not Path(where).is_dir():
+        raise InputError(f"there is no folder {where} to take a tokenizer from; name one that has a tokenizer.json")
+    if Path(where).is_dir():
+        check_files(Path(where))
     try:
         # AutoTokenizer overrules a declared generic class by the model type's own (for qwen2 and others), which splits
         # text in another way than tokenizer.json says; a model trained with that file needs that file

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +25,12 @@ from cca.model.checks import (
     end_tokens,
     load_tokenizer,
 )
+from cca.model.gguf.header import is_gguf, open_gguf
+from cca.model.gguf.tokenizer import end_ids
+from cca.model.gguf.weights import gguf_network
 from cca.model.options import ModelOptions
 from cca.model.state import frozen
-from cca.model.weights import first_line, load_network, some
+from cca.model.weights import empty_model, first_line, load_network, some
 from cca.problems.examples import load_examples
 from cca.problems.prompts import Prompter, PromptOptions, check_prompt
 
@@ -41,7 +45,7 @@ class Model:
         tokenizer: its tokenizer.
         components: its heads and neurons, and the weight rows that they own.
         prompter: how it is asked, and how its answers are read and graded.
-        revision: SHA-256 of the weight files' bytes for a local model, the commit for a hub model, else ``memory``.
+        revision: SHA-256 of the bytes of the weight files or the GGUF file, the commit of a hub model, else ``memory``.
     """
 
     name: str
@@ -85,7 +89,7 @@ def open_model(
     """Open a model, find its components and prove by a small pass that they are where they should be.
 
     Args:
-        source: ``bundled``, a folder, a hub name, or a (transformers model, tokenizer) that is already in memory and
+        source: ``bundled``, a folder, a GGUF file, a hub name, or a (transformers model, tokenizer) that is already in memory and
             stays as it is.
         prompt: how problems become prompts, or only in which style; by default ``Q: ...`` and ``A:``.
         grader: how answers are judged: ``number``, ``exact``, ``math-verify``, ``module:function``, or a function that
@@ -153,7 +157,7 @@ def open_prompter(
     """
     trust = model.trust_remote_code
     config = check_model(model.path, trust_remote_code=trust, weights=False)
-    tokenizer = load_tokenizer(model.path, trust_remote_code=trust)
+    tokenizer = load_tokenizer(model.tokenizer or model.path, trust_remote_code=trust)
     ends = end_tokens(model.path, _generation_settings(model.path), config, tokenizer)
     return _prompter(tokenizer, ends, prompt, grader, date)
 
@@ -174,7 +178,7 @@ def _prompter(
 
 
 def _generation_settings(path: str) -> Any:
-    """What generation_config.json says; None where there is none.
+    """What generation_config.json says, or a GGUF file in its place; None where there is none.
 
     Raises:
         InputError: it cannot be read.
@@ -182,6 +186,8 @@ def _generation_settings(path: str) -> Any:
     from transformers import GenerationConfig
 
     where = location(path)
+    if is_gguf(path):
+        return GenerationConfig(eos_token_id=end_ids(open_gguf(path)) or None)
     try:
         return GenerationConfig.from_pretrained(where)
     except Exception as error:  # a value of another type than transformers reckons with
@@ -189,15 +195,6 @@ def _generation_settings(path: str) -> Any:
         if isinstance(error, OSError) and not file.exists():
             return None
         raise InputError(f"cannot read {file} ({first_line(error)}); mend it or delete it") from error
-
-
-def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The model of a configuration without weights, on the meta device."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _load(options: ModelOptions, config: Any) -> Any:
@@ -209,13 +206,16 @@ def _load(options: ModelOptions, config: Any) -> Any:
         "dtype": getattr(torch, options.dtype),
         "device_map": device_map,
         "attn_implementation": attention_for(config, options.attention, path),
-        "trust_remote_code": options.trust_remote_code,
     }
+    if is_gguf(path):
+        loader = partial(gguf_network, open_gguf(path), empty_model(config))
+    else:
+        loader, settings["trust_remote_code"] = None, options.trust_remote_code
     if device_map is not None:
         settings["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
         atexit.register(shutil.rmtree, settings["offload_folder"], ignore_errors=True)
     asked = f"attention {options.attention}, device_map {device_map}"
-    network, unused = load_network(location(path), settings, asked)
+    network, unused = load_network(location(path), settings, asked, loader)
     check_network(network, path)  # a device_map of auto may have found other devices
     if unused:
         print(f"warning: {path} has weights that the model does not use: {some(unused)}", file=sys.stderr, flush=True)
@@ -249,8 +249,8 @@ def _verified(network: Any, path: str) -> Any:
 
 
 def _revision(path: str, network: Any) -> str:
-    folder = Path(location(path))
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    where = Path(location(path))
+    files = [where] if where.is_file() else sorted(where.glob("*.safetensors")) if where.is_dir() else []
     if not files:
         return str(getattr(network.config, "_commit_hash", None) or "unknown")
     digest = hashlib.sha256()

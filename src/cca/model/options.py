@@ -9,7 +9,9 @@ class ModelOptions(Options):
     """Which model, of what type, and where it computes."""
 
     path: str = "bundled"
-    """``bundled``, a folder, or a hub name."""
+    """``bundled``, a folder, a GGUF file, or a hub name."""
+    tokenizer: str | None = None
+    """A folder or hub name to take the tokenizer and chat template from; by default the model's own."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the base weights. Gates, deltas and losses are float32 always."""
     device: str = "auto"

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,20 @@ def check_folder(folder: Path) -> None:
             "(merge_and_unload, then save_pretrained) and name that folder"
         )
     if not (folder / "config.json").exists():
+        files = sorted(folder.glob("*.gguf"))
         raise InputError(
-            f"no model at {folder}: it has no config.json; set model.path to a folder written by save_pretrained"
+            f"no model at {folder}: it has no config.json; set model.path to "
+            + (f"the GGUF file itself: {files[0]}" if files else "a folder written by save_pretrained")
         )
+    check_files(folder)
+
+
+def check_files(folder: Path) -> None:
+    """See that the small files in `folder`, of a model or a tokenizer, are what their names say.
+
+    Raises:
+        InputError: one is empty, cut off, no JSON object, a Git LFS pointer or cannot be read.
+    """
     for file in map(folder.joinpath, (*_OBJECTS, *_OTHERS)):
         if file.exists():
             check_start(file)
@@ -192,10 +204,16 @@ def check_report(report: Mapping[str, Any], network: Any, path: str) -> list[str
     return left
 
 
-def load_network(path: str, settings: Mapping[str, Any], asked: str) -> tuple[Any, list[str]]:
+Loader = Callable[..., tuple[Any, dict[str, Any]]]
+"""What takes settings of ``from_pretrained`` and returns a network, and what transformers reports of its load."""
+
+
+def load_network(
+    path: str, settings: Mapping[str, Any], asked: str, loader: Loader | None = None
+) -> tuple[Any, list[str]]:
     """The network at `path` with all its weights, and the weights there that it has no use for.
 
-    settings: those of ``from_pretrained``. asked: they in the user's words.
+    settings: those of ``from_pretrained``. asked: they in the user's words. loader: by default that of folders.
 
     Raises:
         InputError: it cannot be loaded, or a weight is missing, of another shape or not finite.
@@ -203,7 +221,7 @@ def load_network(path: str, settings: Mapping[str, Any], asked: str) -> tuple[An
     import torch
 
     with torch.random.fork_rng(devices=()):  # what is missing would be drawn before it is refused
-        network, report = _loaded(path, settings, f" with {asked}")
+        network, report = _loaded(path, settings, f" with {asked}", loader)
     unused = check_report(report, network, path)
     for name, weight in network.named_parameters():
         if weight.device.type != "meta" and weight.numel() and not bool(torch.stack(weight.aminmax()).isfinite().all()):
@@ -216,16 +234,18 @@ def load_network(path: str, settings: Mapping[str, Any], asked: str) -> tuple[An
     return network, unused
 
 
-def _loaded(path: str, settings: Mapping[str, Any], asked: str = "") -> tuple[Any, dict[str, Any]]:
+def _loaded(
+    path: str, settings: Mapping[str, Any], asked: str = "", loader: Loader | None = None
+) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    common: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    if loader is None:
+        loader = partial(AutoModelForCausalLM.from_pretrained, path, use_safetensors=True)  # pyright: ignore
     try:
         with quiet():
-            network, report = AutoModelForCausalLM.from_pretrained(path, **common, **settings)  # pyright: ignore
-            return network, report
-    except (MemoryError, torch.OutOfMemoryError):
+            return loader(output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+    except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever is wrong with files that we did not write
         said = first_line(error)
@@ -256,6 +276,15 @@ def quiet() -> Iterator[None]:
             switch(logging.enable_progress_bar)
         of_the_hub.clear()
         of_the_hub.update(kept)
+
+
+def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The model of a configuration without weights, on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 # ---- words ----

@@ -114,13 +114,15 @@ def make_plan(config: Config) -> Plan:
     """
     from cca.model.bundled import location
     from cca.model.checks import check_device, check_model, check_prompts
-    from cca.model.open import empty_model, open_prompter
-    from cca.model.weights import has_weights
+    from cca.model.gguf.header import is_gguf
+    from cca.model.open import open_prompter
+    from cca.model.weights import empty_model, has_weights
 
     path, trust = config.model.path, config.model.trust_remote_code
     check_device(config.model.device, config.model.device_map)
     # a configuration alone can be planned for
-    model_config = check_model(path, trust_remote_code=trust, weights=has_weights(Path(location(path))))
+    whole = is_gguf(path) or has_weights(Path(location(path)))
+    model_config = check_model(path, trust_remote_code=trust, weights=whole)
     prompter = open_prompter(config.model, config.prompt, config.problems.grader)
     groups = _groups(config)
     prompts = [[prompter.prompt(p) for p in group.problems] for group in groups]
