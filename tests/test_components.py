@@ -12,8 +12,8 @@ from cca.errors import InputError
 from cca.model import components as layouts
 from cca.model.components import find_components
 from cca.model.gates import gated
-from cca.model.weights import empty_model
 from cca.model.verify import verify_components
+from cca.model.weights import empty_model
 
 
 def refused(model: Any, *parts: str) -> None:

@@ -80,12 +80,20 @@ def frames(folder: Path) -> None:
     assert Frames(RunFolder(folder, {"stages": {}}), lambda: pytest.fail("no tokenizer is needed")).problems is not None
 
 
+def a_gguf_file(folder: Path) -> None:
+    from cca.model.checks import check_model
+
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    check_model(str(folder / "m.gguf"))
+
+
 MESSAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a table": (a_table, ("pyarrow",)),
     "a benchmark": (a_benchmark, ("lm_eval",)),
     "examples": (examples, ("lm_eval",)),
     "fine-tuning": (fine_tuning, ("trl", "peft")),
     "frames": (frames, ("pandas",)),
+    "a GGUF file": (a_gguf_file, ("gguf",)),
 }
 
 

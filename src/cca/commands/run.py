@@ -133,7 +133,8 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "components": f"{plan.components['all']:,}: {kinds}",
         "rows": f"{rows.all:,}; {rows.per_head} a head, {rows.per_neuron} a neuron",
         "circuit size": f"{plan.circuit.components:,} components at the paper's density of {plan.circuit.density:.1%}",
-        "memory": f"about {memory.peak:.2f} GiB at most; weights {memory.weights:.2f}, and besides",
+        "memory": f"about {memory.peak:.2f} GiB at most; weights {memory.weights:.2f}{memory.notes['weights']}, "
+        "and besides",
         "  trace": f"{memory.trace:.2f}",
         "  circuit": f"{memory.circuit:.2f}{memory.notes['circuit']}",
         "  update": f"{memory.update:.2f}{memory.notes['update']}",

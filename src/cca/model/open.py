@@ -26,9 +26,10 @@ from cca.model.checks import (
     load_tokenizer,
 )
 from cca.model.gguf.header import is_gguf, open_gguf
-from cca.model.gguf.tokenizer import end_ids
+from cca.model.gguf.tokenizer import gguf_generation
 from cca.model.gguf.weights import gguf_network
 from cca.model.options import ModelOptions
+from cca.model.precision import choose_dtype, main_device
 from cca.model.state import frozen
 from cca.model.weights import empty_model, first_line, load_network, some
 from cca.problems.examples import load_examples
@@ -89,8 +90,8 @@ def open_model(
     """Open a model, find its components and prove by a small pass that they are where they should be.
 
     Args:
-        source: ``bundled``, a folder, a GGUF file, a hub name, or a (transformers model, tokenizer) that is already in memory and
-            stays as it is.
+        source: ``bundled``, a folder, a GGUF file, a hub name, or a (transformers model, tokenizer) that is already in
+            memory and stays as it is.
         prompt: how problems become prompts, or only in which style; by default ``Q: ...`` and ``A:``.
         grader: how answers are judged: ``number``, ``exact``, ``math-verify``, ``module:function``, or a function that
             takes (text, gold answer) and returns whether the text is right.
@@ -185,9 +186,9 @@ def _generation_settings(path: str) -> Any:
     """
     from transformers import GenerationConfig
 
-    where = location(path)
     if is_gguf(path):
-        return GenerationConfig(eos_token_id=end_ids(open_gguf(path)) or None)
+        return gguf_generation(open_gguf(path))
+    where = location(path)
     try:
         return GenerationConfig.from_pretrained(where)
     except Exception as error:  # a value of another type than transformers reckons with
@@ -203,7 +204,7 @@ def _load(options: ModelOptions, config: Any) -> Any:
 
     path, device_map = options.path, options.device_map
     settings: dict[str, Any] = {
-        "dtype": getattr(torch, options.dtype),
+        "dtype": getattr(torch, _dtype(options, config)),
         "device_map": device_map,
         "attn_implementation": attention_for(config, options.attention, path),
     }
@@ -220,11 +221,19 @@ def _load(options: ModelOptions, config: Any) -> Any:
     if unused:
         print(f"warning: {path} has weights that the model does not use: {some(unused)}", file=sys.stderr, flush=True)
     if device_map is None:
-        cuda = torch.cuda.is_available()
-        network.to(("cuda" if cuda else "cpu") if options.device == "auto" else options.device)
+        network.to(main_device(options.device, None))
     elif network.device.type == "meta":
         raise InputError(f"the embeddings of {path} fit on no device beside the rest; choose a smaller model")
     return network.eval().requires_grad_(False)
+
+
+def _dtype(options: ModelOptions, config: Any) -> str:
+    """The dtype that `options` ask for; what ``auto`` comes to is measured, and said."""
+    if options.dtype != "auto":
+        return options.dtype
+    choice = choose_dtype(config, main_device(options.device, options.device_map))
+    print(f"model.dtype auto: {choice.dtype} ({choice.why})", file=sys.stderr, flush=True)
+    return choice.dtype
 
 
 def _verified(network: Any, path: str) -> Any:

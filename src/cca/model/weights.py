@@ -240,11 +240,10 @@ def _loaded(
     import torch
     from transformers import AutoModelForCausalLM
 
-    if loader is None:
-        loader = partial(AutoModelForCausalLM.from_pretrained, path, use_safetensors=True)  # pyright: ignore
+    load: Any = loader or partial(AutoModelForCausalLM.from_pretrained, path, use_safetensors=True)
     try:
         with quiet():
-            return loader(output_loading_info=True, ignore_mismatched_sizes=True, **settings)
+            return load(output_loading_info=True, ignore_mismatched_sizes=True, **settings)
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever is wrong with files that we did not write

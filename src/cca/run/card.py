@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from cca.evaluation.results import difference, percent
 from cca.model.delta import Delta, Rounding
+from cca.model.gguf.header import is_gguf, open_gguf
 from cca.model.open import Model
 from cca.problems.prompts import Prompter
 from cca.records import Problem
@@ -70,16 +71,25 @@ def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: 
 
 
 def _changed(run: Run, model: Model, delta: Delta, rounding: Rounding) -> str:
-    count, names = delta.row_count, len(delta.weights)
+    count, names, base = delta.row_count, len(delta.weights), _base(run, model)
     if not any(bool(rows.values.any()) for rows in delta.weights.values()):
-        return (
-            f"It is its base, {model.name} (revision {model.revision}): no step of the update helped, so nothing was "
-            "changed."
-        )
+        return f"It is its base, {base}: no step of the update helped, so nothing was changed."
     lost = f"; rounding left {rounding.unchanged:.1%} of their parameters as they were" if rounding.unchanged else ""
     return (
-        f"Its base is {model.name} (revision {model.revision}); {count:,} rows of {names} weights were changed "
+        f"Its base is {base}; {count:,} rows of {names} weights were changed "
         f"(method {run.config.update.method}{lost}), and nothing else."
+    )
+
+
+def _base(run: Run, model: Model) -> str:
+    path = run.config.model.path
+    if not is_gguf(path):
+        return f"{model.name} (revision {model.revision})"
+    file = open_gguf(path)
+    called = file.fields.get("general.name")
+    return (
+        f"{model.name} ({f'{called}, ' if called else ''}a GGUF file of quantisation {file.quantisation}, dequantised; "
+        f"SHA-256 {model.revision})"
     )
 
 

@@ -103,7 +103,13 @@ def run_methods(out: Path, plan: ComparisonPlan, display: "Display", say: Callab
 
 
 def _start(out: Path, plan: ComparisonPlan, method: str, seed: int, display: "Display") -> Run:
-    return Run.start(method_folder(out, seed, method), plan.config(method, seed), display)
+    """Start or resume a run, whose weights are of the type that those of the others in `out` are, if there are any."""
+    run = Run.start(method_folder(out, seed, method), plan.config(method, seed), display)
+    for begun in sorted(path.parent for path in out.glob("*/*/manifest.json")):
+        if dtype := RunFolder.open(begun).manifest.get("dtype"):
+            run.folder.manifest.setdefault("dtype", dtype)
+            break
+    return run
 
 
 def method_folder(out: Path, seed: int, method: str) -> Path:

@@ -54,7 +54,7 @@ def merge(run: Run, folder: Path, dtype: str | None = None) -> Merged:
     """
     _check(run, folder)
     options = run.config.model
-    dtype = dtype or options.dtype
+    dtype = dtype or run.dtype
     settings = dict(options) | {"dtype": dtype, "device": "cpu", "device_map": None}
     model = open_model(settings.pop("path"), prompter=run.prompter, **settings)
     if model.revision != run.folder.manifest.get("revision"):

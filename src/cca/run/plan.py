@@ -187,7 +187,7 @@ def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
 
 
 def _memory(config: Config, text: Any, parts: "Components", parameters: int, work: Work) -> Memory:
-    size = 4 if config.model.dtype == "float32" else 2
+    size = 4 if config.model.dtype in ("float32", "auto") else 2
     longest = work.prompt_tokens.longest + config.traces.max_new_tokens
     typical = work.prompt_tokens.mean + config.traces.max_new_tokens / 2
     cached = size * sum(layer.key.rows.numel() + layer.value.rows.numel() for layer in parts.layers)
@@ -209,6 +209,9 @@ def _memory(config: Config, text: Any, parts: "Components", parameters: int, wor
     )
     over = f"all prefixes take {prefixes / 2**30:.1f}, over circuit.cache_gib, so each step reads its own again"
     notes = {
+        "weights": " (as float32; half as much where model.dtype auto comes to bfloat16)"
+        if config.model.dtype == "auto"
+        else "",
         "circuit": f" ({'keys and values of all prefixes' if kept else over})",
         "update": " (activations of one layer at a time)" if again else " (activations)",
     }

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cca.controls.methods import OF_SOLUTIONS
 from cca.errors import InputError
@@ -152,10 +152,16 @@ class Run:
         from cca.model.open import open_model
 
         self.display.doing("loading the model")
-        options = dict(self.config.model)
+        options: dict[str, Any] = {**dict(self.config.model), "dtype": self.dtype}
         model = open_model(options.pop("path"), prompter=self.prompter, **options)
         self.use(model)
         return model
+
+    @property
+    def dtype(self) -> str:
+        """The type of the weights: of ``auto`` what it came to when the run began, where it did."""
+        chosen = self.config.model.dtype
+        return self.folder.manifest.get("dtype", chosen) if chosen == "auto" else chosen
 
     def use(self, model: "Model") -> None:
         """Work with a model that is loaded already, and record it.
@@ -172,7 +178,7 @@ class Run:
         self.__dict__["model"] = model
         manifest |= {
             "device": str(model.network.device),
-            "dtype": options.dtype,
+            "dtype": str(model.network.dtype).removeprefix("torch."),
             "seed": self.config.seed,
             "date": self.prompter.date.isoformat(),
             "attention": model.network.config.get_text_config()._attn_implementation,

@@ -87,8 +87,20 @@ def gguf_tokenizer(file: GgufFile) -> Any:
         raise InputError(f"the tokenizer in {file.path} is damaged ({error!r}); {_REMEDY}") from error
 
 
-def end_ids(file: GgufFile) -> list[int]:
-    """The ids that end a text, of all that the file names and inside of its vocabulary."""
+def gguf_generation(file: GgufFile) -> Any:
+    """Settings of generation, of which a file has only the tokens that end a text."""
+    from transformers import GenerationConfig
+
+    of = file.fields.get
+    return GenerationConfig(
+        bos_token_id=of("tokenizer.ggml.bos_token_id"),
+        pad_token_id=of("tokenizer.ggml.padding_token_id"),
+        eos_token_id=_end_ids(file) or None,
+    )
+
+
+def _end_ids(file: GgufFile) -> list[int]:
+    """All that the file names, and those whose names say it."""
     tokens, kinds = (file.fields.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type"))
     named = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     marked = [
@@ -107,7 +119,7 @@ def _byte_level(file: GgufFile, said: Mapping[str, Any]) -> Any:
             f"{file.path} splits text in a way called {kind!r} before it merges tokens, which cca does not know; known "
             f"are {', '.join(SPLITS)}; {_REMEDY}"
         )
-    vocabulary = {token: i for i, token in enumerate(said["tokens"])}
+    vocabulary = _numbered(said["tokens"])
     merges = [tuple(merge.split(" ", 1)) for merge in said["merges"]]
     core: Any = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=kind in _WHOLE_WORDS))
     if SPLITS[kind] == (_QWEN2,):
@@ -124,7 +136,7 @@ def _sentencepiece(_: GgufFile, said: Mapping[str, Any]) -> Any:
 
     # several spaces stand there as they are, and are a token of the model's like any other
     tokens = [_SPACE * len(token) if token and not token.strip(" ") else token for token in said["tokens"]]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary = _numbered(tokens)
     unknown = said.get("unknown_token_id")
     core: Any = Tokenizer(
         models.BPE(
@@ -143,6 +155,13 @@ def _sentencepiece(_: GgufFile, said: Mapping[str, Any]) -> Any:
         + ([decoders.Strip(" ", 1, 0)] if prefix else [])
     )
     return core
+
+
+def _numbered(tokens: list[str]) -> dict[str, int]:
+    found = {token: i for i, token in enumerate(tokens)}
+    if len(found) < len(tokens):
+        raise ValueError("some token stands there twice")
+    return found
 
 
 def _merges(tokens: list[str], vocabulary: Mapping[str, int], said: Mapping[str, Any]) -> list[tuple[str, str]]:

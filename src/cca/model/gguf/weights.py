@@ -5,6 +5,7 @@ from typing import Any
 from cca.errors import InputError
 from cca.model.gguf.config import FREQUENCIES, gguf_config
 from cca.model.gguf.header import GgufFile
+from cca.model.gguf.tokenizer import gguf_generation
 from cca.model.weights import some
 
 
@@ -26,7 +27,7 @@ def check_gguf_weights(file: GgufFile, network: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for weight, values in network.named_parameters():
         module, _, suffix = weight.rpartition(".")
-        tensor = f"{names.get_name(module)}.{suffix}"
+        tensor = f"{names.get_name(module) or module}.{suffix}"
         found[weight] = tensor
         if tensor in file.tensors and (shape := file.tensors[tensor].shape) != tuple(values.shape):
             raise InputError(
@@ -86,9 +87,7 @@ def gguf_network(file: GgufFile, network: Any, **settings: Any) -> tuple[Any, di
 
     network: that model without weights. settings: of ``from_pretrained``. Raises as `check_gguf_weights`.
     """
-    return type(network).from_pretrained(
-        None,
-        config=network.config,
-        state_dict=gguf_weights(file, network, settings["dtype"]),
-        **settings,
-    )
+    weights = gguf_weights(file, network, settings["dtype"])
+    loaded, report = type(network).from_pretrained(None, config=network.config, state_dict=weights, **settings)
+    loaded.generation_config = gguf_generation(file)
+    return loaded, report
