@@ -89,7 +89,7 @@ def main() -> None:
     prefixes: list[CachedPrefixes] = []
     seconds(
         options.device,
-        lambda: prefixes.append(CachedPrefixes(model, pivots, 64.0, read_batch=BATCH)),
+        lambda: prefixes.append(CachedPrefixes(model, pivots, 64.0)),
         f"stage 2: {options.pivots} prefixes read",
     )
     report("their keys and values", f"{prefixes[0].gib:.2f} GiB")

@@ -28,16 +28,16 @@ from cca.method.objective import pivot_loss
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots
 from cca.method.prefixes import CachedPrefixes
-from cca.method.traces import chunks, trace_chunk
+from cca.method.traces import trace_pairs
 from cca.method.update import full_gradient
 from cca.model.components import Components
 from cca.model.delta import Delta
 from cca.model.gates import gated
 from cca.model.open import Model, open_model
-from cca.model.read import prefill, right_padded
+from cca.model.read import read, texts
 from cca.problems.prompts import Prompter
 from cca.problems.splits import ProblemOptions, build_problems, chosen_source
-from cca.records import Pivot, Problem
+from cca.records import Pivot, Problem, TracePair
 
 LIMIT = 160
 BATCH = 8
@@ -58,10 +58,9 @@ def branch_search(model: Model, problems: list[Problem], traces: int) -> tuple[d
     """Tokens generated and seconds for the pivots of the same traces; all pivots are compared."""
     network, prompter = model.network, model.prompter
     by_id = {p.id: p for p in problems}
-    pairs = []
-    for chunk in chunks(problems, prompter, 64):
-        pairs += trace_chunk(network, prompter, chunk, TraceOptions(max_new_tokens=LIMIT), seed=0)
-    usable = [pair for pair in pairs if pair.sampled]
+    pairs: list[TracePair] = []
+    trace_pairs(network, prompter, problems, TraceOptions(max_new_tokens=LIMIT), 0, pairs.append)
+    usable = sorted((pair for pair in pairs if pair.sampled), key=lambda pair: pair.problem)
     compared = usable[:: max(1, len(usable) // traces)][:traces]
 
     generated = 0
@@ -76,7 +75,7 @@ def branch_search(model: Model, problems: list[Problem], traces: int) -> tuple[d
     counted = _CountTokens()
     began = time.perf_counter()
     with counted.on(network):
-        fast = branching_pivots(network, prompter, compared, by_id, max_new_tokens=LIMIT)
+        fast = branching_pivots(network, prompter, compared, by_id, max_new_tokens=LIMIT, slots=64)
     fast_seconds = time.perf_counter() - began
     assert [(p.prefix, p.desired, p.undesired) for p in fast] == [(p.prefix, p.desired, p.undesired) for p in plain]
     figures = {
@@ -86,7 +85,7 @@ def branch_search(model: Model, problems: list[Problem], traces: int) -> tuple[d
         "plain_seconds": plain_seconds,
         "cca_seconds": fast_seconds,
     }
-    return figures, branching_pivots(network, prompter, usable, by_id, max_new_tokens=LIMIT)
+    return figures, branching_pivots(network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
 
 
 class _CountTokens:
@@ -159,7 +158,8 @@ def with_examples(pivots: list[Pivot], prompter: Prompter, problems, tokens: int
 def reading(model, pivots: list[Pivot], repeats: int) -> dict[str, float]:
     """Keys and values of 32 prefixes that begin with the same examples: all of each, and what they share once."""
     sequences = [p.prefix for p in pivots[:32]]
-    ids = right_padded(sequences)
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*s, *[0] * (width - len(s))] for s in sequences])
 
     @torch.no_grad()
     def plain() -> None:
@@ -167,7 +167,7 @@ def reading(model, pivots: list[Pivot], repeats: int) -> dict[str, float]:
 
     return {
         "plain_seconds": seconds(plain, repeats),
-        "cca_seconds": seconds(lambda: prefill(model, sequences), repeats),
+        "cca_seconds": seconds(lambda: read(model, texts(sequences)), repeats),
     }
 
 

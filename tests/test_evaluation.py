@@ -95,9 +95,10 @@ def test_evaluate_pairs_both_models_answers_to_the_problems_that_test_the_update
     assert len(found.scores) == 2 * len(tested)
     assert done[-1] == (len(tested), len(tested))
     for problem in tested:
-        (base,) = answer(bundled.network, bundled.prompter, [problem], model="base", max_new_tokens=160, slots=8)
+        asked = bundled.network, bundled.prompter, [problem]
+        (base,) = answer(*asked, model="base", max_new_tokens=160, slots=8)
         with changed.active(bundled):
-            (updated,) = answer(bundled.network, bundled.prompter, [problem], model="updated", max_new_tokens=160, slots=8)
+            (updated,) = answer(*asked, model="updated", max_new_tokens=160, slots=8)
         assert {base, updated} == {s for s in found.scores if s.problem == problem.id}
     target, test = found.target, [p for p in tested if p.split == "test"]
     right = {s.problem + s.model: s.correct for s in found.scores}

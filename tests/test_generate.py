@@ -36,7 +36,9 @@ def test_a_text_cut_anywhere_continues_like_the_shorter_sequence(tiny):
     cut = [2, 1, 5, 1]
     rows = [Row(t, 10, length=n, first=t.predictions[n - 1]) for t, n in zip(found, cut, strict=True)]
     write(tiny, rows, slots=8, end_tokens=END)
-    assert [r.tokens for r in rows] == [reference.greedy(tiny, p[:n], 10, END) for p, n in zip(PROMPTS, cut, strict=True)]
+    assert [r.tokens for r in rows] == [
+        reference.greedy(tiny, p[:n], 10, END) for p, n in zip(PROMPTS, cut, strict=True)
+    ]
 
 
 def test_the_common_start_of_sequences_is_what_all_of_them_begin_with():

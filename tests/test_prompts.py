@@ -96,9 +96,9 @@ def test_an_answer_stops_with_the_token_that_completes_a_stop_string():
     cut = prompter(stop=("Q :",))
     ids = [WORDS.index(w) for w in ("1", "Q", ":")]
     assert [cut.stopped(ids[:n]) for n in (1, 2, 3)] == [False, False, True]
-    rule = cut.stop_rule([ids[:2]])
+    rule = cut.stop_rule(ids[:2])
     assert rule is not None
-    assert rule(0, ids[2:]), "the string may begin in the head"
+    assert rule(ids[2:]), "the string may begin in the head"
     assert prompter().stop_rule() is None
 
 
@@ -108,7 +108,7 @@ def test_a_stop_string_ends_a_row_without_disturbing_the_others():
     free = generate_greedy(model, prompts, max_new_tokens=20, end_tokens=frozenset({0}))
     wanted = free[1][4]
     stopped = generate_greedy(
-        model, prompts, max_new_tokens=20, end_tokens=frozenset({0}), stop=lambda _, tokens: tokens[-1] == wanted
+        model, prompts, max_new_tokens=20, end_tokens=frozenset({0}), stop=lambda tokens: tokens[-1] == wanted
     )
     for whole, cut in zip(free, stopped, strict=True):
         assert cut == whole[: whole.index(wanted) + 1 if wanted in whole else None]

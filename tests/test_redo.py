@@ -225,16 +225,20 @@ def test_an_interrupted_run_goes_on_with_the_problems_it_began_with_whatever_bec
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ("traces.samples=1", "traces.batch=2", "traces.max_new_tokens=4", "evaluation.transfer=[]")
     config = load_config(None, (f"problems.source={json.dumps(str(source))}", "evaluation.retention=[]", *settings))
-    work, done = trace.trace_chunk, []
+    work, kept = trace.trace_pairs, []
 
-    def twice(*arguments):
-        done.append(arguments)
-        if len(done) > 1:
-            raise KeyboardInterrupt
-        return work(*arguments)
+    def twice(*arguments, **options):
+        def keep(pair):
+            if kept:
+                raise KeyboardInterrupt
+            kept.append(pair)
+            done(pair)
+
+        *others, done = arguments
+        work(*others, keep, **options)
 
     with monkeypatch.context() as patched, Run.start(tmp_path / "run", config) as run:
-        patched.setattr(trace, "trace_chunk", twice)
+        patched.setattr(trace, "trace_pairs", twice)
         with pytest.raises(KeyboardInterrupt):
             run.execute(("trace",))
     asked = {problem.question for problem in run.folder.read("problems.jsonl", Problem)}

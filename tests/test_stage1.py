@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import pytest
 import reference
@@ -11,7 +12,7 @@ from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
-from cca.method.traces import by_length, trace_pairs, waves
+from cca.method.traces import trace_pairs, waves
 from cca.records import Trace, TracePair
 from cca.run.run import Run
 
@@ -106,8 +107,9 @@ def test_a_prefix_pivot_keeps_the_rest_of_both_traces(pairs):
 def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    together = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
-    apart = [branching_pivots(bundled.network, prompter, [p], by_id, max_new_tokens=LIMIT, slots=64)[0] for p in usable[:10]]
+    how: dict[str, Any] = {"max_new_tokens": LIMIT, "slots": 64}
+    together = branching_pivots(bundled.network, prompter, usable, by_id, **how)
+    apart = [branching_pivots(bundled.network, prompter, [p], by_id, **how)[0] for p in usable[:10]]
     assert together[:10] == apart
 
 

@@ -1,0 +1,221 @@
+"""A real pretrained model on this machine: each part's time, what the part before it took, and the floor under both.
+
+    python benchmarks/real_model.py qwen2.5-coder-0.5b-instruct.gguf --before ../cca-fd27c82 [--only decode,read]
+
+--before is a worktree of an earlier commit (git worktree add ../cca-fd27c82 fd27c82), whose code does the same work in
+a process of its own; without it there is no such column. Nothing else may run meanwhile. The floor of a step is the
+time of its linear layers alone, on the same numbers of rows; a copy of memory is timed beside it.
+
+decode      a step of 16, 64 and 128 rows after prompts of 100 tokens: greedy, sampled, and `model.generate`
+read        prompts of 100 tokens, 16, 64 and 128 of them: tokens a second
+stage1      greedy traces and samples of opposite correctness for GSM-Symbolic problems
+branch      the pivots of the pairs that stage1 found
+gradient    stage 3: one full gradient over 100 pivots of 210 tokens, and of 32 after 8 worked examples of 700 tokens
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from real_model_work import WORK, gradient_work
+
+from cca.model.attention import Pattern, attention_through
+from cca.model.generate import Row, _Writing
+from cca.model.open import Model, open_model
+from cca.model.read import read, texts
+from cca.model.sampling import stream
+from cca.problems.prompts import PromptOptions
+from cca.problems.splits import ProblemOptions, build_problems, chosen_source
+
+ASK = "{question}\nThink step by step, briefly, then give the final answer as a number after ####."
+ROWS = (16, 64, 128)
+PROMPT = 100
+PARTS = ("decode", "read", "stage1", "branch", "gradient")
+
+
+def best(work: Callable[[], Any], repeats: int = 7) -> float:
+    """The shortest of some repeats, in seconds, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def line(what: str, now: str, before: str = "", floor: str = "", ratio: str = "") -> None:
+    print(f"{what:<34}{now:>14}{before:>16}{floor:>16}  {ratio}", flush=True)
+
+
+def linear_layers(network: Any, rows: int, head_rows: int | None = None) -> float:
+    """Seconds of the linear layers alone on so many rows, the output head on `head_rows`."""
+    head = network.get_output_embeddings()
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    counts = {m: head_rows if m is head and head_rows else rows for m in layers}
+    inputs = {m: torch.randn(count, m.in_features).to(m.weight) for m, count in counts.items()}
+
+    @torch.no_grad()
+    def run() -> None:
+        for layer, x in inputs.items():
+            layer(x)
+
+    return best(run, 5)
+
+
+def copy_rate() -> float:
+    """GB/s read and written together by a copy."""
+    a = torch.empty(2**27, dtype=torch.uint8)
+    b = torch.empty_like(a)
+    return 2 * a.numel() / best(lambda: b.copy_(a)) / 1e9
+
+
+def prompts(network: Any, count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(count)
+    vocabulary = network.config.get_text_config().vocab_size
+    return torch.randint(10, vocabulary - 500, (count, PROMPT), generator=generator).tolist()
+
+
+@torch.no_grad()
+def decode(network: Any) -> None:
+    for rows in ROWS:
+        ids = prompts(network, rows)
+        took = {temperature: _step(network, ids, temperature) for temperature in (0.0, 1.2)}
+        floor = linear_layers(network, rows)
+        batch, mask = torch.tensor(ids), torch.ones(rows, PROMPT, dtype=torch.long)
+
+        def generate(new: int, batch: Any = batch, mask: Any = mask) -> float:
+            how = {"attention_mask": mask, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            return best(lambda: network.generate(batch, min_new_tokens=new, max_new_tokens=new, **how), 1)
+
+        theirs = (generate(25) - generate(5)) / 20
+        greedy, sampled = took[0.0], took[1.2]
+        line(
+            f"decode, a step of {rows} rows",
+            f"{greedy * 1e3:.0f} ms",
+            f"{theirs * 1e3:.0f} ms *",
+            f"{floor * 1e3:.0f} ms",
+            f"{greedy / floor:.2f}x the floor, generate {theirs / greedy:.2f}x as long, "
+            f"sampled {sampled * 1e3:.0f} ms ({sampled / greedy:.2f}x)",
+        )
+
+
+def _step(network: Any, ids: list[list[int]], temperature: float) -> float:
+    writing = _Writing(network, len(ids), frozenset(), None, None)
+    writing._add(
+        Row(text, 64, (i,), temperature=temperature, uniforms=stream(0, i).random(64))
+        for i, text in enumerate(texts(ids, ()))
+    )
+    writing._fill()
+    with attention_through(network, writing._attention, Pattern.of):
+        return best(writing._step, 15)
+
+
+@torch.no_grad()
+def reading(network: Any) -> None:
+    for rows in ROWS:
+        ids = prompts(network, rows)
+        took = best(lambda ids=ids: read(network, texts(ids, ())), 1)
+        floor = linear_layers(network, rows * PROMPT, rows)
+        now, most = rows * PROMPT / took, rows * PROMPT / floor
+        line(f"read {rows} prompts", f"{now:.0f} tok/s", "", f"{most:.0f} tok/s", f"{most / now:.2f}x the floor's time")
+
+
+def draw(model: Model, count: int, tokens: int, samples: int) -> dict[str, Any]:
+    """Problems as both sides are asked them."""
+    drawn = ProblemOptions(train=1, validation=1, test=1, held_out=0.0)
+    problems = [p for p in build_problems(chosen_source(drawn), drawn, seed=0) if p.split == "train"]
+    chosen = problems[:: max(1, len(problems) // count)][:count]
+    return {
+        "problems": [(p.id, p.template, model.prompter.prompt(p), p.answer) for p in chosen],
+        "end_tokens": sorted(model.end_tokens),
+        "limit": tokens,
+        "samples": samples,
+    }
+
+
+class Sides:
+    """The same work by the code of here and, where it is given, of an earlier commit; each in a process of its own."""
+
+    def __init__(self, before: Path | None, folder: Path):
+        here = Path(__file__).parent.parent / "src"
+        self.sources = {"now": here} | ({"before": before / "src"} if before else {})
+        self.folder = folder
+
+    def run(self, part: str, work: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        file = self.folder / "work.json"
+        file.write_text(json.dumps(work), encoding="utf-8")
+        found = {}
+        for side, source in self.sources.items():
+            command = [sys.executable, WORK, part, side, str(self.folder / "model"), str(file)]
+            environment = os.environ | {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1"}
+            out = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found[side] = json.loads(out.splitlines()[-1])
+        return found
+
+
+def compare(what: str, found: dict[str, dict[str, Any]], floor: str = "") -> None:
+    now, before = found["now"], found.get("before")
+    line(
+        what,
+        f"{now['seconds']:.1f} s",
+        f"{before['seconds']:.1f} s" if before else "",
+        floor,
+        (f"{before['seconds'] / now['seconds']:.1f}x; " if before else "")
+        + "; ".join(f"{side}: {f['said']}, peak {f['gib']:.1f} GiB" for side, f in found.items()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a GGUF file or a folder")
+    parser.add_argument("--before", type=Path, help="a worktree of an earlier commit")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--problems", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=256)
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    prompt = PromptOptions(style="chat", template=ASK)
+    model = open_model(options.model, dtype=options.dtype, prompt=prompt)
+    network = model.network
+    print(f"{model}\n{torch.get_num_threads()} threads, {options.dtype}; a copy: {copy_rate():.0f} GB/s\n")
+    line("", "now", "before", "floor")
+    if "decode" in parts:
+        decode(network)
+    if "read" in parts:
+        reading(network)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if set(parts) & {"stage1", "branch", "gradient"}:
+            network.save_pretrained(folder / "model")
+            model.tokenizer.save_pretrained(folder / "model")
+        sides = Sides(options.before, folder)
+        if set(parts) & {"stage1", "branch"}:
+            work = draw(model, options.problems, options.tokens, options.samples)
+            step = linear_layers(network, 64)
+            del network, model
+            found = sides.run("stage1", work)
+            floor = found["now"]["tokens"] / 64 * step
+            compare(f"stage 1, {options.problems} problems", found, f"{floor:.0f} s")
+            if "branch" in parts:
+                found = sides.run("branch", work | {"pairs": found["now"]["pairs"]})
+                compare(f"branch search, {found['now']['count']} pairs", found)
+        if "gradient" in parts:
+            for what, count, length, shared in (("100 pivots of 210", 100, 210, 0), ("32 of 700 + 100", 32, 100, 700)):
+                work = gradient_work(count, length, shared, (4, 8, 16, 32))
+                compare(f"gradient, {what} tokens", sides.run("gradient", work))
+    print("\n* of model.generate with transformers' own cache")
+
+
+if __name__ == "__main__":
+    main()
