@@ -119,7 +119,8 @@ class UpdateOptions(Options):
     patience: Count = 4
     """Stop after this many validations without a new best."""
     batch: Count = 32
-    """Pivots a forward and backward pass; the gradient is always that of all pivots."""
+    """Pivots a forward and backward pass, at most; fewer where they are of many tokens. The gradient is always that of
+    all pivots."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: for long prompts, a third more time for far less memory."""
     lora_rank: Count = 8

@@ -29,7 +29,7 @@ from cca.model.delta import Delta
 from cca.model.intervention import Intervention, Trainable
 from cca.model.numerics import check_finite
 from cca.model.open import Model, opened
-from cca.model.read import by_budget
+from cca.model.read import by_budget, common_start
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
 from cca.records import Metric, Pivot, Problem, check_problems
@@ -137,7 +137,8 @@ def read_twice(model: Model, options: UpdateOptions) -> list[nn.Module]:
 def batches(network: PreTrainedModel, pivots: Sequence[Pivot], size: int) -> Iterator[list[Pivot]]:
     """Batches of at most `size` pivots, and of about as many tokens as a pass should have."""
     ordered = sorted(pivots, key=lambda p: (len(p.prefix), p.problem))
-    return by_budget(ordered, lambda p: len(p.prefix), network, size)
+    shared = common_start([p.prefix for p in ordered], len(ordered[0].prefix) - 1) if ordered else 0
+    return by_budget(ordered, lambda p: len(p.prefix) - shared, network, size, shared)
 
 
 @contextmanager

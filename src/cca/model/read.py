@@ -22,7 +22,7 @@ from cca.model.numerics import check_finite
 from cca.model.sampling import argmax
 
 T = TypeVar("T")
-TOKENS = {"cpu": 1024, "cuda": 16384}
+TOKENS = {"cpu": 1024, "cuda": 4096}
 """Tokens of a pass, by device: enough to keep it busy, few enough that what lies between two layers stays in its
 caches."""
 _WORTH_SHARING = 64
@@ -106,10 +106,14 @@ def read(model: PreTrainedModel, unread: Sequence[Text], progress: Callable[[int
 
 
 def by_budget(
-    items: Iterable[T], tokens: Callable[[T], int], model: PreTrainedModel, most: int | None = None
+    items: Iterable[T], tokens: Callable[[T], int], model: PreTrainedModel, most: int | None = None, shared: int = 0
 ) -> Iterator[list[T]]:
-    """Groups of `items`, in their order, each of about as many tokens as a pass should have, and of `most` items."""
-    budget, group, count = TOKENS.get(model.device.type, TOKENS["cpu"]), list[T](), 0
+    """Groups of `items`, in their order, each of about as many tokens as a pass should have, and of at most `most`.
+
+    shared: tokens that each pass computes besides, of which there should be fewer.
+    """
+    budget = max(TOKENS.get(model.device.type, TOKENS["cpu"]), 2 * shared)
+    group, count = list[T](), 0
     for item in items:
         if group and (count + tokens(item) > budget or len(group) == most):
             yield group
