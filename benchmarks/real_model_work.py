@@ -95,7 +95,7 @@ def branch(cca: dict[str, Any], side: str, network: Any, asked: Asked, work: dic
         for p, both in zip(work["pairs"], traces, strict=True)
     ]
     by_id = {p.id: p for p in asked.problems}
-    more = {"slots": 64} if side == "now" else {}
+    more = {"slots": 128} if side == "now" else {}
     began = time.perf_counter()
     found = cca["pivots"].branching_pivots(network, asked, pairs, by_id, max_new_tokens=work["limit"], **more)
     took = time.perf_counter() - began

@@ -368,6 +368,18 @@ def test_decoding_in_batches_equals_reading_everything_again_for_each_token(mode
     ]
 
 
+def test_in_bfloat16_a_row_does_not_depend_on_the_slots_and_the_gradient_is_that_of_float32(case, model, parts):
+    short = family_model(*case).bfloat16().to(DEVICE)
+    prompts = [p.prefix for p in random_pivots(11, VOCABULARY)]
+    few = generate_greedy(short, prompts[:3], max_new_tokens=12, end_tokens=END, slots=2)
+    assert few == generate_greedy(short, prompts, max_new_tokens=12, end_tokens=END, slots=64)[:3]
+    pivots, rows = random_pivots(7, VOCABULARY), some_rows(parts)
+    plain, rounded = (full_gradient(of, Delta.zeros(of, rows), pivots, 3)[1] for of in (model, short))
+    for name, gradient in plain.items():
+        assert rounded[name].dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), rounded[name].flatten(), dim=0) > 0.9, name
+
+
 def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing(model):
     start = tuple(tokens(70).tolist())
     prompts = [(*start, *p.prefix) for p in random_pivots(4, VOCABULARY, seed=2)]

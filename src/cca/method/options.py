@@ -13,10 +13,6 @@ Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "l
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
 
-WAVE = 3
-"""Samples of a problem that are drawn at once, at most."""
-
-
 class TraceOptions(Options):
     """Stage 1a (paper section 3.1): how traces are drawn."""
 
@@ -28,7 +24,7 @@ class TraceOptions(Options):
     """Temperature where the greedy trace is wrong (a correct sample is wanted)."""
     max_new_tokens: Count = 160
     """Tokens a trace may have."""
-    batch: Count = 64
+    batch: Count = 128
     """Traces that are written at once."""
     skip_solved: bool = True
     """Leave out templates whose training instances the base model all solves."""

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from cca.errors import InputError
-from cca.method.options import WAVE, TraceOptions
+from cca.method.options import TraceOptions
 from cca.model.checks import check_prompts
 from cca.model.generate import Row, write
 from cca.model.open import Model, opened
@@ -21,6 +21,8 @@ from cca.records import Problem, Score, Trace, TracePair, check_problems
 
 TRACED = ("train", "validation")
 """Splits whose problems are traced. All others are only ever evaluated."""
+WAVE = 3
+"""Samples of a problem that are drawn at once, at most."""
 CUT_SHARE = 0.02
 """More texts than this that the limit of tokens ended are worth a warning."""
 

@@ -91,7 +91,7 @@ class Pattern:
     def __init__(self, allowed: Callable[[Tensor, int, Tensor, Tensor], Tensor]):
         """allowed: transformers' mask function of (batch, head, query position, key position)."""
         self._allowed = allowed
-        self._kept: dict[Any, Tensor | None] = {}
+        self._kept: dict[tuple[object, ...], Tensor | None] = {}
 
     @classmethod
     def of(cls, *, mask_function: Callable[..., Any], **_: object) -> "Pattern":
@@ -104,28 +104,36 @@ class Pattern:
         seen = self._allowed(row, 0, queries[:, None, :, None], keys[None, None, None, :])
         return seen.expand(len(queries), 1, queries.shape[1], len(keys))
 
-    def kept(self, key: Any, make: Callable[[], Tensor | None]) -> Tensor | None:
-        """What `make` gives, made once for each `key`."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+    def of_one_query(self, columns: Int[Tensor, " B"], keys: int, device: torch.device) -> Bool[Tensor, "B 1 1 T"]:
+        """For a query a row, at the position of its column, which of so many keys it looks at.
+
+        Made once: it is the same for all layers that have this pattern.
+        """
+        known = (device,)
+        if known not in self._kept:
+            self._kept[known] = self.seen(columns.to(device)[:, None], torch.arange(keys, device=device))
+        mask = self._kept[known]
+        assert mask is not None
+        return mask
 
     def of_a_sequence(self, start: int, length: int, base: str, query: Tensor) -> Tensor | None:
         """The mask for the attention function `base` of `length` queries, from position `start` on, of one sequence.
 
-        None where `base` sees to it itself, being causal.
+        None where `base` sees to it itself, being causal. Made once, as above.
         """
+        known = (start, length, base, query.device)
+        if known not in self._kept:
+            self._kept[known] = self._of_a_sequence(start, length, base, query)
+        return self._kept[known]
 
-        def make() -> Tensor | None:
-            if base.startswith("flash"):
-                return None
-            position = torch.arange(start + length, device=query.device)
-            seen = self.seen(position[None, start:], position)
-            if base == "sdpa" and not start and bool((seen[0, 0] == torch.ones_like(seen[0, 0]).tril()).all()):
-                return None
-            return seen if base == "sdpa" else additive(seen, query.dtype)
-
-        return self.kept((start, length, base, query.device), make)
+    def _of_a_sequence(self, start: int, length: int, base: str, query: Tensor) -> Tensor | None:
+        if base.startswith("flash"):
+            return None
+        position = torch.arange(start + length, device=query.device)
+        seen = self.seen(position[None, start:], position)
+        if base == "sdpa" and not start and bool((seen[0, 0] == torch.ones_like(seen[0, 0]).tril()).all()):
+            return None
+        return seen if base == "sdpa" else additive(seen, query.dtype)
 
 
 def additive(seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q T"]:

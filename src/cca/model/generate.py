@@ -94,7 +94,7 @@ def generate_greedy(
     max_new_tokens: int,
     end_tokens: frozenset[int],
     stop: Callable[[Sequence[int]], bool] | None = None,
-    slots: int = 64,
+    slots: int = 128,
 ) -> list[list[int]]:
     """Greedy continuations of `prompts`. Arguments as in `write`."""
     rows = [Row(text, max_new_tokens, order=(i,), stop=stop) for i, text in enumerate(texts(prompts))]
@@ -283,12 +283,7 @@ class _Writing:
         def forward(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
         ) -> Any:
-            def seen() -> Tensor:
-                columns = self.places.columns[: len(query)].to(query.device)[:, None]
-                return attention_mask.seen(columns, torch.arange(key.shape[2], device=query.device))
-
-            mask = attention_mask.kept(query.device, seen)
-            assert mask is not None
+            mask = attention_mask.of_one_query(self.places.columns[: len(query)], key.shape[2], query.device)
             if is_softmax(base, module, kwargs):
                 return attend_one(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
             mask = mask if base == "sdpa" else additive(mask, query.dtype)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cca.method.options import WAVE
 from cca.problems.splits import how_split
 from cca.records import Problem
 from cca.run.config import Config
@@ -187,11 +186,14 @@ def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
 
 
 def _memory(config: Config, text: Any, parts: "Components", parameters: int, work: Work) -> Memory:
+    from cca.model.read import TOKENS
+
     size = 4 if config.model.dtype in ("float32", "auto") else 2
     longest = work.prompt_tokens.longest + config.traces.max_new_tokens
     typical = work.prompt_tokens.mean + config.traces.max_new_tokens / 2
     cached = size * sum(layer.key.rows.numel() + layer.value.rows.numel() for layer in parts.layers)
-    sampling = config.traces.batch * ((1 + WAVE) * longest * cached + WAVE * text.vocab_size * 32)
+    # each row's place, what it continues, and logits with a copy
+    sampling = config.traces.batch * ((longest + work.prompt_tokens.longest) * cached + 2 * size * text.vocab_size)
     prefixes = work.pivots * typical * cached
     kept = prefixes <= config.circuit.cache_gib * 2**30
     step = 2 * config.circuit.batch * longest * cached
@@ -204,7 +206,7 @@ def _memory(config: Config, text: Any, parts: "Components", parameters: int, wor
             parameters * size,
             sampling,
             (prefixes if kept else 0) + step,
-            config.update.batch * longest * held,
+            min(config.update.batch * longest, max(longest, *TOKENS.values())) * held,
         )
     )
     over = f"all prefixes take {prefixes / 2**30:.1f}, over circuit.cache_gib, so each step reads its own again"

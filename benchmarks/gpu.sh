@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# What is to be seen on a GPU, in ten minutes: families in two types, a model of 3B, decode and circuit steps.
+#
+#     benchmarks/gpu.sh [MODEL.gguf or folder] >gpu.log
+#
+# From the repository's root, in an environment with `pip install -e '.[dev,gguf]'` and a CUDA build of torch.
+set -uo pipefail
+failed=0
+say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
+try() { timeout "$1" "${@:2}" || { echo "FAILED with $?: ${*:2}"; failed=1; }; }
+
+python - <<'PY'
+import torch
+assert torch.cuda.is_available(), "no CUDA device; see constraints-cpu.txt for how to choose a CUDA build of torch"
+print(torch.cuda.get_device_name(), torch.__version__)
+PY
+[ $? -eq 0 ] || exit 2
+
+for dtype in float32 bfloat16; do
+    say "families on CUDA, $dtype"
+    CCA_TEST_DEVICE=cuda CCA_TEST_DTYPE=$dtype try 150 python -m pytest -q -p no:cacheprovider tests/test_families.py
+done
+say "a model of 3B in bfloat16: stages 2 and 3"
+try 150 python benchmarks/large_model.py qwen2.5-3b --device cuda --dtype bfloat16 --tokens 1200
+say "decode and read, with the share of what the linear layers alone would reach"
+try 90 python benchmarks/real_model.py "${1:-qwen2.5-3b}" --device cuda --only decode,read,circuit
+exit $failed
