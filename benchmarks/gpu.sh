@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is to be seen on a GPU, in ten minutes: families in two types, a model of 3B, decode and circuit steps.
+# What is to be seen on a GPU, in ten minutes: families in two types, steps of a model of 3B and of a real one.
 #
 #     benchmarks/gpu.sh [MODEL.gguf or folder] >gpu.log
 #
@@ -16,12 +16,12 @@ print(torch.cuda.get_device_name(), torch.__version__)
 PY
 [ $? -eq 0 ] || exit 2
 
-for dtype in float32 bfloat16; do
-    say "families on CUDA, $dtype"
-    CCA_TEST_DEVICE=cuda CCA_TEST_DTYPE=$dtype try 150 python -m pytest -q -p no:cacheprovider tests/test_families.py
-done
-say "a model of 3B in bfloat16: stages 2 and 3"
-try 150 python benchmarks/large_model.py qwen2.5-3b --device cuda --dtype bfloat16 --tokens 1200
-say "decode and read, with the share of what the linear layers alone would reach"
-try 90 python benchmarks/real_model.py "${1:-qwen2.5-3b}" --device cuda --only decode,read,circuit
+say "families on CUDA, in float32 and bfloat16"
+CCA_TEST_DEVICE=cuda try 240 python -m pytest -q -p no:cacheprovider tests/test_families.py
+say "a model of 3B in bfloat16: all stages' steps, with the share of what the linear layers alone would reach"
+try 200 python benchmarks/large_model.py qwen2.5-3b --device cuda --dtype bfloat16 --tokens 1200
+if [ $# -gt 0 ]; then
+    say "decode and read of $1"
+    try 120 python benchmarks/real_model.py "$1" --device cuda --only decode,read
+fi
 exit $failed

@@ -1,4 +1,4 @@
-"""Stages 2 and 3 on a model of the paper's sizes with random weights: seconds a step and peak memory.
+"""All stages' steps on a model of the paper's sizes with random weights: seconds, peak memory, and the floor.
 
     python benchmarks/large_model.py gemma-2-2b --device cuda --dtype bfloat16 --tokens 1200
     python benchmarks/large_model.py gemma-2-2b --tokens 96 --pivots 16      # two CPU cores, float32, about 12 GiB
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from floor import decode_step, linear_layers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cca.method.objective import pivot_loss
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1200, help="of a prefix (8 worked examples take about 1,000)")
     parser.add_argument("--pivots", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=64, help="of a step of stage 1; 0 leaves it out")
     parser.add_argument("--update-batch", type=int, default=4)
     parser.add_argument("--keep-activations", action="store_true", help="no gradient checkpointing in stage 3")
     options = parser.parse_args()
@@ -83,6 +85,15 @@ def main() -> None:
     report("peak memory while they were made", memory(options.device))
 
     generator = torch.Generator().manual_seed(0)
+    if options.rows:
+        vocabulary = shape["vocab_size"]
+        prompts = torch.randint(10, vocabulary, (options.rows, 100), generator=generator).tolist()
+        floor = linear_layers(model, options.rows)
+        for temperature in (0.0, 1.2):
+            took = decode_step(model, prompts, temperature)
+            said = f"{options.rows / took:,.0f} tokens/s; linear layers alone {floor:.4f} s ({floor / took:.0%})"
+            report(f"stage 1: a step at temperature {temperature:g}", f"{took:.4f} s", said)
+        report("peak memory of stage 1's steps", memory(options.device))
     ids = torch.randint(10, shape["vocab_size"], (options.pivots, options.tokens), generator=generator).tolist()
     pivots = [Pivot(tuple(prefix), 3, 4, problem=str(i)) for i, prefix in enumerate(ids)]
 
@@ -106,6 +117,7 @@ def main() -> None:
     step()
     for _ in range(options.steps):
         seconds(options.device, step, f"stage 2: a step of {BATCH} pivots, one token each")
+    report("  its linear layers alone, forward and backward, at least", f"{2 * linear_layers(model, BATCH):.3f} s")
     report("peak memory of stage 2's steps", memory(options.device))
     prefixes.clear()
 

@@ -19,19 +19,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from floor import best, copy_rate, decode_step, linear_layers
 from real_model_work import WORK, gradient_work
 
-from cca.model.attention import Pattern, attention_through
-from cca.model.generate import Row, _Writing
 from cca.model.open import Model, open_model
 from cca.model.read import read, texts
-from cca.model.sampling import stream
 from cca.problems.prompts import PromptOptions
 from cca.problems.splits import ProblemOptions, build_problems, chosen_source
 
@@ -41,41 +37,8 @@ PROMPT = 100
 PARTS = ("decode", "read", "stage1", "branch", "gradient")
 
 
-def best(work: Callable[[], Any], repeats: int = 7) -> float:
-    """The shortest of some repeats, in seconds, after one that does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 def line(what: str, now: str, before: str = "", floor: str = "", ratio: str = "") -> None:
     print(f"{what:<34}{now:>14}{before:>16}{floor:>16}  {ratio}", flush=True)
-
-
-def linear_layers(network: Any, rows: int, head_rows: int | None = None) -> float:
-    """Seconds of the linear layers alone on so many rows, the output head on `head_rows`."""
-    head = network.get_output_embeddings()
-    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
-    counts = {m: head_rows if m is head and head_rows else rows for m in layers}
-    inputs = {m: torch.randn(count, m.in_features).to(m.weight) for m, count in counts.items()}
-
-    @torch.no_grad()
-    def run() -> None:
-        for layer, x in inputs.items():
-            layer(x)
-
-    return best(run, 5)
-
-
-def copy_rate() -> float:
-    """GB/s read and written together by a copy."""
-    a = torch.empty(2**27, dtype=torch.uint8)
-    b = torch.empty_like(a)
-    return 2 * a.numel() / best(lambda: b.copy_(a)) / 1e9
 
 
 def prompts(network: Any, count: int) -> list[list[int]]:
@@ -88,9 +51,10 @@ def prompts(network: Any, count: int) -> list[list[int]]:
 def decode(network: Any) -> None:
     for rows in ROWS:
         ids = prompts(network, rows)
-        took = {temperature: _step(network, ids, temperature) for temperature in (0.0, 1.2)}
+        took = {temperature: decode_step(network, ids, temperature) for temperature in (0.0, 1.2)}
         floor = linear_layers(network, rows)
-        batch, mask = torch.tensor(ids), torch.ones(rows, PROMPT, dtype=torch.long)
+        batch = torch.tensor(ids, device=network.device)
+        mask = torch.ones_like(batch)
 
         def generate(new: int, batch: Any = batch, mask: Any = mask) -> float:
             how = {"attention_mask": mask, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -106,17 +70,6 @@ def decode(network: Any) -> None:
             f"{greedy / floor:.2f}x the floor, generate {theirs / greedy:.2f}x as long, "
             f"sampled {sampled * 1e3:.0f} ms ({sampled / greedy:.2f}x)",
         )
-
-
-def _step(network: Any, ids: list[list[int]], temperature: float) -> float:
-    writing = _Writing(network, len(ids), frozenset(), None, None)
-    writing._add(
-        Row(text, 64, (i,), temperature=temperature, uniforms=stream(0, i).random(64))
-        for i, text in enumerate(texts(ids, ()))
-    )
-    writing._fill()
-    with attention_through(network, writing._attention, Pattern.of):
-        return best(writing._step, 15)
 
 
 @torch.no_grad()
@@ -180,15 +133,18 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a worktree of an earlier commit")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu", help="of decode and read")
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256)
     options = parser.parse_args()
     parts = options.only.split(",")
     prompt = PromptOptions(style="chat", template=ASK)
-    model = open_model(options.model, dtype=options.dtype, prompt=prompt)
+    model = open_model(options.model, dtype=options.dtype, device=options.device, prompt=prompt)
     network = model.network
-    print(f"{model}\n{torch.get_num_threads()} threads, {options.dtype}; a copy: {copy_rate():.0f} GB/s\n")
+    print(
+        f"{model}\n{torch.get_num_threads()} threads, {options.dtype}; a copy: {copy_rate(options.device):.0f} GB/s\n"
+    )
     line("", "now", "before", "floor")
     if "decode" in parts:
         decode(network)

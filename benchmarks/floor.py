@@ -1,0 +1,66 @@
+"""What a machine can do at most, to stand beside what was measured."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cca.model.attention import Pattern, attention_through
+from cca.model.generate import Row, _Writing
+from cca.model.read import texts
+from cca.model.sampling import stream
+
+
+def best(work: Callable[[], Any], repeats: int) -> float:
+    """The shortest of some repeats, in seconds, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def wait() -> None:
+    """Until the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def linear_layers(network: Any, rows: int, head_rows: int | None = None, repeats: int = 5) -> float:
+    """Seconds of the linear layers alone on so many rows, the output head on `head_rows`."""
+    head = network.get_output_embeddings()
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    counts = {m: head_rows if m is head and head_rows else rows for m in layers}
+    inputs = {m: torch.randn(count, m.in_features, device=m.weight.device).to(m.weight) for m, count in counts.items()}
+
+    def run() -> None:
+        for layer, x in inputs.items():
+            layer(x)
+
+    return best(run, repeats)
+
+
+def copy_rate(device: str) -> float:
+    """GB/s read and written together by a copy."""
+    a = torch.empty(2**27, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.numel() / best(lambda: b.copy_(a), 7) / 1e9
+
+
+def decode_step(network: Any, ids: Sequence[Sequence[int]], temperature: float, repeats: int = 15) -> float:
+    """Seconds of a pass that writes a token for each of the rows that continue `ids`."""
+    writing = _Writing(network, len(ids), frozenset(), None, None)
+    writing._add(
+        Row(text, repeats + 10, (i,), temperature=temperature, uniforms=stream(0, i).random(repeats + 10))
+        for i, text in enumerate(texts(ids, ()))
+    )
+    with torch.no_grad():
+        writing._fill()
+        with attention_through(network, writing._attention, Pattern.of):
+            return best(writing._step, repeats)
