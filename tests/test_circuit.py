@@ -5,7 +5,7 @@ from conftest import random_pivots, tiny_qwen2
 from jaxtyping import TypeCheckError
 
 from cca.controls.circuits import random_circuit
-from cca.method.circuit import Circuit, learn_gates
+from cca.method.circuit import Circuit, learn_gates, read_prefixes
 from cca.method.objective import margins, pivot_loss
 from cca.method.options import CircuitOptions
 from cca.method.prefixes import CachedPrefixes
@@ -155,6 +155,45 @@ def test_a_resumed_circuit_is_bit_identical(tiny, tmp_path):
     assert torch.equal(resumed.gates, whole.gates)
     assert torch.equal(resumed.history, whole.history)
     assert torch.equal(resumed.losses, whole.losses)
+
+
+def test_each_step_tells_its_tokens_and_a_training_that_goes_on_where_it_begins(tiny, tmp_path):
+    pivots, parts, state = random_pivots(8, VOCABULARY), find_components(tiny), tmp_path / "state.safetensors"
+    told: list[tuple[int, float]] = []
+    work = lambda tokens, epochs: told.append((tokens, epochs))
+    few, more = OPTIONS.changed({"epochs": 1, "batch": 3}), OPTIONS.changed({"epochs": 2, "batch": 3})
+    learn_gates(tiny, parts, pivots, few, state_path=state, work=work)
+    assert [tokens for tokens, _ in told] == [3, 3, 2]
+    assert [epochs for _, epochs in told] == pytest.approx([1 / 3, 2 / 3, 1])
+    told.clear()
+    learn_gates(tiny, parts, pivots, more, state_path=state, work=work)
+    assert told[0] == (0, 1.0)
+    assert [epochs for _, epochs in told[1:]] == pytest.approx([4 / 3, 5 / 3, 2])
+
+
+def test_prefixes_that_are_not_kept_count_in_every_step(tiny):
+    pivots = random_pivots(3, VOCABULARY)
+    told: list[int] = []
+    options = OPTIONS.changed({"epochs": 1, "cache_gib": 1e-9})
+    learn_gates(tiny, find_components(tiny), pivots, options, work=lambda tokens, _: told.append(tokens))
+    assert told == [sum(len(p.prefix) for p in pivots)]
+
+
+def test_prefixes_that_are_read_once_serve_every_lambda(tiny):
+    pivots, parts = random_pivots(8, VOCABULARY), find_components(tiny)
+    read: list[int] = []
+    prefixes = read_prefixes(tiny, pivots, OPTIONS, read.append)
+    assert sum(read) == sum(len(p.prefix) - 1 for p in pivots)
+    passes: list[int] = []
+    hook = tiny.register_forward_hook(lambda *_: passes.append(1))
+    for penalty in (0.01, 0.5):
+        options = OPTIONS.changed({"penalty": penalty, "epochs": 2})
+        passes.clear()
+        again = learn_gates(tiny, parts, pivots, options, prefixes=prefixes)
+        assert len(passes) == 2 * 2  # a pass a step, and none to read
+        with_its_own = learn_gates(tiny, parts, pivots, options)
+        assert torch.equal(again.history, with_its_own.history)
+    hook.remove()
 
 
 def test_a_circuit_survives_saving(tmp_path):

@@ -179,10 +179,13 @@ def test_padding_counts_for_nothing_whatever_its_token(model):
 
 
 def test_an_epoch_is_one_pass_over_the_examples_in_batches(model):
-    seen, solved = [], examples(5)
+    seen, batches, solved = [], [], examples(5)
     report = lambda epoch, epochs, metric: seen.append((epoch, epochs, metric and metric.step))
-    result = tuned(model, solved=solved, steps=2, solution_batch=2, learning_rate=1e-12, progress=report)
+    work = lambda tokens, epochs: batches.append((tokens, epochs))
+    result = tuned(model, solved=solved, steps=2, solution_batch=2, learning_rate=1e-12, progress=report, work=work)
     assert seen == [(0, 2, 0), (1, 2, None), (2, 2, None), (2, 2, 2)]
+    assert [epochs for _, epochs in batches] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
+    assert sum(tokens for tokens, _ in batches) >= 2 * sum(len(e.prompt) + len(e.answer) for e in solved)
     of = functools.cache(lambda batch: float(plain_loss(model, [solved[i] for i in batch])))
     possible = [
         sum(of(tuple(sorted(order[i : i + 2]))) for i in (0, 2, 4)) / 3 for order in itertools.permutations(range(5))

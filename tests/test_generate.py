@@ -7,7 +7,7 @@ import reference
 import torch
 from conftest import tiny_qwen2
 
-from cca.model.generate import Row, generate_greedy, write
+from cca.model.generate import Row, Watch, generate_greedy, write
 from cca.model.read import Text, common_start, read, texts
 from cca.model.sampling import BLOCK, argmax, pick, stream
 
@@ -161,10 +161,29 @@ def test_free_slots_ask_for_more_until_there_is_no_more(tiny):
         return itertools.islice(left, 2)
 
     counted: list[int] = []
-    write(tiny, (), slots=3, end_tokens=frozenset(), idle=more, progress=counted.append)
+    write(tiny, (), slots=3, end_tokens=frozenset(), idle=more, watch=Watch(counted.append))
     assert asked[:2] == [3, 1]
     assert next(left, None) is None
     assert sum(counted) == 7 * 2 + 7 * 2, "tokens read, and written after the first"
+
+
+def test_a_watch_sees_the_rows_at_work_and_those_that_ended_after_each_pass(tiny):
+    def passed(tokens: int) -> None:
+        seen.append((tokens, [len(row.tokens) for row in watch.at_work], dict(watch.ended), dict(watch.lengths)))
+
+    def another(_: list[int]):
+        return [Row(Text((5, 4)), 2, (0, 1), then=lambda _: watch.over(0) or ())]
+
+    watch, seen = Watch(passed), []
+    write(tiny, [Row(Text((5, 2, 3)), 3, (0,), then=another)], slots=2, end_tokens=frozenset(), watch=watch)
+    assert seen == [
+        (3, [], {}, {}),
+        (1, [2], {}, {}),
+        (1, [], {0: 1}, {3: 1}),
+        (2, [], {0: 1}, {3: 1}),
+        (1, [], {}, {3: 1, 2: 1}),
+    ]
+    assert watch.sizes == {2: 1}
 
 
 # ---- sampling ----

@@ -204,6 +204,20 @@ def test_a_limit_takes_the_first_documents_of_each_subtask(bundled, data):
     assert first == [s for s in every if s.document < 3]
 
 
+def test_every_pass_tells_its_tokens_and_the_requests_that_are_answered(bundled, data):
+    told: list[tuple[int, int, int]] = []
+    report = lambda *figures: told.append(figures)
+    run_tasks(bundled.network, bundled.tokenizer, ["mmlu", "gsm8k"], data=data, limit=2, batch_size=4, progress=report)
+    assert all(tokens > 0 for tokens, _, _ in told)
+    by_kind = {of: [done for _, done, total in told if total == of] for _, _, of in told}
+    assert set(by_kind) == {2 * len(SUBJECTS) * 4, 2}  # a request for each choice, and one for each answer to write
+    for of, done in by_kind.items():
+        assert done == sorted(done)
+        assert done[0] == 0
+        assert done[-1] < of
+    assert not bundled.network._forward_hooks
+
+
 def test_a_tokenizer_without_padding_that_the_model_knows_works_and_batches_change_no_outcome(
     bundled, data, tiny, tmp_path
 ):

@@ -161,6 +161,23 @@ def test_a_resumed_update_is_bit_identical(model, rows, tmp_path):
         assert torch.equal(kept.values, whole.intervention.weights[name].values)
 
 
+def test_each_batch_tells_its_tokens_and_a_training_that_goes_on_where_it_begins(model, rows, tmp_path):
+    pivots, state = random_pivots(6, VOCABULARY), tmp_path / "state.safetensors"
+    whole = sum(len(p.prefix) for p in pivots)
+    told: list[tuple[int, float]] = []
+    work = lambda tokens, steps: told.append((tokens, steps))
+    delta, two, three = Delta.zeros(model, rows), options(steps=2, batch=3), options(steps=3, batch=3)
+    train(model, delta, pivots, [], rising, two, state_path=state, work=work)
+    assert sum(tokens for tokens, _ in told) == 2 * whole
+    half = told[0][0] / whole
+    assert [steps for _, steps in told] == pytest.approx([half, 1, 1 + half, 2])
+    told.clear()
+    train(model, delta, pivots, pivots[:2], rising, three, state_path=state, work=work)
+    assert told[0] == (0, 2.0)
+    assert [steps for _, steps in told[1:]] == pytest.approx([2 + half, 3, 3])  # the last are the held-out pivots
+    assert told[-1][0] == sum(len(p.prefix) for p in pivots[:2])
+
+
 def test_a_delta_survives_saving_and_counts_its_numbers(model, rows, tmp_path):
     delta = Delta.zeros(model, rows)
     for changed in delta.weights.values():

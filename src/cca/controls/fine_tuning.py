@@ -27,7 +27,7 @@ from cca.controls.weights import WeightChange
 from cca.errors import InputError, install_command
 from cca.method.course import Course, Training
 from cca.method.options import UpdateOptions
-from cca.method.update import Progress
+from cca.method.update import Progress, Work
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
 from cca.records import Metric
@@ -91,6 +91,7 @@ def fine_tune(
     pad_token: int,
     recompute: Sequence[nn.Module] = (),
     progress: Progress | None = None,
+    work: Work | None = None,
 ) -> Training[WeightChange]:
     """Train all weights, or a LoRA, to write the answers of `examples`; the change of the best measured epoch.
 
@@ -109,6 +110,8 @@ def fine_tune(
         pad_token: any token id; padding is masked by length, never by this id.
         recompute: layers whose activations are computed again in the backward pass.
         progress: epoch, epochs, metric.
+        work: told after each batch how many tokens it read, padding included, and how many epochs are done, the part
+            of this one included.
 
     Returns:
         Float32 tensors on the CPU: all weights, or those that the LoRA targets. Ties go to the earlier epoch.
@@ -120,7 +123,8 @@ def fine_tune(
     check_installed()
     _check_weights(network)
     adapted = target_modules(network, lora.targets) if lora else []
-    epochs = _Epochs(network, measure, options, progress)
+    batches = math.ceil(len(examples) / options.solution_batch)
+    epochs = _Epochs(network, measure, options, progress, work, batches)
     with _restored(), TemporaryDirectory(prefix="cca-") as folder:
         settings: dict[str, Any] = {
             "output_dir": folder,
@@ -167,8 +171,18 @@ def target_modules(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
 class _Epochs:
     """Measures the network as training goes on, and keeps the change of the best epoch."""
 
-    def __init__(self, network: PreTrainedModel, measure: Measure, options: UpdateOptions, progress: Progress | None):
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        measure: Measure,
+        options: UpdateOptions,
+        progress: Progress | None,
+        work: Work | None,
+        batches: int,
+    ):
+        """batches: of an epoch."""
         self.network, self.measure, self.options, self.progress = network, measure, options, progress
+        self.work, self.batches = work, batches
         self.course = Course(options.patience, WeightChange({}))
         self.epoch, self.stopped = 0, "epochs"
         self.losses: list[float] = []
@@ -184,10 +198,12 @@ class _Epochs:
         if self.progress:
             self.progress(self.epoch, self.options.steps, metric)
 
-    def batch_done(self, loss: float) -> None:
+    def batch_done(self, loss: float, tokens: int) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(f"epoch {self.epoch + 1}: the loss is {loss:g}; try a lower learning rate")
         self.losses.append(loss)
+        if self.work:
+            self.work(tokens, self.epoch + len(self.losses) / self.batches)
 
     def epoch_done(self, weights: Callable[[], dict[str, Tensor]]) -> bool:
         """Whether to stop."""
@@ -268,9 +284,10 @@ def _reporting_to(epochs: _Epochs, change: Callable[[], dict[str, Tensor]]) -> t
         def _send_telemetry(self) -> None:
             """Tell nobody: trl would report every run to huggingface.co."""
 
-        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-            loss = super().training_step(*args, **kwargs)
-            epochs.batch_done(loss.item())
+        def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+            tokens = inputs["input_ids"].numel()
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            epochs.batch_done(loss.item(), tokens)
             return loss
 
     class Epochs(TrainerCallback):

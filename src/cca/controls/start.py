@@ -1,7 +1,7 @@
 """What each method trains on pivots, before its first step: an intervention that changes nothing."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,13 +17,21 @@ from cca.model.open import Model
 from cca.records import Pivot
 
 
-def start(model: Model, circuit: Circuit, pivots: Sequence[Pivot], options: UpdateOptions, seed: int) -> Trainable:
+def start(
+    model: Model,
+    circuit: Circuit,
+    pivots: Sequence[Pivot],
+    options: UpdateOptions,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> Trainable:
     """The intervention that `options.method` trains; controls are as large as the circuit's where that can be.
 
     Args:
         circuit: learned on the same pivots.
         pivots: those that will be trained on.
         seed: of what is drawn at random.
+        progress: told of what is read to choose rows by, how many tokens.
 
     Raises:
         ValueError: the method learns no pivots.
@@ -40,7 +48,7 @@ def start(model: Model, circuit: Circuit, pivots: Sequence[Pivot], options: Upda
             return Delta.zeros(model, parts.rows(everything))
         case "gradient":
             every = Delta.zeros(network, parts.rows(everything))
-            _, gradients = full_gradient(network, every, pivots, options.batch, options.loss)
+            _, gradients = full_gradient(network, every, pivots, options.batch, options.loss, progress=progress)
             return Delta.zeros(model, largest_rows(every, gradients, rows))
         case "bias":
             seen = Counter(token for p in pivots for token in (p.desired, p.undesired))

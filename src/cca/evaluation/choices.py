@@ -1,6 +1,6 @@
 """What a model makes of pivots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +11,14 @@ from cca.records import Choice, Pivot, Which
 
 
 @torch.no_grad()
-def choices(network: PreTrainedModel, pivots: Sequence[Pivot], *, model: Which, batch: int) -> list[Choice]:
+def choices(
+    network: PreTrainedModel,
+    pivots: Sequence[Pivot],
+    *,
+    model: Which,
+    batch: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Choice]:
     """How probable a model finds the two tokens of each of `pivots`.
 
     Args:
@@ -19,6 +26,7 @@ def choices(network: PreTrainedModel, pivots: Sequence[Pivot], *, model: Which, 
         pivots: in any order.
         model: which of the two this is, for the records.
         batch: pivots read together, at most.
+        progress: told after each batch how many tokens of prefixes it read.
 
     Returns:
         A choice for each pivot, in their order.
@@ -35,4 +43,6 @@ def choices(network: PreTrainedModel, pivots: Sequence[Pivot], *, model: Which, 
         check_finite(both, "the probabilities of a pivot are", network)
         for i, pivot, (desired, undesired) in zip(rows, chunk, both.tolist(), strict=True):
             found[i] = Choice(model, pivot.problem, desired, undesired)
+        if progress:
+            progress(sum(len(p.prefix) for p in chunk))
     return [found[i] for i in range(len(pivots))]

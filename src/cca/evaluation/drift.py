@@ -1,7 +1,7 @@
 """Drift: how far the updated model is from the base on given text. It moves before any answer does."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,11 @@ class Text(NamedTuple):
     context: tuple[int, ...]
     written: tuple[int, ...]
 
+    @property
+    def tokens(self) -> int:
+        """How many it has."""
+        return len(self.context) + len(self.written)
+
 
 def solution_texts(prompter: Prompter, problems: Sequence[Problem], count: int) -> list[Text]:
     """The worked solutions of at most `count` of `problems`, evenly spaced, so that every template has its part."""
@@ -41,7 +46,13 @@ def plain_texts(ids: Sequence[int], length: int = 256) -> list[Text]:
 
 
 @torch.no_grad()
-def drift(network: PreTrainedModel, intervention: Intervention, texts: Sequence[Text], batch: int) -> Drift:
+def drift(
+    network: PreTrainedModel,
+    intervention: Intervention,
+    texts: Sequence[Text],
+    batch: int,
+    progress: Callable[[int], None] | None = None,
+) -> Drift:
     """Drift over the `written` tokens of `texts`, each after its context.
 
     Args:
@@ -49,18 +60,24 @@ def drift(network: PreTrainedModel, intervention: Intervention, texts: Sequence[
         intervention: makes the updated model of it.
         texts: at least one.
         batch: texts read together, at most; fewer where their logits would fill the memory.
+        progress: told after each pass how many tokens it read; each text is read twice.
 
     Raises:
         FloatingPointError: a probability is not finite.
     """
-    texts = sorted(texts, key=lambda t: len(t.context) + len(t.written))
+    texts = sorted(texts, key=lambda t: t.tokens)
     longest = max(len(t.written) for t in texts)
     batch = max(1, min(batch, _LOGITS // (longest * network.config.get_text_config().vocab_size)))
     divergence, change, count = 0.0, 0.0, 0
-    for chunk in by_budget(texts, lambda t: len(t.context) + len(t.written), network, batch):
+    for chunk in by_budget(texts, lambda t: t.tokens, network, batch):
+        tokens = sum(t.tokens for t in chunk)
         base = _predicted(network, chunk)
+        if progress:
+            progress(tokens)
         with intervention.attached(network):
             updated = _predicted(network, chunk)
+        if progress:
+            progress(tokens)
         apart = (base.exp() * (base - updated)).sum()
         check_finite(apart, "the drift is", network)
         divergence += float(apart)

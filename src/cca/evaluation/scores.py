@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from transformers import PreTrainedModel
 
 from cca.method.traces import TRACED, greedy_traces
+from cca.model.generate import Watch
 from cca.problems.prompts import Prompter
 from cca.records import Problem, ProblemSet, Score, Trace, Which
 
@@ -30,7 +31,7 @@ def answer(
     max_new_tokens: int,
     slots: int,
     done: Callable[[Score], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Score]:
     """Greedy answers to `problems`, graded.
 
@@ -42,7 +43,7 @@ def answer(
         max_new_tokens: of an answer, at most.
         slots: answers that are written at once.
         done: told of each score as soon as there is one.
-        progress: told after each pass of the model how many tokens it read or wrote.
+        watch: sees the writing go on.
 
     Returns:
         A score for each problem, in their order.
@@ -55,5 +56,5 @@ def answer(
         if done:
             done(score(problem, trace))
 
-    traces = greedy_traces(network, prompter, problems, max_new_tokens, slots=slots, done=told, progress=progress)
+    traces = greedy_traces(network, prompter, problems, max_new_tokens, slots=slots, done=told, watch=watch)
     return [score(p, t) for p, t in zip(problems, traces, strict=True)]

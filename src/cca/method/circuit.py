@@ -30,6 +30,9 @@ from cca.records import KINDS, Pivot, Trial
 
 Progress = Callable[[int, float, float], None]
 """Told after each epoch: the epochs done, the circuit's density and the mean loss of the epoch's steps."""
+Work = Callable[[int, float], None]
+"""Told after each step how many tokens it read, and how many epochs are done, the part of this one included; before the
+first step of a training that goes on, of 0 tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +139,17 @@ def learn_circuit(
     options.check_reach(len(chosen))
     circuits: dict[float, Circuit] = {}
     trials: list[Trial] = []
+    prefixes = read_prefixes(model.network, chosen, options)
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
         circuits[penalty] = learn_gates(
-            model.network, model.components, chosen, options, penalty=penalty, seed=seed, progress=progress
+            model.network,
+            model.components,
+            chosen,
+            options,
+            penalty=penalty,
+            seed=seed,
+            prefixes=prefixes,
+            progress=progress,
         )
         trials.append(Trial(penalty, circuits[penalty].density))
     best = best_trial(trials, options.target_density)
@@ -161,6 +172,22 @@ def _say_what_is_wrong(trials: Sequence[Trial], options: CircuitOptions, steps: 
 
 
 @torch.inference_mode(False)  # whatever the caller's mode is
+def read_prefixes(
+    network: PreTrainedModel,
+    pivots: Sequence[Pivot],
+    options: CircuitOptions,
+    progress: Callable[[int], None] | None = None,
+) -> CachedPrefixes:
+    """The prefixes of `pivots` as `learn_gates` uses them: read once, they serve any number of trainings.
+
+    progress: see `CachedPrefixes`.
+    """
+    with frozen(network):
+        # a step of an offloaded network computes its layers twice
+        return CachedPrefixes(network, pivots, options.cache_gib, constant=is_offloaded(network), progress=progress)
+
+
+@torch.inference_mode(False)  # whatever the caller's mode is
 def learn_gates(
     network: PreTrainedModel,
     components: Components,
@@ -170,7 +197,9 @@ def learn_gates(
     penalty: float | None = None,
     seed: int = 0,
     state_path: Path | None = None,
+    prefixes: CachedPrefixes | None = None,
     progress: Progress | None = None,
+    work: Work | None = None,
 ) -> Circuit:
     """Minimise mean(logit[undesired] - logit[desired]) + penalty * sum(gates) over gates in [0, 1].
 
@@ -181,7 +210,9 @@ def learn_gates(
     Args:
         penalty: lambda, by default that of `options`, whose target density is not looked at.
         state_path: state goes there after each epoch, and a later call resumes from there, bit for bit.
+        prefixes: of `pivots`, by `read_prefixes`; by default they are read here.
         progress: see `Progress`; called before the epoch's state is kept.
+        work: see `Work`.
 
     Raises:
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
@@ -189,11 +220,14 @@ def learn_gates(
     """
     penalty = options.penalty if penalty is None else penalty
     with frozen(network), torch.enable_grad():
-        learning = _Learning(network, components, pivots, options, penalty, seed)
+        prefixes = prefixes or read_prefixes(network, pivots, options)
+        learning = _Learning(network, components, pivots, options, penalty, seed, prefixes)
         if state_path is not None and state_path.exists():
             learning.load(state_path)
+            if work:
+                work(0, float(learning.epochs_done))
         while learning.epochs_done < options.epochs and not learning.settled:
-            loss = learning.run_epoch()
+            loss = learning.run_epoch(work)
             if progress:
                 progress(learning.epochs_done, float((learning.history[-1] > 0.5).float().mean()), loss)
             if state_path is not None:
@@ -212,12 +246,13 @@ class _Learning:
         options: CircuitOptions,
         penalty: float,
         seed: int,
+        prefixes: CachedPrefixes,
     ):
         self.network, self.components, self.options = network, components, options
         self.penalty, self.seed, self.count = penalty, seed, len(pivots)
         offloaded = is_offloaded(network)  # its backward pass would hold every layer's weights unless read twice
         self.read_twice = [layer.module for layer in components.layers] if offloaded else []
-        self.prefixes = CachedPrefixes(network, pivots, options.cache_gib, constant=offloaded)
+        self.prefixes = prefixes
         self.desired = torch.tensor([p.desired for p in pivots], device=network.device)
         self.undesired = torch.tensor([p.undesired for p in pivots], device=network.device)
         self.gates = torch.ones(components.size, device=network.device, requires_grad=True)
@@ -235,7 +270,7 @@ class _Learning:
         """Whether the rounded circuit has not changed for `patience` epochs' steps."""
         return self.unchanged >= max(1, math.ceil(self.options.patience * self.options.steps(self.count)))
 
-    def run_epoch(self) -> float:
+    def run_epoch(self, work: Work | None = None) -> float:
         """Passes over the pivots in shuffled batches, fewer where the gates settle; the mean loss of its steps."""
         epoch, before = self.epochs_done, len(self.losses)
         self.adam.param_groups[0]["lr"] = self.options.learning_rate * self.options.decay ** (
@@ -243,6 +278,8 @@ class _Learning:
         )
         for number, rows in enumerate(self._batches(epoch), 1):
             self._step(rows, f"epoch {epoch + 1}, step {number}")
+            if work:
+                work(self.prefixes.to_read(rows), epoch + number / self.options.steps(self.count))
             if self.settled:
                 break
         self.history.append(self.gates.detach().cpu().clone())

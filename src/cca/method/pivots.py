@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from cca.errors import InputError, NothingToLearnError
 from cca.method.options import PivotOptions
 from cca.method.traces import Traces, cut_off
-from cca.model.generate import Row, write
+from cca.model.generate import Row, Watch, write
 from cca.model.open import Model, opened
 from cca.model.read import Text, by_budget, read, texts
 from cca.model.state import frozen
@@ -151,7 +151,7 @@ def branching_pivots(
     max_new_tokens: int,
     slots: int,
     done: Callable[[Pivot], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Pivot]:
     """The pivots of the branching method for `pairs` (each with a sampled trace), in their order.
 
@@ -161,12 +161,14 @@ def branching_pivots(
     Args:
         slots: completions that are written at once.
         done: told of each pivot as soon as it is found.
-        progress: told after each pass of the model how many tokens it read or wrote.
+        watch: sees the writing go on.
     """
     found: dict[int, Pivot] = {}
 
     def finished(number: int, pivot: Pivot) -> None:
         found[number] = pivot
+        if watch:
+            watch.over(number)
         if done:
             done(pivot)
 
@@ -184,7 +186,7 @@ def branching_pivots(
         rows: list[Row] = []
         while unread and not rows:
             group = unread.popleft()
-            read(network, group, progress)
+            read(network, group, watch.passed if watch else None)
             fresh = searches[len(begun) : len(begun) + len(group)]
             begun.extend(fresh)
             rows = [row for search in fresh for row in search.begin()]
@@ -193,7 +195,7 @@ def branching_pivots(
             rows = [row for search in waiting[:free] for row in search.ahead_of_time()]
         return rows
 
-    write(network, (), slots=slots, end_tokens=prompter.end_tokens, idle=more, progress=progress)
+    write(network, (), slots=slots, end_tokens=prompter.end_tokens, idle=more, watch=watch)
     return [found[number] for number in range(len(pairs))]
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cca.errors import InputError
 from cca.method.options import TraceOptions
 from cca.model.checks import check_prompts
-from cca.model.generate import Row, write
+from cca.model.generate import Row, Watch, write
 from cca.model.open import Model, opened
 from cca.model.read import Text, texts
 from cca.model.sampling import stream
@@ -156,7 +156,7 @@ def trace_pairs(
     options: TraceOptions,
     seed: int,
     done: Callable[[TracePair], None],
-    progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Trace `problems`, the first of them first; each pair is handed to `done` as soon as it is found.
 
@@ -165,14 +165,20 @@ def trace_pairs(
     its own random stream, and the first in number that is of opposite correctness counts, whichever ends first.
 
     Args:
-        progress: told after each pass of the model how many tokens it read or wrote.
+        watch: sees the writing go on.
     """
+
+    def found(number: int, pair: TracePair) -> None:
+        if watch:
+            watch.over(number)
+        done(pair)
+
     prompts = texts([prompter.prompt(p) for p in problems], prompter.start)
     rows = [
-        _Tracing(number, problem, text, prompter, options, seed, done).greedy_row()
+        _Tracing(number, problem, text, prompter, options, seed, partial(found, number)).greedy_row()
         for number, (problem, text) in enumerate(zip(problems, prompts, strict=True))
     ]
-    write(network, rows, slots=options.batch, end_tokens=prompter.end_tokens, progress=progress)
+    write(network, rows, slots=options.batch, end_tokens=prompter.end_tokens, watch=watch)
 
 
 class _Tracing:
@@ -251,19 +257,21 @@ def greedy_traces(
     *,
     slots: int,
     done: Callable[[Problem, Trace], None] | None = None,
-    progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[Trace]:
     """Greedy answers to `problems`, graded, in their order.
 
     Args:
         slots: answers that are written at once.
         done: told of each problem as soon as it is answered.
-        progress: as in `trace_pairs`.
+        watch: sees the writing go on.
     """
     traces: dict[int, Trace] = {}
 
     def ended(number: int, tokens: list[int]) -> tuple[Row, ...]:
         traces[number] = prompter.trace(problems[number], tokens)
+        if watch:
+            watch.over(number)
         if done:
             done(problems[number], traces[number])
         return ()
@@ -273,5 +281,5 @@ def greedy_traces(
         Row(text, max_new_tokens, (number,), stop=prompter.stop_rule(), then=partial(ended, number))
         for number, text in enumerate(prompts)
     ]
-    write(network, rows, slots=slots, end_tokens=prompter.end_tokens, progress=progress)
+    write(network, rows, slots=slots, end_tokens=prompter.end_tokens, watch=watch)
     return [traces[number] for number in range(len(problems))]

@@ -26,6 +26,7 @@ from cca.method.resume import check_shape, load_state, of_a_state
 from cca.method.traces import by_length, greedy_traces
 from cca.model.checks import check_prompts
 from cca.model.delta import Delta
+from cca.model.generate import Watch
 from cca.model.intervention import Intervention, Trainable
 from cca.model.numerics import check_finite
 from cca.model.open import Model, opened
@@ -37,6 +38,9 @@ from cca.records import Metric, Pivot, Problem, check_problems
 T = TypeVar("T", bound=Trainable)
 Progress = Callable[[int, int, Metric | None], None]
 """Told of each step: its number, of how many, and what was measured after it, if anything."""
+Work = Callable[[int, float], None]
+"""Told after each batch how many tokens it read, and how many steps are done, the part of this one included; before
+the first step of a training that goes on, of 0 tokens."""
 
 
 class Validation(NamedTuple):
@@ -114,14 +118,14 @@ def update(
 
 
 def validator(
-    model: Model, problems: Sequence[Problem], max_new_tokens: int, batch: int = 128
+    model: Model, problems: Sequence[Problem], max_new_tokens: int, batch: int = 128, watch: Watch | None = None
 ) -> Callable[[Intervention], Validation]:
-    """What measures greedy accuracy on `problems` under an intervention."""
+    """What measures greedy accuracy on `problems` under an intervention. watch: sees the answers being written."""
     ordered = by_length(problems, model.prompter)
 
     def validate(intervention: Intervention) -> Validation:
         with intervention.active(model):
-            answers = greedy_traces(model.network, model.prompter, ordered, max_new_tokens, slots=batch)
+            answers = greedy_traces(model.network, model.prompter, ordered, max_new_tokens, slots=batch, watch=watch)
         return Validation(sum(a.correct for a in answers) / len(problems), len(problems))
 
     return validate
@@ -161,10 +165,12 @@ def full_gradient(
     batch_size: int,
     loss: Loss = "linear",
     recompute: Sequence[nn.Module] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """The mean pivot loss over all `pivots` and its gradient with respect to the intervention's parameters, in float32.
 
-    recompute: layers whose activations are computed again in the backward pass.
+    recompute: layers whose activations are computed again in the backward pass. progress: told after each batch how
+    many tokens its prefixes have.
     """
     values = list(intervention.parameters.values())
     total = 0.0
@@ -176,19 +182,30 @@ def full_gradient(
                 for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
                     kept += fresh
             total += value.item()
+            if progress:
+                progress(sum(len(p.prefix) for p in batch))
     return total, dict(zip(intervention.parameters, gradients, strict=True))
 
 
 @torch.no_grad()
 def held_out_margins(
-    network: PreTrainedModel, intervention: Intervention, pivots: Sequence[Pivot], batch_size: int
+    network: PreTrainedModel,
+    intervention: Intervention,
+    pivots: Sequence[Pivot],
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " P"]:
-    """Margins (P,) of `pivots`, sorted by prefix length, under the intervention; empty where there are none."""
+    """Margins (P,) of `pivots`, sorted by prefix length, under the intervention; empty where there are none.
+
+    progress: as of `full_gradient`.
+    """
     found: list[Tensor] = []
     with intervention.attached(network):
         for batch in batches(network, pivots, batch_size):
             with last_margins(network, batch) as margins:
                 found.append(margins)
+            if progress:
+                progress(sum(len(p.prefix) for p in batch))
     return torch.cat(found) if found else torch.empty(0)
 
 
@@ -212,6 +229,7 @@ def train(
     recompute: Sequence[nn.Module] = (),
     state_path: Path | None = None,
     progress: Progress | None = None,
+    work: Work | None = None,
 ) -> Training[T]:
     """W_r <- W_r - learning_rate * gradient_r, `steps` times from what `intervention` holds, keeping the best step.
 
@@ -225,6 +243,7 @@ def train(
         recompute: layers whose activations are computed again in the backward pass.
         state_path: state goes there after each step, and a later call resumes from there, bit for bit.
         progress: see `Progress`.
+        work: see `Work`. Validation is not told of: `validate` can tell.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; the message says at which step and in which weight.
@@ -236,11 +255,24 @@ def train(
     course, step = Course(options.patience, intervention.copy()), 0
     if state_path is not None and state_path.exists():
         step = _load_state(state_path, network, intervention, course, rule)
+        if work:
+            work(0, float(step))
+    in_a_step, read = sum(len(p.prefix) for p in pivots), 0
+
+    def batch_read(tokens: int) -> None:
+        nonlocal read
+        read += tokens
+        if work:
+            work(tokens, step + read / in_a_step)
+
+    def held_out_read(tokens: int) -> None:
+        if work:
+            work(tokens, float(step))
 
     def measure(loss: float | None) -> None:
         if validate is None:
             return
-        margins = held_out_margins(network, intervention, held_out, options.batch)
+        margins = held_out_margins(network, intervention, held_out, options.batch, held_out_read)
         metric = measured(step, loss, margins, validate(intervention))
         course.record(metric, intervention.copy)
         if progress:
@@ -250,8 +282,8 @@ def train(
         if not course.metrics:
             measure(None)
         while step < options.steps and not (course.metrics and course.exhausted):
-            loss = _descend(network, intervention, pivots, options, rule, recompute, step + 1)
-            step += 1
+            loss = _descend(network, intervention, pivots, options, rule, recompute, step + 1, batch_read)
+            step, read = step + 1, 0
             if progress:
                 progress(step, options.steps, None)
             if options.validated(step):
@@ -271,9 +303,10 @@ def _descend(
     rule: torch.optim.Optimizer,
     recompute: Sequence[nn.Module],
     step: int,
+    progress: Callable[[int], None],
 ) -> float:
     """One step of `rule`; the loss before it."""
-    loss, gradients = full_gradient(network, intervention, pivots, options.batch, options.loss, recompute)
+    loss, gradients = full_gradient(network, intervention, pivots, options.batch, options.loss, recompute, progress)
     for name, gradient in gradients.items():
         what = f"step {step}: with a loss of {loss:g} the gradient of {name} is"
         check_finite(gradient, what, network, lambda: held_out_margins(network, intervention, pivots, options.batch))

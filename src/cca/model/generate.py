@@ -8,6 +8,7 @@ gives for one row does not depend on how many rows there are, which are a multip
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,16 +36,16 @@ class Row:
     """A sequence that is continued.
 
     text: what it continues, which is read once for all rows that begin in it; None once the row has begun.
-    limit: new tokens at most, the first included. order: the lowest goes first. length: how many of the tokens of
-    `text` it begins with, by default all. first: its first new token, where that is known. temperature: 0 for the
-    argmax. uniforms: (limit,) its random stream. stop: whether it ends with its new tokens, besides at an end token.
-    then: told of its new tokens when it has ended, an end token included; rows that it gives are written too.
-    tokens: its new tokens so far.
+    limit: new tokens at most, the first included. order: the lowest goes first; the first number is that of the unit
+    that it is written for. length: how many of the tokens of `text` it begins with, by default all. first: its first
+    new token, where that is known. temperature: 0 for the argmax. uniforms: (limit,) its random stream. stop: whether
+    it ends with its new tokens, besides at an end token. then: told of its new tokens when it has ended, an end token
+    included; rows that it gives are written too. tokens: its new tokens so far.
     """
 
     text: Text | None
     limit: int
-    order: tuple[int, ...] = ()
+    order: tuple[int, ...] = (0,)
     length: int | None = None
     first: int | None = None
     temperature: float = 0.0
@@ -63,6 +64,30 @@ class Row:
         return len(new) >= self.limit or new[-1] in end_tokens or bool(self.stop and self.stop(new))
 
 
+@dataclass
+class Watch:
+    """What is seen of a writing while it goes on. Units are what rows are written for, such as a problem.
+
+    passed: told after each pass of the model how many tokens it read or wrote. at_work: the rows that are being
+    written. ended: how many rows have ended of each unit that is not over. lengths: how many of all had how many
+    tokens. sizes: how many units had how many rows.
+    """
+
+    passed: Callable[[int], None]
+    at_work: list[Row] = field(default_factory=list)
+    ended: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[int] = field(default_factory=Counter)
+
+    def row_ended(self, row: Row) -> None:
+        self.ended[row.order[0]] += 1
+        self.lengths[len(row.tokens)] += 1
+
+    def over(self, unit: int) -> None:
+        """No more rows are wanted for `unit`."""
+        self.sizes[self.ended.pop(unit, 0)] += 1
+
+
 @torch.no_grad()
 def write(
     model: PreTrainedModel,
@@ -71,7 +96,7 @@ def write(
     slots: int,
     end_tokens: frozenset[int],
     idle: Callable[[int], Iterable[Row]] | None = None,
-    progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Continue `rows`, and all that come of them, until an end token, their stop rule or their limit.
 
@@ -79,12 +104,12 @@ def write(
         slots: rows that are written at once, at most.
         end_tokens: ids that end a row.
         idle: asked for at most so many more rows where slots are free and nothing waits.
-        progress: told after each pass how many tokens it read or wrote.
+        watch: see `Watch`.
 
     Raises:
         FloatingPointError: a chosen token's logit is not finite.
     """
-    _Writing(model, slots, end_tokens, idle, progress).run(rows)
+    _Writing(model, slots, end_tokens, idle, watch or Watch(lambda _: None)).run(rows)
 
 
 def generate_greedy(
@@ -111,13 +136,14 @@ class _Writing:
         slots: int,
         end_tokens: frozenset[int],
         idle: Callable[[int], Iterable[Row]] | None,
-        progress: Callable[[int], None] | None,
+        watch: Watch,
     ):
         self.model, self.size, self.end_tokens = model, slots, end_tokens
-        self.idle, self.progress = idle, progress
+        self.idle, self.watch = idle, watch
         self.queue: list[tuple[tuple[int, ...], int, Row]] = []
         self.numbers = itertools.count()
         self.at_work: list[Row] = []
+        watch.at_work = self.at_work
         # where rows cost no time, as on a GPU, their number stays what it is, for there rounding depends on it
         self.most = -(-slots // _ROWS) * _ROWS
         self.places = SlotPlaces(torch.zeros(self.most, dtype=torch.long))
@@ -128,18 +154,23 @@ class _Writing:
         self._fill()
         while self.at_work:
             with attention_through(self.model, self._attention, Pattern.of):  # not while sequences are read
-                self._step()
-                self._end()
+                self._pass()
                 while self.at_work and (len(self.at_work) == self.size or not (self.queue or self.idle)):
-                    self._step()
-                    self._end()
+                    self._pass()
             self._fill()
+
+    def _pass(self) -> None:
+        count = len(self.at_work)
+        self._step()
+        self._end()
+        self.watch.passed(count)  # when it is known what has ended
 
     def _add(self, rows: Iterable[Row]) -> None:
         for row in rows:
             heapq.heappush(self.queue, (row.order, next(self.numbers), row))
 
     def _told(self, row: Row) -> None:
+        self.watch.row_ended(row)
         if row.then:
             self._add(row.then(row.tokens))
 
@@ -181,7 +212,7 @@ class _Writing:
                 room -= text.own_length()
             if room <= 0:
                 break
-        read(self.model, list(unread.values()), self.progress)
+        read(self.model, list(unread.values()), self.watch.passed)
 
     def _begin(self, row: Row) -> None:
         """The first token of a row, which takes a slot unless it ends with it."""
@@ -259,8 +290,6 @@ class _Writing:
         for row, token in zip(rows, chosen.tolist(), strict=True):
             row.tokens.append(token)
         columns[: len(rows)] += 1
-        if self.progress:
-            self.progress(len(rows))
 
     def _chosen(self, logits: Tensor) -> Tensor:
         """The next token of each row."""

@@ -7,7 +7,8 @@ out says `cca.evaluation.harness.files`; with them nothing is fetched from the h
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,10 @@ from cca.evaluation.harness.files import Data, listed
 from cca.evaluation.harness.state import model_as_before, process_as_before, seed_all
 from cca.evaluation.harness.tasks import CheckedTasks, Subtask, manager, resolve
 from cca.records import TaskScore
+
+Progress = Callable[[int, int, int], None]
+"""Told after each pass of the network how many tokens it read, how many requests of a kind are answered, and of how
+many. (A document of a multiple choice is a request for each of its choices.)"""
 
 
 def check_tasks(names: Sequence[str], data: Data | None = None, *, shots: int | None = None) -> CheckedTasks:
@@ -59,6 +64,7 @@ def run_tasks(
     shots: int | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[TaskScore]:
     """A score for each document of `tasks`, the same documents in the same order for every model.
 
@@ -75,6 +81,7 @@ def run_tasks(
         shots: as in `check_tasks`.
         batch_size: prompts read together.
         seed: of the choice of few-shot examples, and of sampling in the few tasks that sample.
+        progress: see `Progress`.
 
     Returns:
         Scores in the order of the tasks and of their documents.
@@ -99,8 +106,43 @@ def run_tasks(
         for name, task in built.items():
             _check_room(name, task, harness)
         seed_all(seed)
-        samples: Any = evaluate(harness, {"tasks": built}, limit=limit, bootstrap_iters=0)
+        with _watched(harness, model, progress):
+            samples: Any = evaluate(harness, {"tasks": built}, limit=limit, bootstrap_iters=0)
         return [score for subtask in subtasks for score in _scores(subtask, samples["samples"][subtask.name])]
+
+
+@contextmanager
+def _watched(harness: Any, model: Any, progress: Progress | None) -> Iterator[None]:
+    """Within the context `progress` is told of the passes of `model` that answer requests to `harness`."""
+    answered, asked = 0, 0
+
+    class Answers:
+        """Where the harness would cache its answers, each as it is found."""
+
+        def add_partial(self, *_: Any) -> None:
+            nonlocal answered
+            answered += 1
+
+    def counted(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            nonlocal answered, asked
+            answered, asked = 0, len(requests)
+            return answer(requests, *args, **kwargs)
+
+        return ask
+
+    def passed(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
+        if progress and asked:
+            progress((args[0] if args else kwargs["input_ids"]).numel(), min(answered, asked), asked)
+
+    harness.set_cache_hook(Answers())
+    for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        setattr(harness, kind, counted(getattr(harness, kind)))
+    hook = model.register_forward_hook(passed, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _check_installed() -> None:
