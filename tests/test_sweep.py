@@ -1,6 +1,7 @@
 """The search for a density in a run folder: trials are kept until the stage is done, and a killed search goes on."""
 
 import json
+from typing import Any
 
 import pytest
 from conftest import random_pivots
@@ -45,11 +46,11 @@ def test_a_killed_search_does_no_finished_trial_again_and_ends_alike(tmp_path, b
     stage.work(whole)
     killed, learn, tried = start(tmp_path / "killed", bundled, *settings), stage._learn, []
 
-    def once(run: Run, penalty: float) -> Circuit:
+    def once(run: Run, penalty: float, *pivots: Any) -> Circuit:
         tried.append(penalty)
         if len(tried) == 2:
             raise KeyboardInterrupt
-        return learn(run, penalty)
+        return learn(run, penalty, *pivots)
 
     monkeypatch.setattr(stage, "_learn", once)
     with pytest.raises(KeyboardInterrupt):

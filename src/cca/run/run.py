@@ -151,7 +151,7 @@ class Run:
         """The model, loaded the first time that a stage needs it."""
         from cca.model.open import open_model
 
-        self.display.doing("loading the model")
+        self.display.doing(_loading(self.config.model.path))
         options: dict[str, Any] = {**dict(self.config.model), "dtype": self.dtype}
         model = open_model(options.pop("path"), prompter=self.prompter, **options)
         self.use(model)
@@ -275,6 +275,22 @@ def config_of(path: Path, changes: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     return read_config(RunFolder.open(path).config, str(path / "config.toml"), changes)
+
+
+def _loading(path: str) -> str:
+    """What to say while the weights at `path` are loaded: how large they are, where they are here already."""
+    from huggingface_hub import snapshot_download
+
+    from cca.model.bundled import location
+
+    where = Path(location(path))
+    try:
+        folder = where if where.exists() else Path(snapshot_download(path, local_files_only=True))
+    except (OSError, ValueError):  # not fetched yet, or no name that the hub could have
+        return f"fetching and loading the weights of {path}"
+    files = [folder] if folder.is_file() else folder.glob("model*.safetensors")
+    mib = sum(file.stat().st_size for file in files) / 2**20
+    return f"loading the weights of {path} ({f'{mib / 1024:.1f} GiB' if mib >= 100 else f'{mib:.1f} MiB'})"
 
 
 def default_folder(config_path: Path | None) -> Path:

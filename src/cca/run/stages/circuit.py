@@ -1,9 +1,13 @@
 """Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
 
+from collections.abc import Callable, Sequence
+from functools import cache
+
 from cca.errors import NothingToLearnError
-from cca.method.circuit import Circuit, learn_gates
+from cca.method.circuit import Circuit, learn_gates, read_prefixes
 from cca.method.density import SPARSE, best_trial, is_near, missed, next_penalty
-from cca.records import Trial
+from cca.method.prefixes import CachedPrefixes
+from cca.records import Pivot, Trial
 from cca.run.run import Run
 
 PARTIAL = "circuit.partial.safetensors"
@@ -16,9 +20,11 @@ def work(run: Run) -> None:
         InputError: the steps are too few for any gate to fall, or (NothingToLearnError) the circuit is empty.
     """
     options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
-    options.check_reach(len(run.pivots_of("train")))
+    pivots = run.pivots_of("train")
+    options.check_reach(len(pivots))
+    prefixes = cache(lambda: _read(run, pivots))  # once for all lambdas, where one is still to be tried
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
-        trials.append(Trial(penalty, _tried(run, penalty).density))
+        trials.append(Trial(penalty, _tried(run, penalty, pivots, prefixes).density))
         run.folder.append("sweep.jsonl", trials[-1:])
     wanted = options.target_density
     best = best_trial(trials, wanted)
@@ -36,36 +42,50 @@ def work(run: Run) -> None:
             f"lambda {best.penalty:g} gives a density of {best.density:.2%}, over the paper's 2%; a sparser circuit "
             f"needs a higher one: --set circuit.lambda={best.penalty * 1.5 or 0.01:g}, or circuit.target_density=0.016",
         )
-    _tried(run, best.penalty).save(run.folder.file("circuit.safetensors"))
+    _tried(run, best.penalty, pivots, prefixes).save(run.folder.file("circuit.safetensors"))
     run.folder.manifest["lambda"] = best.penalty
 
 
-def _tried(run: Run, penalty: float) -> Circuit:
+def _read(run: Run, pivots: Sequence[Pivot]) -> CachedPrefixes:
+    network = run.model.network
+    with run.display.reading("prefixes", sum(len(p.prefix) - 1 for p in pivots)) as read:
+        return read_prefixes(network, pivots, run.config.circuit, read)
+
+
+def _tried(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: Callable[[], CachedPrefixes]) -> Circuit:
     """The circuit at one lambda, learned where it has not been."""
     name = f"circuit-{penalty!r}.safetensors"
     if not run.folder.file(name).exists():
-        _learn(run, penalty).save(run.folder.file(name))
+        _learn(run, penalty, pivots, prefixes()).save(run.folder.file(name))
     run.folder.file(PARTIAL).unlink(missing_ok=True)  # before the next lambda, which would go on from it
     return run.folder.artifact(name, Circuit.load)
 
 
-def _learn(run: Run, penalty: float) -> Circuit:
+def _learn(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: CachedPrefixes) -> Circuit:
     options = run.config.circuit
-    with run.display.bar("circuit", options.epochs, "epochs") as bar:
+    with run.display.bar("circuit", options.epochs, "epochs", at_most=True) as bar:
+        bar.figure("lambda", f"{penalty:g}")
+
+        def work(tokens: int, epochs: float) -> None:
+            if tokens:
+                bar.work(tokens, epochs - bar.done)
+            else:
+                bar.resume(int(epochs))
 
         def report(epoch: int, density: float, loss: float) -> None:
             bar.reach(epoch)
-            bar.figure("lambda", f"{penalty:g}")
             bar.figure("density", f"{density:.2%}")
             bar.figure("target loss", f"{loss:.3f}")
 
         return learn_gates(
             run.model.network,
             run.model.components,
-            run.pivots_of("train"),
+            pivots,
             options,
             penalty=penalty,
             seed=run.config.seed,
             state_path=run.folder.file(PARTIAL),
+            prefixes=prefixes,
             progress=report,
+            work=work,
         )

@@ -11,6 +11,7 @@ from cca.method.circuit import Circuit
 from cca.method.traces import by_length, greedy_traces
 from cca.records import Choice, Metric, Problem, Score, TracePair, Which, WithoutPivot, best_of
 from cca.run.run import Run
+from cca.run.writing import answers_of
 
 ALONE = 8
 """Problems that are answered alone as well as in a batch."""
@@ -60,11 +61,14 @@ def diagnose(
 def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:
     batch = by_length(problems, run.prompter)[: run.config.evaluation.batch]
     some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
+    network, limit, writing = run.model.network, run.config.traces.max_new_tokens, answers_of(run)
+    # a batch takes about as long as one of its answers
+    with run.display.bar("diagnosis", 1 + len(some), "batches") as bar:
 
-    def answers(of: Sequence[Problem]) -> list[tuple[int, ...]]:
-        limit = run.config.traces.max_new_tokens
-        greedy = greedy_traces(run.model.network, run.prompter, of, limit, slots=len(of))
-        return [trace.tokens for trace in greedy]
+        def answers(of: Sequence[Problem]) -> list[tuple[int, ...]]:
+            with writing.told(bar, len(of), span=1):
+                greedy = greedy_traces(network, run.prompter, of, limit, slots=len(of), watch=writing.watch)
+            return [trace.tokens for trace in greedy]
 
-    together = dict(zip([p.id for p in batch], answers(batch), strict=True))
-    return [p.id for p in some if answers([p])[0] != together[p.id]], len(some)
+        together = dict(zip([p.id for p in batch], answers(batch), strict=True))
+        return [p.id for p in some if answers([p])[0] != together[p.id]], len(some)

@@ -1,14 +1,15 @@
 """The last stage of a run but its report: base against updated model on every evaluation set, and the summary."""
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 from cca.controls.load import load_intervention
 from cca.evaluation.choices import choices
 from cca.evaluation.drift import Text, drift, plain_texts, solution_texts
+from cca.evaluation.harness.run import Progress as TaskProgress
 from cca.evaluation.harness.run import check_tasks, run_tasks
 from cca.evaluation.results import Drift, ModelRead, RoundSummary, Summary
 from cca.evaluation.scores import answer, evaluated_sets
@@ -29,6 +30,8 @@ from cca.records import Choice, Metric, Pivot, Problem, ProblemSet, Score, TaskS
 from cca.run.journal import Keep, journalled
 from cca.run.run import Run, read_text
 from cca.run.stages.diagnose import diagnose
+from cca.run.writing import answers_of
+from cca.show.progress import Bar
 
 T = TypeVar("T")
 Sets = Mapping[ProblemSet, Sequence[Problem]]
@@ -41,14 +44,12 @@ def work(run: Run) -> None:
     intervention = load_intervention(run.folder.final_delta(), run.model.network.device)
     sets = evaluated_sets(run.problems)
     scores = _answers(run, intervention, sets)
-    run.display.doing("drift and pivots under both models")
-    drifts = _drifts(run, intervention, {name: _solutions(run, found) for name, found in sets.items()})
-    text_drift = _drifts(run, intervention, _texts(run))
+    drifts = _drifts(run, intervention, "drift", {name: _solutions(run, found) for name, found in sets.items()})
+    text_drift = _drifts(run, intervention, "drift on text", _texts(run))
     made_of = _choices(run, intervention)
     tasks = _tasks(run, intervention)
     config, folder = run.config, run.folder
     found = comparisons(scores, drifts, config.seed)
-    run.display.doing("diagnosis")
     diagnosis = diagnose(run, made_of, sets[_TARGET], scores, found[_TARGET])
     benchmarks = task_comparisons(tasks["base"], tasks["updated"], config.seed) if tasks else {}
     summary = Summary(
@@ -85,16 +86,15 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 
 def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
     network, limit = run.model.network, run.config.traces.max_new_tokens
-    known = {score.problem: score for score in run.folder.read("base.jsonl", Score)}
+    writing = answers_of(run)
+    there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
+    if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in there]:
+        run.folder.append("scores.jsonl", known)
     ordered = [p for problems in sets.values() for p in by_length(problems, run.prompter)]
 
     def answers(left: list[tuple[Which, Problem]], keep: Keep[Score]) -> None:
         for which in _BOTH:
             problems = [p for of, p in left if of == which]
-            if which == "base":
-                for p in [p for p in problems if p.id in known]:
-                    keep([known[p.id]])
-                problems = [p for p in problems if p.id not in known]
             with nullcontext() if which == "base" else intervention.active(network):
                 answer(
                     network,
@@ -104,6 +104,7 @@ def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
                     max_new_tokens=limit,
                     slots=run.config.evaluation.batch,
                     done=lambda score: keep([score]),
+                    watch=writing.watch,
                 )
 
     def shown(scores: Sequence[Score]) -> tuple[str, str]:
@@ -125,6 +126,8 @@ def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
         answers,
         each=1,
         shown=shown,
+        writing=writing,
+        unit="answers",
     )
 
 
@@ -132,9 +135,10 @@ def _choices(run: Run, intervention: Intervention) -> list[Choice]:
     """Write choices.jsonl: what both models make of the pivots."""
     network, batch = run.model.network, run.config.update.batch
     pivots = run.pivots_of("train") + run.pivots_of("validation")
-    found = choices(network, pivots, model="base", batch=batch)
-    with intervention.active(network):
-        found += choices(network, pivots, model="updated", batch=batch)
+    with run.display.reading("pivots under both models", 2 * sum(len(p.prefix) for p in pivots)) as read:
+        found = choices(network, pivots, model="base", batch=batch, progress=read)
+        with intervention.active(network):
+            found += choices(network, pivots, model="updated", batch=batch, progress=read)
     run.folder.write("choices.jsonl", found)
     return found
 
@@ -150,8 +154,10 @@ def _tasks(run: Run, intervention: Intervention) -> dict[Which, list[TaskScore]]
     for which in _BOTH:
         name = f"{which}_tasks.jsonl"
         if not run.folder.file(name).exists():
-            run.display.doing(f"benchmarks, {which} model")
-            with nullcontext() if which == "base" else intervention.active(network):
+            with (
+                nullcontext() if which == "base" else intervention.active(network),
+                _requests(run, f"benchmarks, {which} model") as answered,
+            ):
                 scores = run_tasks(
                     network,
                     run.model.tokenizer,
@@ -161,10 +167,29 @@ def _tasks(run: Run, intervention: Intervention) -> dict[Which, list[TaskScore]]
                     shots=options.task_shots,
                     batch_size=options.batch,
                     seed=run.config.seed,
+                    progress=answered,
                 )
             run.folder.write(name, scores)
         found[which] = run.folder.read(name, TaskScore)
     return found
+
+
+@contextmanager
+def _requests(run: Run, what: str) -> Iterator[TaskProgress]:
+    """Counts the requests of benchmarks, each kind on a bar of its own."""
+    bar: Bar | None = None
+    run.display.doing(what)
+    with ExitStack() as bars:
+
+        def answered(tokens: int, done: int, of: int) -> None:
+            nonlocal bar
+            if bar is None or done < bar.done or bar.total != of:  # the next kind
+                bars.close()
+                bar = bars.enter_context(run.display.bar(what, of, "requests"))
+            bar.done = done
+            bar.work(tokens)
+
+        yield answered
 
 
 def _solutions(run: Run, problems: Sequence[Problem]) -> list[Text]:
@@ -177,7 +202,11 @@ def _texts(run: Run) -> dict[str, list[Text]]:
     }
 
 
-def _drifts(run: Run, intervention: Intervention, texts: Mapping[T, Sequence[Text]]) -> dict[T, Drift]:
+def _drifts(run: Run, intervention: Intervention, what: str, texts: Mapping[T, Sequence[Text]]) -> dict[T, Drift]:
     """The drift on each of `texts` that has any."""
     network, batch = run.model.network, run.config.update.batch
-    return {name: drift(network, intervention, found, batch) for name, found in texts.items() if found}
+    tokens = 2 * sum(text.tokens for found in texts.values() for text in found)
+    if not tokens:
+        return {}
+    with run.display.reading(what, tokens) as read:
+        return {name: drift(network, intervention, found, batch, read) for name, found in texts.items() if found}

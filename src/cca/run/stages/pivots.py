@@ -9,6 +9,7 @@ from cca.model.bundled import slip_kinds
 from cca.records import Pivot, TracePair, WithoutPivot
 from cca.run.journal import Keep, journalled
 from cca.run.run import Run
+from cca.run.writing import completions_of
 
 
 def work(run: Run) -> None:
@@ -22,6 +23,7 @@ def work(run: Run) -> None:
     run.folder.write("without_pivot.jsonl", _without_pivot(traces))
     method, kinds = run.config.pivots.method, slip_kinds(run.config.model.path)
     usable = {pair.problem: pair for pair in traces.usable}
+    writing = completions_of(run, traces.usable)
 
     def find(left: list[TracePair], keep: Keep[Pivot]) -> None:
         def found(*pivots: Pivot) -> None:
@@ -41,6 +43,7 @@ def work(run: Run) -> None:
             slots=traces.options.batch,
             # the prefix method costs nothing, so both are kept for comparison
             done=lambda pivot: found(prefix_pivot(usable[pivot.problem]), pivot),
+            watch=writing.watch,
         )
 
     def shown(pivots: Sequence[Pivot]) -> tuple[str, str]:
@@ -58,6 +61,7 @@ def work(run: Run) -> None:
         find,
         each=2 if method == "branching" else 1,
         shown=shown,
+        writing=writing,
     )
     check_found([p for p in found if p.method == method], traces)
 

@@ -14,6 +14,7 @@ from cca.records import Problem, TracePair
 from cca.run.journal import Keep, journalled
 from cca.run.problems import draw_problems, target_source
 from cca.run.run import Run
+from cca.run.writing import traces_of
 
 
 def work(run: Run) -> None:
@@ -26,9 +27,10 @@ def work(run: Run) -> None:
     if not begun:
         run.folder.write("problems.jsonl", problems)
     traced = [p for p in problems if p.split in TRACED]
+    writing = traces_of(run, traced)
 
     def draw(left: list[Problem], keep: Keep[TracePair]) -> None:
-        trace_pairs(network, run.prompter, left, options, seed, lambda pair: keep([pair]))
+        trace_pairs(network, run.prompter, left, options, seed, lambda pair: keep([pair]), writing.watch)
 
     pairs = journalled(
         run.folder,
@@ -41,6 +43,7 @@ def work(run: Run) -> None:
         draw,
         each=1,
         shown=_shown,
+        writing=writing,
     )
     found = Traces(tuple(pairs), {}, options)
     if said := cut_off(found.cut, options.max_new_tokens):

@@ -1,5 +1,7 @@
 """Stage 3 of a run: train what its method trains, keep the best validated step; then further rounds, where wanted."""
 
+from collections.abc import Callable
+
 import torch
 
 from cca.controls.fine_tuning import Lora, Solved, fine_tune
@@ -10,13 +12,15 @@ from cca.evaluation.stats import wilson
 from cca.method.circuit import Circuit
 from cca.method.course import Training
 from cca.method.rounds import Round, further_rounds
-from cca.method.update import Progress, held_out_margins, measured, read_twice, train, validator
+from cca.method.update import Progress, Validation, Work, held_out_margins, measured, read_twice, train, validator
 from cca.model.delta import Delta
+from cca.model.intervention import Intervention
 from cca.records import Metric, best_of
 from cca.run.changes import open_folder
 from cca.run.run import Run
 from cca.run.stages import OF_A_ROUND
-from cca.show.progress import Display
+from cca.run.writing import answers_of
+from cca.show.progress import Bar, Display
 
 
 def work(run: Run) -> None:
@@ -56,6 +60,7 @@ class _Within(Display):
     """The display of a round: its bars and figures are those of the run, whose stages stay as they are."""
 
     def __init__(self, outer: Display):
+        super().__init__(outer.now)
         self.bar, self.doing, self.figure = outer.bar, outer.doing, outer.figure
 
 
@@ -80,7 +85,16 @@ def _figures(run: Run, number: int) -> RoundSummary:
 def _update_once(run: Run) -> None:
     """Write delta.safetensors and metrics.jsonl."""
     options = run.config.update
-    with run.display.bar("update", options.steps, "steps") as bar:
+    run.model  # is loaded before its work is counted  # noqa: B018
+    with run.display.bar("update", options.steps, "steps", at_most=True) as bar:
+        bar.expect(1 + _validations(run, 0))
+
+        def work(tokens: int, steps: float) -> None:
+            if tokens:
+                bar.work(tokens, steps - bar.done)
+            else:
+                bar.resume(int(steps))
+                bar.expect(_validations(run, bar.done))
 
         def report(step: int, _: int, metric: Metric | None) -> None:
             if metric:
@@ -91,42 +105,59 @@ def _update_once(run: Run) -> None:
             bar.reach(step)
 
         learn = _learn_solutions if options.method in OF_SOLUTIONS else _learn_pivots
-        result = learn(run, report)
+        result = learn(run, bar, report, work)
     if result.best_step == 0:
         run.warn("update", "no step of the update helped on the validation problems: the model stays as it was")
     result.intervention.save(run.folder.file("delta.safetensors"))
     run.folder.write("metrics.jsonl", result.metrics)
 
 
-def _validator(run: Run):
-    held = [p for p in run.problems if p.split == "validation"]
-    return validator(run.model, held, run.config.traces.max_new_tokens, run.config.evaluation.batch)
+def _validations(run: Run, step: int) -> int:
+    """How many are still to come after `step`."""
+    options = run.config.update
+    return sum(options.validated(later) for later in range(step + 1, options.steps + 1))
 
 
-def _learn_pivots(run: Run, report: Progress) -> Training:
+def _validator(run: Run, bar: Bar) -> Callable[[Intervention], Validation]:
+    """A validation that counts its work on a bar within `bar`."""
+    held, writing = [p for p in run.problems if p.split == "validation"], answers_of(run)
+    limit, batch = run.config.traces.max_new_tokens, run.config.evaluation.batch
+    answer = validator(run.model, held, limit, batch, writing.watch)
+
+    def validate(intervention: Intervention) -> Validation:
+        with bar.bar("validation", len(held), "problems") as inner, writing.told(inner, len(held)):
+            return answer(intervention)
+
+    return validate
+
+
+def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
     options, model, pivots = run.config.update, run.model, run.pivots_of("train")
     circuit = Circuit.load(run.folder.file("circuit.safetensors"))
+    untrained = start(model, circuit, pivots, options, run.config.seed, bar.work)
+    bar.resume(0)  # what that took says nothing about the steps
     return train(
         model.network,
-        start(model, circuit, pivots, options, run.config.seed),
+        untrained,
         pivots,
         run.pivots_of("validation"),
-        _validator(run),
+        _validator(run, bar),
         options,
         optimizer="adam" if options.method == "lora-pivots" else "descent",
         recompute=read_twice(model, options),
         state_path=run.folder.file("update.partial.safetensors"),
         progress=report,
+        work=work,
     )
 
 
-def _learn_solutions(run: Run, report: Progress) -> Training:
+def _learn_solutions(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
     """The worked solutions of the training problems; an epoch of them counts as a step."""
     options, model, prompter = run.config.update, run.model, run.prompter
-    held_out, validate, none = run.pivots_of("validation"), _validator(run), Delta({})
+    held_out, validate, none = run.pivots_of("validation"), _validator(run, bar), Delta({})
 
     def measure(epoch: int, loss: float | None) -> Metric:
-        margins = held_out_margins(model.network, none, held_out, options.batch)
+        margins = held_out_margins(model.network, none, held_out, options.batch, bar.work)
         return measured(epoch, loss, margins, validate(none))
 
     everything = torch.ones(model.components.size, dtype=torch.bool)
@@ -143,4 +174,5 @@ def _learn_solutions(run: Run, report: Progress) -> Training:
         pad_token=pad if pad is not None else min(prompter.end_tokens),
         recompute=read_twice(model, options),
         progress=report,
+        work=work,
     )
