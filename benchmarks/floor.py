@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cca.model.attention import Pattern, attention_through
-from cca.model.generate import Row, _Writing
+from cca.model.generate import Row, Watch, _Writing
 from cca.model.read import texts
 from cca.model.sampling import stream
 
@@ -55,7 +55,7 @@ def copy_rate(device: str) -> float:
 
 def decode_step(network: Any, ids: Sequence[Sequence[int]], temperature: float, repeats: int = 15) -> float:
     """Seconds of a pass that writes a token for each of the rows that continue `ids`."""
-    writing = _Writing(network, len(ids), frozenset(), None, None)
+    writing = _Writing(network, len(ids), frozenset(), None, Watch(lambda _: None))
     writing._add(
         Row(text, repeats + 10, (i,), temperature=temperature, uniforms=stream(0, i).random(repeats + 10))
         for i, text in enumerate(texts(ids, ()))

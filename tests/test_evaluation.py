@@ -17,7 +17,8 @@ from cca.evaluation.scores import answer
 from cca.evaluation.stats import paired
 from cca.evaluation.summarize import by_skill, comparisons
 from cca.model.delta import Delta
-from cca.records import ProblemSet, Score
+from cca.records import ProblemSet, Score, Which
+from cca.run.stages.evaluate import shown
 
 
 @pytest.fixture
@@ -163,3 +164,13 @@ def test_sets_are_compared_each_by_itself_with_the_drift_that_was_measured():
     assert found[ProblemSet("test", None)].drift == Drift(0.1, 1.2, 30)
     assert found[ProblemSet("transfer", "sums")].drift is None
     assert by_skill(found, "transfer") == {"sums": found[ProblemSet("transfer", "sums")]}
+
+
+def test_the_current_figure_compares_the_models_on_the_same_problems():
+    def score(model: Which, number: int, correct: bool) -> Score:
+        return Score(model, "test", None, f"p-{number}", "0", "", correct, 1, "", False)
+
+    base = [score("base", number, correct=number < 3) for number in range(4)]
+    assert shown(base) == ("evaluated", "target 75.0% of 4")
+    updated = [score("updated", number, correct=True) for number in (3, 0)]
+    assert shown([*base, *updated]) == ("evaluated", "target 50.0% -> 100.0% of 2")

@@ -133,8 +133,8 @@ def test_tokens_a_second_are_those_of_the_last_half_minute(clock):
 # ---- how much is written ----
 
 
-def seen(writing: Writing, rows: list[tuple[tuple[int, int], int]]) -> None:
-    """Let so many tokens of each row be written; its order says of what it is and how many came before."""
+def seen(writing: Writing, rows: list[tuple[tuple[int, ...], int]]) -> None:
+    """Let so many tokens of each row be written; the first number of its order is its unit."""
     writing.watch.at_work = [Row(None, 1000, order, tokens=[0] * tokens) for order, tokens in rows]
 
 

@@ -227,15 +227,14 @@ def test_an_interrupted_run_goes_on_with_the_problems_it_began_with_whatever_bec
     config = load_config(None, (f"problems.source={json.dumps(str(source))}", "evaluation.retention=[]", *settings))
     work, kept = trace.trace_pairs, []
 
-    def twice(*arguments, **options):
+    def twice(network, prompter, problems, options, seed, done, *more, **named):
         def keep(pair):
             if kept:
                 raise KeyboardInterrupt
             kept.append(pair)
             done(pair)
 
-        *others, done = arguments
-        work(*others, keep, **options)
+        work(network, prompter, problems, options, seed, keep, *more, **named)
 
     with monkeypatch.context() as patched, Run.start(tmp_path / "run", config) as run:
         patched.setattr(trace, "trace_pairs", twice)

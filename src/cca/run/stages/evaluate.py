@@ -107,11 +107,6 @@ def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
                     watch=writing.watch,
                 )
 
-    def shown(scores: Sequence[Score]) -> tuple[str, str]:
-        of = {which: [s.correct for s in scores if s.model == which and s.set == scores[-1].set] for which in _BOTH}
-        share = " -> ".join(f"{sum(right) / len(right):.1%}" for right in of.values() if right)
-        return "evaluated", f"{scores[-1].set.name} {share} of {len(of[scores[-1].model]):,}"
-
     items: dict[tuple[Which, str], tuple[Which, Problem]] = {
         (which, p.id): (which, p) for p in ordered for which in _BOTH
     }
@@ -129,6 +124,16 @@ def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
         writing=writing,
         unit="answers",
     )
+
+
+def shown(scores: Sequence[Score]) -> tuple[str, str]:
+    """The current figure: on the set at work, accuracy of the models on the problems that both have answered."""
+    last = scores[-1]
+    correct = {(s.model, s.problem): s.correct for s in scores if s.set == last.set}
+    ids = [problem for model, problem in correct if model == last.model]
+    models = _BOTH if last.model == "updated" else _BOTH[:1]  # the base model answers first
+    share = " -> ".join(f"{sum(correct[model, i] for i in ids) / len(ids):.1%}" for model in models)
+    return "evaluated", f"{last.set.name} {share} of {len(ids):,}"
 
 
 def _choices(run: Run, intervention: Intervention) -> list[Choice]:
