@@ -167,8 +167,11 @@ def main() -> None:
                 found = sides.run("branch", work | {"pairs": found["now"]["pairs"]})
                 compare(f"branch search, {found['now']['count']} pairs", found)
         if "gradient" in parts:
-            for what, count, length, shared in (("100 pivots of 210", 100, 210, 0), ("32 of 700 + 100", 32, 100, 700)):
-                work = gradient_work(count, length, shared, (4, 8, 16, 32))
+            for what, *of in (
+                ("100 pivots of 210", 100, 210, 0, (4, 8, 16)),
+                ("32 of 700 + 100", 32, 100, 700, (2, 4, 8)),
+            ):
+                work = gradient_work(*of)
                 compare(f"gradient, {what} tokens", sides.run("gradient", work))
     print("\n* of model.generate with transformers' own cache")
 
