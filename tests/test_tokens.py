@@ -220,7 +220,7 @@ def test_a_broken_tokenizer_is_named(tmp_path, text):
     made("byte-level").save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(family_config("llama").to_dict()))
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(InputError, match="no usable tokenizer"):
+    with pytest.raises(InputError, match=r"no usable tokenizer|tokenizer\.json is (empty|a Git LFS pointer)"):
         load_tokenizer(str(tmp_path))
 
 
