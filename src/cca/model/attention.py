@@ -136,6 +136,27 @@ class Pattern:
         return seen if base == "sdpa" else additive(seen, query.dtype)
 
 
+def attend_after(
+    query: Float[Tensor, "1 H Q D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    seen: Bool[Tensor, "1 1 Q T"],
+    scaling: float | None,
+) -> Float[Tensor, "1 Q H D"]:
+    """Softmax attention of the last Q positions of a sequence, its heads standing in for queries as in `attend_one`.
+
+    With its gradient it takes half of the time that the attention function takes, which copies keys and values for each
+    query head where there is a mask.
+    """
+    heads, count, size = query.shape[1:]
+    groups = heads // key.shape[1]
+    packed = query.reshape(1, key.shape[1], groups * count, size)
+    mixed = nn.functional.scaled_dot_product_attention(
+        packed, key, value, attn_mask=seen.repeat(1, 1, groups, 1), scale=scaling
+    )
+    return mixed.reshape(1, heads, count, size).transpose(1, 2)
+
+
 def additive(seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q T"]:
     """The mask that eager attention adds to its scores."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from cca.model.attention import Pattern, attention_through, stock_attention
+from cca.model.attention import Pattern, attend_after, attention_through, is_softmax, stock_attention
 from cca.model.cache import StartedLayer, cache_argument
 from cca.model.numerics import check_finite
 from cca.model.sampling import argmax
 
 T = TypeVar("T")
-TOKENS = {"cpu": 1024, "cuda": 4096}
+TOKENS = {"cpu": 2048, "cuda": 4096}
 """Tokens of a pass, by device: enough to keep it busy, few enough that what lies between two layers stays in its
 caches."""
 _WORTH_SHARING = 64
@@ -249,7 +249,10 @@ def _apart(base: str, spans: Sequence[tuple[int, int]], before: int, alone: bool
             if positions is not None:
                 kwargs["position_ids"] = positions[:, a:b]
             mask = attention_mask.of_a_sequence(start, b - a, base, query)
-            out.append(stock_attention(base, module, query[:, :, a:b], k, v, mask, **kwargs)[0])
+            if start and base == "sdpa" and mask is not None and is_softmax(base, module, kwargs):
+                out.append(attend_after(query[:, :, a:b], k, v, mask, kwargs.get("scaling")))
+            else:
+                out.append(stock_attention(base, module, query[:, :, a:b], k, v, mask, **kwargs)[0])
         return torch.cat(out, 1), None
 
     return forward
