@@ -14,17 +14,20 @@ gradient    stage 3: one full gradient over 100 pivots of 210 tokens, and of 32 
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from floor import best, copy_rate, decode_step, linear_layers
+from floor import best, copy_rate, decode_step, linear_layers, wait
 from real_model_work import WORK, gradient_work
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from cca.model.open import Model, open_model
 from cca.model.read import read, texts
@@ -47,20 +50,41 @@ def prompts(network: Any, count: int) -> list[list[int]]:
     return torch.randint(10, vocabulary - 500, (count, PROMPT), generator=generator).tolist()
 
 
+class _Clock(StoppingCriteria):
+    """Asked after each step of `model.generate`: when that was."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        del scores
+        wait()
+        self.seen.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def generate_step(network: Any, ids: Any, steps: int = 17) -> float:
+    """Seconds of the shortest step of `model.generate`, prompts not counted."""
+    clock = _Clock()
+    network.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=steps,
+        eos_token_id=None,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    return min(b - a for a, b in itertools.pairwise(clock.seen))
+
+
 @torch.no_grad()
 def decode(network: Any) -> None:
     for rows in ROWS:
         ids = prompts(network, rows)
         took = {temperature: decode_step(network, ids, temperature) for temperature in (0.0, 1.2)}
         floor = linear_layers(network, rows)
-        batch = torch.tensor(ids, device=network.device)
-        mask = torch.ones_like(batch)
-
-        def generate(new: int, batch: Any = batch, mask: Any = mask) -> float:
-            how = {"attention_mask": mask, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-            return best(lambda: network.generate(batch, min_new_tokens=new, max_new_tokens=new, **how), 1)
-
-        theirs = (generate(25) - generate(5)) / 20
+        theirs = generate_step(network, torch.tensor(ids, device=network.device))
         greedy, sampled = took[0.0], took[1.2]
         line(
             f"decode, a step of {rows} rows",
