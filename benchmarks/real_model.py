@@ -191,11 +191,11 @@ def main() -> None:
                 found = sides.run("branch", work | {"pairs": found["now"]["pairs"]})
                 compare(f"branch search, {found['now']['count']} pairs", found)
         if "gradient" in parts:
-            for what, *of in (
+            for what, count, length, shared, batches in (
                 ("100 pivots of 210", 100, 210, 0, (4, 8, 16)),
                 ("32 of 700 + 100", 32, 100, 700, (2, 4, 8)),
             ):
-                work = gradient_work(*of)
+                work = gradient_work(count, length, shared, batches)
                 compare(f"gradient, {what} tokens", sides.run("gradient", work))
     print("\n* of model.generate with transformers' own cache")
 
