@@ -136,52 +136,35 @@ class Pattern:
         return seen if base == "sdpa" else additive(seen, query.dtype)
 
 
-def attend_after(
-    query: Float[Tensor, "1 H Q D"],
-    key: Float[Tensor, "1 K T D"],
-    value: Float[Tensor, "1 K T D"],
-    seen: Bool[Tensor, "1 1 Q T"],
-    scaling: float | None,
-) -> Float[Tensor, "1 Q H D"]:
-    """Softmax attention of the last Q positions of a sequence, its heads standing in for queries as in `attend_one`.
-
-    With its gradient it takes half of the time that the attention function takes, which copies keys and values for each
-    query head where there is a mask.
-    """
-    heads, count, size = query.shape[1:]
-    groups = heads // key.shape[1]
-    packed = query.reshape(1, key.shape[1], groups * count, size)
-    mixed = nn.functional.scaled_dot_product_attention(
-        packed, key, value, attn_mask=seen.repeat(1, 1, groups, 1), scale=scaling
-    )
-    return mixed.reshape(1, heads, count, size).transpose(1, 2)
-
-
 def additive(seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q T"]:
     """The mask that eager attention adds to its scores."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
-def attend_one(
-    query: Float[Tensor, "B H 1 D"],
+def attend(
+    query: Float[Tensor, "B H Q D"],
     key: Float[Tensor, "B K T D"],
     value: Float[Tensor, "B K T D"],
-    seen: Bool[Tensor, "B 1 1 T"],
+    seen: Bool[Tensor, "B 1 Q T"],
     scaling: float | None,
     softcap: float | None,
-) -> Float[Tensor, "B 1 H D"]:
-    """Softmax attention of one query a row, whose heads stand in for several queries of the key head they share.
+) -> Float[Tensor, "B Q H D"]:
+    """Softmax attention in which the query heads of a key head stand in for several queries of it.
 
-    A row's result does not depend on the other rows, nor on T where that is a multiple of 16 (CPU, bit for bit).
+    Attention functions copy keys and values for each query head where there is a mask; with its gradient that takes
+    twice the time. With one query a row, its result does not depend on the other rows, nor on T where that is a
+    multiple of 16 (CPU, bit for bit).
     """
-    heads, groups = query.shape[1], query.shape[1] // key.shape[1]
-    packed = query.reshape(len(query), key.shape[1], groups, -1)
+    rows, heads, count, size = query.shape
+    groups = heads // key.shape[1]
+    packed = query.reshape(rows, key.shape[1], groups * count, size)
+    seen = seen if count == 1 else seen.repeat(1, 1, groups, 1)
     if softcap is not None:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scale = size**-0.5 if scaling is None else scaling
         scores = (softcap * torch.tanh(packed @ key.mT * scale / softcap)).masked_fill(~seen, -torch.inf)
         mixed = scores.float().softmax(-1).to(query.dtype) @ value
     else:
         # for a single query the CPU takes another way, whose rounding depends on where the numbers lie in memory
-        packed = packed.expand(-1, -1, 2, -1) if groups == 1 else packed
+        packed = packed.expand(-1, -1, 2, -1) if packed.shape[2] == 1 else packed
         mixed = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=seen, scale=scaling)
-    return mixed[:, :, :groups].reshape(len(query), 1, heads, -1)
+    return mixed[:, :, : groups * count].reshape(rows, heads, count, size).transpose(1, 2)

@@ -40,22 +40,6 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-class StartedLayer(DynamicLayer):
-    """Keeps what one pass adds, (B, K, T, D), and shows it after keys and values that stand before it, if any."""
-
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, **_: object):
-        super().__init__()
-        self.before = (keys, values)
-        self.own_keys, self.own_values = torch.empty(0), torch.empty(0)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        self.own_keys, self.own_values = key_states, value_states
-        keys, values = self.before
-        if keys is None or values is None:
-            return key_states, value_states
-        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-
-
 @dataclass
 class SlotPlaces:
     """Where the next tokens of the slots go. columns: (S,) on the CPU; shown: how many columns attention looks at."""
@@ -107,17 +91,22 @@ class SlotLayer(DynamicLayer):
 
 
 class ConstantLayer(DynamicLayer):
-    """Keys and values (B, K, T, D) of a prefix, to which new ones are joined for the caller alone: nothing is kept.
+    """Keys and values (B, K, T, D) of a prefix, if any, to which those of a pass are joined for the caller alone.
 
-    A layer that is computed twice may use it twice.
+    It stays as it is, so that a layer that is computed twice may use it twice. own_keys, own_values: of the last pass.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, **_: object):
         super().__init__()
-        self.dtype, self.device, self.keys, self.values = keys.dtype, keys.device, keys, values
-        self.is_initialized = True
+        self.own_keys, self.own_values = torch.empty(0), torch.empty(0)
+        if keys is not None and values is not None:
+            self.dtype, self.device, self.keys, self.values = keys.dtype, keys.device, keys, values
+            self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        self.own_keys, self.own_values = key_states, value_states
+        if not self.is_initialized:
+            return key_states, value_states
         return torch.cat([cast(Tensor, self.keys), key_states], 2), torch.cat(
             [cast(Tensor, self.values), value_states], 2
         )

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from cca.model.attention import Pattern, additive, attend_one, attention_through, is_softmax, stock_attention
+from cca.model.attention import Pattern, additive, attend, attention_through, is_softmax, stock_attention
 from cca.model.cache import SlotLayer, SlotPlaces, cache_argument
 from cca.model.numerics import check_finite
-from cca.model.read import TOKENS, Text, read, texts
+from cca.model.read import Text, read, texts, tokens_of_a_pass
 from cca.model.sampling import argmax, pick
 
 _ROWS, _COLUMNS = 8, 16
@@ -127,6 +127,11 @@ def generate_greedy(
     return [row.tokens for row in rows]
 
 
+def _multiple(number: int, of: int) -> int:
+    """The next multiple, or `number` itself where it is one."""
+    return -(-number // of) * of
+
+
 class _Writing:
     """The queue and the slots. Rows at work are in the first slots, in no order."""
 
@@ -145,7 +150,7 @@ class _Writing:
         self.at_work: list[Row] = []
         watch.at_work = self.at_work
         # where rows cost no time, as on a GPU, their number stays what it is, for there rounding depends on it
-        self.most = -(-slots // _ROWS) * _ROWS
+        self.most = _multiple(slots, _ROWS)
         self.places = SlotPlaces(torch.zeros(self.most, dtype=torch.long))
         self.cache = DynamicCache()
 
@@ -205,7 +210,7 @@ class _Writing:
         unread = {id(t): t for row in fresh if (t := row.text) and not t.is_read}
         if not unread:
             return
-        room = TOKENS.get(self.model.device.type, TOKENS["cpu"]) - sum(t.own_length() for t in unread.values())
+        room = tokens_of_a_pass(self.model) - sum(t.own_length() for t in unread.values())
         for _, _, row in heapq.nsmallest(self.size, self.queue) if room > 0 else ():
             if (text := row.text) and not text.is_read and not row.dropped and id(text) not in unread:
                 unread[id(text)] = text
@@ -238,7 +243,7 @@ class _Writing:
 
     def _make_room(self, like: Text, columns: int) -> None:
         """See that the slots have `columns`."""
-        columns = -(-columns // _COLUMNS) * _COLUMNS
+        columns = _multiple(columns, _COLUMNS)
         if not self.cache.layers:
             whole = like
             while whole.start:
@@ -272,9 +277,9 @@ class _Writing:
     def _step(self) -> None:
         """One pass: a token for each row at work."""
         rows, device = self.at_work, self.model.device
-        count = -(-len(rows) // _ROWS) * _ROWS if device.type == "cpu" else self.most
+        count = _multiple(len(rows), _ROWS) if device.type == "cpu" else self.most
         columns = self.places.columns[:count]
-        self.places.shown = -(-(int(columns.max()) + 1) // _COLUMNS) * _COLUMNS
+        self.places.shown = _multiple(int(columns.max()) + 1, _COLUMNS)
         last = torch.tensor([row.tokens[-1] for row in rows] + [0] * (count - len(rows)), device=device)
         logits = self.model(
             input_ids=last[:, None],
@@ -314,7 +319,7 @@ class _Writing:
         ) -> Any:
             mask = attention_mask.of_one_query(self.places.columns[: len(query)], key.shape[2], query.device)
             if is_softmax(base, module, kwargs):
-                return attend_one(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
+                return attend(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
             mask = mask if base == "sdpa" else additive(mask, query.dtype)
             return stock_attention(base, module, query, key, value, mask, **kwargs)
 

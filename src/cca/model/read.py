@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from cca.model.attention import Pattern, attend_after, attention_through, is_softmax, stock_attention
-from cca.model.cache import StartedLayer, cache_argument
+from cca.model.attention import Pattern, attend, attention_through, is_softmax, stock_attention
+from cca.model.cache import ConstantLayer, cache_argument
 from cca.model.numerics import check_finite
 from cca.model.sampling import argmax
 
@@ -105,6 +105,11 @@ def read(model: PreTrainedModel, unread: Sequence[Text], progress: Callable[[int
                 progress(sum(map(Text.own_length, group)))
 
 
+def tokens_of_a_pass(model: PreTrainedModel) -> int:
+    """About how many tokens a pass should have."""
+    return TOKENS.get(model.device.type, TOKENS["cpu"])
+
+
 def by_budget(
     items: Iterable[T], tokens: Callable[[T], int], model: PreTrainedModel, most: int | None = None, shared: int = 0
 ) -> Iterator[list[T]]:
@@ -112,7 +117,7 @@ def by_budget(
 
     shared: tokens that each pass computes besides, of which there should be fewer.
     """
-    budget = max(TOKENS.get(model.device.type, TOKENS["cpu"]), 2 * shared)
+    budget = max(tokens_of_a_pass(model), 2 * shared)
     group, count = list[T](), 0
     for item in items:
         if group and (count + tokens(item) > budget or len(group) == most):
@@ -135,7 +140,7 @@ def _read(model: PreTrainedModel, group: Sequence[Text], start: Text | None) -> 
     last = torch.tensor([len(positions) for positions in wanted]).cumsum(0) - 1
     after = out.logits[last.to(out.logits.device)].to(model.device)
     check_finite(after, "the logits after a prompt are", model, lambda: packed(model, own, places, start=start))
-    best = argmax(out.logits).tolist() if len(places) > len(group) else []
+    best = argmax(out.logits).tolist() if any(t.predict_from is not None for t in group) else []
     sizes = [len(ids) for ids in own]
     for keys, values in zip(out.keys, out.values, strict=True):
         for text, k, v in zip(group, keys[0].split(sizes, 1), values[0].split(sizes, 1), strict=True):
@@ -193,10 +198,10 @@ def passing(
         positions += range(first, first + len(part))
         at += len(part)
     cache = DynamicCache()
-    cache.layer_class_to_replicate = StartedLayer
+    cache.layer_class_to_replicate = ConstantLayer
     if start:
         whole = [_whole(start, layer) for layer in range(len(start.keys))]
-        cache.layers += [StartedLayer(k, v) for k, v in whole]
+        cache.layers += [ConstantLayer(k, v) for k, v in whole]
 
     def wrap(base: str) -> Callable[..., Any]:
         return _apart(base, spans, before, alone=bool(shared))
@@ -216,7 +221,7 @@ def passing(
                 use_cache=True,
             ).logits[0]
             hook.remove()
-            layers = cast(list[StartedLayer], cache.layers)
+            layers = cast(list[ConstantLayer], cache.layers)
             yield Packed(logits, [layer.own_keys for layer in layers], [layer.own_values for layer in layers])
     finally:
         hook.remove()
@@ -250,7 +255,7 @@ def _apart(base: str, spans: Sequence[tuple[int, int]], before: int, alone: bool
                 kwargs["position_ids"] = positions[:, a:b]
             mask = attention_mask.of_a_sequence(start, b - a, base, query)
             if start and base == "sdpa" and mask is not None and is_softmax(base, module, kwargs):
-                out.append(attend_after(query[:, :, a:b], k, v, mask, kwargs.get("scaling")))
+                out.append(attend(query[:, :, a:b], k, v, mask, kwargs.get("scaling"), None))
             else:
                 out.append(stock_attention(base, module, query[:, :, a:b], k, v, mask, **kwargs)[0])
         return torch.cat(out, 1), None
