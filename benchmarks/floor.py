@@ -31,9 +31,13 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-@torch.no_grad()
-def linear_layers(network: Any, rows: int, head_rows: int | None = None, repeats: int = 5) -> float:
-    """Seconds of the linear layers alone on so many rows, the output head on `head_rows`."""
+def linear_layers(
+    network: Any, rows: int, head_rows: int | None = None, repeats: int = 5, *, backward: bool = False
+) -> float:
+    """Seconds of the linear layers alone on so many rows, the output head on `head_rows`.
+
+    backward: with the gradients of what goes into them, as a gradient of a few rows of each needs.
+    """
     head = network.get_output_embeddings()
     layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
     counts = {m: head_rows if m is head and head_rows else rows for m in layers}
@@ -41,9 +45,14 @@ def linear_layers(network: Any, rows: int, head_rows: int | None = None, repeats
 
     def run() -> None:
         for layer, x in inputs.items():
-            layer(x)
+            out = layer(x)
+            if backward:
+                torch.autograd.grad(out, x, torch.ones_like(out))
 
-    return best(run, repeats)
+    with torch.set_grad_enabled(backward):
+        for x in inputs.values():
+            x.requires_grad_(backward)
+        return best(run, repeats)
 
 
 def copy_rate(device: str) -> float:

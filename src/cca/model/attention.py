@@ -104,14 +104,14 @@ class Pattern:
         seen = self._allowed(row, 0, queries[:, None, :, None], keys[None, None, None, :])
         return seen.expand(len(queries), 1, queries.shape[1], len(keys))
 
-    def of_one_query(self, columns: Int[Tensor, " B"], keys: int, device: torch.device) -> Bool[Tensor, "B 1 1 T"]:
+    def of_one_query(self, columns: Int[Tensor, " B"], keys: int) -> Bool[Tensor, "B 1 1 T"]:
         """For a query a row, at the position of its column, which of so many keys it looks at.
 
         Made once: it is the same for all layers that have this pattern.
         """
-        known = (device,)
+        known = (columns.device,)
         if known not in self._kept:
-            self._kept[known] = self.seen(columns.to(device)[:, None], torch.arange(keys, device=device))
+            self._kept[known] = self.seen(columns[:, None], torch.arange(keys, device=columns.device))
         mask = self._kept[known]
         assert mask is not None
         return mask

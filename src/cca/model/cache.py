@@ -1,7 +1,6 @@
 """Key and value caches that are written in place: none that grows by copying."""
 
 import inspect
-from dataclasses import dataclass
 from functools import cache as remembered
 from typing import Any, cast
 
@@ -40,16 +39,24 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-@dataclass
 class SlotPlaces:
     """Where the next tokens of the slots go. columns: (S,) on the CPU; shown: how many columns attention looks at."""
 
-    columns: Tensor
-    shown: int = 0
+    def __init__(self, slots: int):
+        self.columns = torch.zeros(slots, dtype=torch.long)
+        self.shown, self.count = 0, 0
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def on(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Numbers and columns of the first `count` slots."""
-        return torch.arange(count, device=device), self.columns[:count].to(device)
+    def step(self, count: int, shown: int) -> None:
+        """The next tokens are of the first `count` slots."""
+        self.count, self.shown = count, shown
+        self._on.clear()
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Numbers and columns of the slots of this step; copied to a device once for all layers there."""
+        if device not in self._on:
+            self._on[device] = torch.arange(self.count, device=device), self.columns[: self.count].to(device)
+        return self._on[device]
 
 
 class SlotLayer(DynamicLayer):
@@ -71,11 +78,11 @@ class SlotLayer(DynamicLayer):
         return self.places.shown, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        count, device = len(key_states), self.key_buffer.device
-        rows, columns = self.places.on(count, device)
+        rows, columns = self.places.on(self.key_buffer.device)
         for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
             buffer[rows, :, columns] = states[:, :, 0]
-        return self.key_buffer[:count, :, : self.places.shown], self.value_buffer[:count, :, : self.places.shown]
+        count, shown = self.places.count, self.places.shown
+        return self.key_buffer[:count, :, :shown], self.value_buffer[:count, :, :shown]
 
     def grow(self, columns: int) -> None:
         """Room for so many more positions."""

@@ -151,7 +151,7 @@ class _Writing:
         watch.at_work = self.at_work
         # where rows cost no time, as on a GPU, their number stays what it is, for there rounding depends on it
         self.most = _multiple(slots, _ROWS)
-        self.places = SlotPlaces(torch.zeros(self.most, dtype=torch.long))
+        self.places = SlotPlaces(self.most)
         self.cache = DynamicCache()
 
     def run(self, rows: Iterable[Row]) -> None:
@@ -279,11 +279,11 @@ class _Writing:
         rows, device = self.at_work, self.model.device
         count = _multiple(len(rows), _ROWS) if device.type == "cpu" else self.most
         columns = self.places.columns[:count]
-        self.places.shown = _multiple(int(columns.max()) + 1, _COLUMNS)
+        self.places.step(count, _multiple(int(columns.max()) + 1, _COLUMNS))
         last = torch.tensor([row.tokens[-1] for row in rows] + [0] * (count - len(rows)), device=device)
         logits = self.model(
             input_ids=last[:, None],
-            position_ids=columns[:, None].to(device),
+            position_ids=self.places.on(device)[1][:, None],
             **cache_argument(self.model, self.cache),
             use_cache=True,
             logits_to_keep=1,
@@ -317,7 +317,7 @@ class _Writing:
         def forward(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
         ) -> Any:
-            mask = attention_mask.of_one_query(self.places.columns[: len(query)], key.shape[2], query.device)
+            mask = attention_mask.of_one_query(self.places.on(query.device)[1], key.shape[2])
             if is_softmax(base, module, kwargs):
                 return attend(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
             mask = mask if base == "sdpa" else additive(mask, query.dtype)

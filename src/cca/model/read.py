@@ -25,7 +25,7 @@ T = TypeVar("T")
 TOKENS = {"cpu": 2048, "cuda": 4096}
 """Tokens of a pass, by device: enough to keep it busy, few enough that what lies between two layers stays in its
 caches."""
-_WORTH_SHARING = 64
+_WORTH_SHARING = 16
 """Tokens that sequences must have in common to be read once."""
 
 
