@@ -62,14 +62,30 @@ def copy_rate(device: str) -> float:
     return 2 * a.numel() / best(lambda: b.copy_(a), 7) / 1e9
 
 
-def decode_step(network: Any, ids: Sequence[Sequence[int]], temperature: float, repeats: int = 15) -> float:
-    """Seconds of a pass that writes a token for each of the rows that continue `ids`."""
+def decode_steps(
+    network: Any, ids: Sequence[Sequence[int]], temperatures: Sequence[float], rounds: int = 5, repeats: int = 5
+) -> tuple[list[float], float]:
+    """Seconds of a pass that writes a token for each of the rows that continue `ids`, by temperature, and its floor.
+
+    They take turns, so that a machine which is slower for a while is so for all of them.
+    """
+    writers = [_writer(network, ids, temperature, rounds * (repeats + 1) + 1) for temperature in temperatures]
+    found, floors = [[] for _ in writers], list[float]()
+    for _ in range(rounds):
+        floors.append(linear_layers(network, len(ids), repeats=repeats))
+        for times, writing in zip(found, writers, strict=True):
+            with torch.no_grad(), attention_through(network, writing._attention, Pattern.of):
+                times.append(best(writing._step, repeats))
+    return [min(times) for times in found], min(floors)
+
+
+@torch.no_grad()
+def _writer(network: Any, ids: Sequence[Sequence[int]], temperature: float, limit: int) -> _Writing:
+    """With every row at work."""
     writing = _Writing(network, len(ids), frozenset(), None, Watch(lambda _: None))
     writing._add(
-        Row(text, repeats + 10, (i,), temperature=temperature, uniforms=stream(0, i).random(repeats + 10))
+        Row(text, limit + 1, (i,), temperature=temperature, uniforms=stream(0, i).random(limit + 1))
         for i, text in enumerate(texts(ids, ()))
     )
-    with torch.no_grad():
-        writing._fill()
-        with attention_through(network, writing._attention, Pattern.of):
-            return best(writing._step, repeats)
+    writing._fill()
+    return writing

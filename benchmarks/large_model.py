@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from floor import decode_step, linear_layers
+from floor import decode_steps, linear_layers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cca.method.objective import pivot_loss
@@ -88,9 +88,9 @@ def main() -> None:
     if options.rows:
         vocabulary = shape["vocab_size"]
         prompts = torch.randint(10, vocabulary, (options.rows, 100), generator=generator).tolist()
-        floor = linear_layers(model, options.rows)
-        for temperature in (0.0, 1.2):
-            took = decode_step(model, prompts, temperature)
+        temperatures = (0.0, 1.2)
+        steps, floor = decode_steps(model, prompts, temperatures)
+        for temperature, took in zip(temperatures, steps, strict=True):
             said = f"{options.rows / took:,.0f} tokens/s; linear layers alone {floor:.4f} s ({floor / took:.0%})"
             report(f"stage 1: a step at temperature {temperature:g}", f"{took:.4f} s", said)
         report("peak memory of stage 1's steps", memory(options.device))
