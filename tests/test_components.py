@@ -66,7 +66,7 @@ def test_hybrids_are_refused_at_the_first_layer_that_does_not_fit():
     config = AutoConfig.for_model("lfm2", vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     config.num_key_value_heads = 1
     with pytest.raises(InputError, match=r"model\.layers\.0 \(Lfm2DecoderLayer\)"):
-        find_components(empty_model(config))
+        find_components(empty_model(config, "m"))
 
 
 def test_an_unknown_feed_forward_is_refused_by_its_layer():
@@ -82,7 +82,7 @@ def test_attention_outside_of_the_interface_is_refused():
 def test_experts_in_another_layout_are_refused_by_name():
     config = AutoConfig.for_model("gpt_oss", num_hidden_layers=1, hidden_size=16, num_local_experts=2, head_dim=8)
     with pytest.raises(InputError, match=r"mlp\.experts \(GptOssExperts\)"):
-        find_components(empty_model(config))
+        find_components(empty_model(config, "m"))
 
 
 def test_a_wrapped_projection_is_refused():

@@ -67,7 +67,7 @@ def test_the_components_are_where_the_model_computes_with_them(model, parts):
 
 
 def test_the_components_are_known_without_weights(case, parts):
-    bare = find_components(empty_model(family_config(*case)))
+    bare = find_components(empty_model(family_config(*case), "m"))
     assert list(bare) == list(parts)
     everything = torch.ones(parts.size, dtype=torch.bool)
     for (name, rows), (bare_name, bare_rows) in zip(
@@ -245,6 +245,18 @@ def test_the_cached_gated_step_is_the_same_through_flash_attention(family, monke
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast_gradient, plain_gradient, atol=1e-5, rtol=1e-4)
     assert model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "qwen3", "phi3"])
+def test_writing_is_the_same_through_flash_attention(family, monkeypatch):
+    from transformers.integrations import flash_attention
+
+    model = family_model(family, "gqa")
+    prompts = [list(p.prefix) for p in random_pivots(6, VOCABULARY, seed=6)] * 2
+    plain = generate_greedy(model, prompts, max_new_tokens=12, end_tokens=frozenset(), slots=5)
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", _plain_flash)
+    model.config._attn_implementation = "flash_attention_2"
+    assert generate_greedy(model, prompts, max_new_tokens=12, end_tokens=frozenset(), slots=5) == plain
 
 
 # ---- row deltas ----

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_qwen2
 
 from cca.model.generate import Row, Watch, generate_greedy, write
-from cca.model.read import Text, common_start, read, texts
+from cca.model.read import Text, common_start, passing, read, texts
 from cca.model.sampling import BLOCK, argmax, pick, stream
 
 PROMPTS = [[5, 9, 3, 8], [7, 2], [4, 4, 4, 4, 4, 4, 9], [11]]
@@ -94,6 +94,49 @@ def test_a_row_is_the_same_to_the_last_token_whatever_the_slots_the_order_and_th
     shuffled = random.Random(1).sample(range(21), 21)
     for slots, numbers in ((3, range(21)), (7, shuffled), (16, shuffled[::-1]), (64, shuffled[:5]), (1, shuffled[:4])):
         assert _written(model, prompts, numbers, slots, (0.0, 0.9)) == {n: together[n] for n in numbers}
+
+
+@pytest.mark.parametrize("shared", [0, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_read_is_the_same_to_the_last_bit_whatever_is_read_beside_it(dtype, shared):
+    model, prompts = tiny_qwen2().to(dtype), _many(21, shared)
+    together = texts(prompts)
+    read(model, together)
+    for few in (prompts[:1], prompts[3:4], prompts[5:12]):
+        here = texts(few, prompts[0][:shared])
+        read(model, here)
+        for text, ids in zip(here, few, strict=True):
+            other = together[prompts.index(ids)]
+            assert torch.equal(text.last, other.last)
+            for mine, theirs in zip((*text.keys, *text.values), (*other.keys, *other.values), strict=True):
+                assert torch.equal(mine, theirs)
+
+
+def test_what_was_read_of_rows_that_are_done_is_let_go(tiny):
+    together = texts(_many(21))
+    read(tiny, together)
+    keys, last = together[0].keys[0], together[0].last
+    assert keys.untyped_storage().nbytes() == keys.nbytes, "no view, which would hold what was read beside it"
+    assert last.untyped_storage().nbytes() == last.nbytes
+    together[0].forget()
+    assert not together[0].keys
+    assert together[0].is_read
+    assert together[0].last.untyped_storage().nbytes() == 0
+
+
+def test_with_gradients_keys_and_values_are_not_kept_beside_what_autograd_keeps(tiny):
+    with torch.enable_grad(), passing(tiny, _many(3), [0]) as found:
+        assert found.logits.shape[0] == 1
+        assert not any(side.numel() for side in (*found.keys, *found.values))
+
+
+def test_a_pass_has_no_more_logits_than_it_may(tiny, monkeypatch):
+    monkeypatch.setattr("cca.model.read._LOGITS", 64 * tiny.config.vocab_size)
+    wide = [Text(tuple(p), predict_from=0) for p in _many(9)]
+    passes: list[int] = []
+    read(tiny, wide, passes.append)
+    assert len(passes) > 2
+    assert max(passes) <= 64
 
 
 def test_a_row_in_a_slot_equals_the_plain_loop(tiny):

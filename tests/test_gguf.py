@@ -108,6 +108,13 @@ def test_numbers_are_those_that_the_file_was_made_of(file):
 
 CONFIGS = {
     "the window of Phi-3": ("phi3", {"phi3.attention.sliding_window": 7}, {"sliding_window": 7}),
+    "no window": ("phi3", {"phi3.attention.sliding_window": 0}, {"sliding_window": None}),
+    "wide layers alone": (
+        "gemma3_text",
+        {"gemma3.attention.sliding_window": None},
+        {"layer_types": ["full_attention"] * 3, "sliding_window": 4096},
+    ),
+    "a padding token outside": ("qwen2", {"tokenizer.ggml.padding_token_id": 2**32 - 1}, {"pad_token_id": None}),
     "the caps of Gemma 2": ("gemma2", {"gemma2.final_logit_softcapping": 12.0}, {"final_logit_softcapping": 12.0}),
     "a linear scaling": (
         "qwen2",
@@ -241,6 +248,37 @@ def test_all_tokens_that_end_a_text_are_found(tmp_path):
     assert model.end_tokens == wanted
     assert model.prompter.end_token == known["<|im_end|>"]
     assert set(model.network.generation_config.eos_token_id) == wanted
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_the_marks_of_a_turn_are_control_tokens_whatever_the_file_says(kind, tmp_path):
+    before = made("byte-level")
+    known = before.get_vocab()
+    kinds = tokenizer_fields(before)["token_type"]
+    for mark in ("<|im_start|>", "<|im_end|>"):
+        kinds[known[mark]] = kind
+    path = write_gguf(tmp_path / "m.gguf", gguf_model(tokenizer=before), before, tokens={"token_type": kinds})
+    model = opened(path, prompt="chat")
+    assert known["<|im_end|>"] in model.end_tokens
+    text = "<|im_start|>user\n7<|im_end|>\n"
+    assert model.tokenizer.encode(text) == before.encode(text, add_special_tokens=False)
+
+
+def test_phi_3_s_control_tokens_swallow_the_space_after_them(tmp_path):
+    before = made("llama legacy", special=("<|user|>", "<|endoftext|>"))
+    tokens = {"add_bos_token": False}
+    plain, phi = (
+        load_tokenizer(str(write_gguf(tmp_path / f"{f}.gguf", gguf_model(f, tokenizer=before), before, tokens=tokens)))
+        for f in ("llama", "phi3")
+    )
+    assert phi.encode("<|user|>\n 7") == phi.encode("<|user|>7") != plain.encode("<|user|>\n 7")
+    assert phi.encode("<|endoftext|> 7") == plain.encode("<|endoftext|> 7")
+
+
+def test_tekken_splits_a_word_where_its_case_changes(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", gguf_model(), tokens={"pre": "tekken", "add_bos_token": False})
+    split = load_tokenizer(str(path)).backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    assert [word for word, _ in split("theCat's 12 a/b\n")] == ["the", "Cat", "'s", "Ġ", "1", "2", "Ġa", "/b", "Ċ"]
 
 
 def test_a_tokenizer_may_be_from_another_place(file, tmp_path, bundled):

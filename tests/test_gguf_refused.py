@@ -48,6 +48,11 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["blk.1.ffn_up.weight", "is [32, 32] where [64, 32] is needed"],
     ),
     "a bias": (add("blk.0.attn_q.bias", ONES[0]), ["has tensors for which Llama", "no place, blk.0.attn_q.bias"]),
+    "layers beyond number": ({"fields": {"llama.block_count": 2**31}}, ["block_count = 2147483648", "fewer tensors"]),
+    "no key heads": (
+        {"fields": {"llama.attention.head_count_kv": 0}},
+        ["no llama model: it has no key heads"],
+    ),
     "more layers": ({"fields": {"llama.block_count": 2}}, ["has tensors", "blk.2.attn_k.weight", "more"]),
     "no count of layers": ({"fields": {"llama.block_count": None}}, ["does not say llama.block_count"]),
     "layers that differ": (
@@ -62,6 +67,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "two widths of heads": ({"fields": {"llama.attention.value_length": 4}}, ["llama.attention.value_length = 4"]),
     "no whole heads": ({"fields": {"llama.attention.head_count": 0}}, ["describes no llama model"]),
     "a split": ({"tokens": {"pre": "made-up"}}, ["called 'made-up'", "known are gpt-2", "model.tokenizer"]),
+    "a list as a kind of tokenizer": ({"tokens": {"model": ["gpt2"]}}, ["tokenizer of kind ['gpt2']"]),
     "a kind of tokenizer": (
         {"tokens": {"model": "bert"}},
         ["tokenizer of kind 'bert'", "gpt2, llama", "model.tokenizer"],

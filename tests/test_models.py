@@ -65,6 +65,15 @@ def test_a_context_shorter_than_the_prompt_is_refused_before_the_model_is_loaded
     )  # in the same folder, in which nothing was begun
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_answers_so_long_that_others_in_a_pass_would_turn_with_them_are_refused(kind, tmp_path, capsys):
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    folder = saved(tmp_path / "m", "llama", rope_parameters=rope)
+    refused(tmp_path, capsys, folder, "after 128", f"({kind})", "lower traces.max_new_tokens")
+
+
 def test_a_model_with_code_of_its_own_is_refused_unless_it_is_trusted(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("OWN_CODE_RAN", raising=False)
     folder = saved(tmp_path / "m", "llama")

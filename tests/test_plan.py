@@ -53,7 +53,7 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     folder = bare_model(tmp_path / "m", PAPER[name])
     few = ["--set", "problems.templates=[16, 43]"]
     found = dry_run(capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), *few)
-    parts = find_components(empty_model(family_config(PAPER[name], "gqa")))
+    parts = find_components(empty_model(family_config(PAPER[name], "gqa"), "m"))
     everything = torch.ones(parts.size, dtype=torch.bool)
     assert found["model"]["type"] == PAPER[name]
     assert found["components"] == {"all": parts.size, **parts.counts(everything)}

@@ -1,5 +1,6 @@
 """Traces and pivots on the bundled model, against the plain methods."""
 
+import gc
 import json
 import random
 from typing import Any
@@ -12,7 +13,8 @@ from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
-from cca.method.traces import trace_pairs, waves
+from cca.method.traces import greedy_traces, trace_pairs, waves
+from cca.model.read import Text
 from cca.records import Trace, TracePair
 from cca.run.run import Run
 
@@ -49,6 +51,21 @@ def test_a_sampled_trace_is_of_opposite_correctness_or_its_absence_has_a_reason(
 def test_traces_do_not_depend_on_batch_size_or_order(bundled, prompter, traced, pairs):
     shuffled = random.Random(1).sample(traced, len(traced))
     assert _trace(bundled, prompter, shuffled, 7) == pairs
+
+
+def test_the_memory_of_problems_that_are_done_is_free(bundled, prompter, traced):
+    held: list[int] = []
+
+    def look(*_: object) -> None:
+        held.append(sum(bool(t.keys) for t in gc.get_objects() if isinstance(t, Text)))
+
+    trace_pairs(bundled.network, prompter, traced, TraceOptions(max_new_tokens=LIMIT, batch=4), 0, look)
+    greedy_traces(bundled.network, prompter, traced, LIMIT, slots=4, done=look)
+    one, other = held[: len(traced)], held[len(traced) :]
+    start = int(bool(prompter.start))
+    assert one[-1] <= start
+    assert other[-1] <= start
+    assert max(held) > 1
 
 
 def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):

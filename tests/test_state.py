@@ -15,7 +15,7 @@ import torch
 from conftest import CIRCUIT, random_pivots, tiny_qwen2
 from families import family_model
 from huggingface_hub.utils import are_progress_bars_disabled
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Gemma3Config
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import logging
@@ -239,6 +239,17 @@ def test_nothing_keeps_a_model_alive_that_its_owner_let_go(family):
     del work
     gc.collect()
     assert [life() for life in lives] == [None] * len(lives)
+
+
+def test_attention_of_a_configuration_within_another_is_put_back_too():
+    model = torch.nn.Module()
+    model.inner = torch.nn.Module()
+    model.config = Gemma3Config()
+    model.inner.config = model.config.text_config
+    model.config._attn_implementation = {"": "sdpa", "text_config": "eager"}
+    with attention_through(model, lambda _: lambda *_: None):
+        assert model.inner.config._attn_implementation not in ("sdpa", "eager")
+    assert (model.config._attn_implementation, model.inner.config._attn_implementation) == ("sdpa", "eager")
 
 
 @pytest.mark.parametrize("bars", [True, False])

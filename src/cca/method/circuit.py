@@ -297,9 +297,8 @@ class _Learning:
         step = self.prefixes.take(rows)
         with gated(self.network, self.components, self.gates), recomputed(self.read_twice):
             loss = pivot_loss(step.logits(self.network), self.desired[rows], self.undesired[rows])
-            again = lambda: self.prefixes.take(rows).logits(self.network)  # noqa: E731
-            check_finite(loss, f"the loss in {where} is", self.network, again)
             (gradient,) = torch.autograd.grad(loss, self.gates)
+        check_finite(loss, f"the loss in {where} is", self.network, lambda: self._logits(rows))
         self.gates.grad = gradient + self.penalty
         before = self.gates.detach() > 0.5
         self.adam.step()
@@ -309,6 +308,11 @@ class _Learning:
         same = bool(((self.gates.detach() > 0.5) == before).all())
         self.changed_once |= not same
         self.unchanged = self.unchanged + 1 if same and self.changed_once else 0
+
+    def _logits(self, rows: list[int]) -> Tensor:
+        step = self.prefixes.take(rows)  # outside of gating
+        with gated(self.network, self.components, self.gates):
+            return step.logits(self.network)
 
     def circuit(self) -> Circuit:
         sizes = torch.tensor([layer.sizes for layer in self.components.layers])

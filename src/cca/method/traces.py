@@ -243,6 +243,7 @@ class _Tracing:
 
     def _found(self, number: int | None) -> None:
         problem, drawn = self.problem, self.options.samples if number is None else number + 1
+        self.text.forget()
         opposite, reason = (None, "no_opposite") if number is None else (self.ended[number], None)
         self.done(
             TracePair(problem.id, problem.split, problem.template, self.text.ids, self.greedy, opposite, drawn, reason)
@@ -270,6 +271,7 @@ def greedy_traces(
 
     def ended(number: int, tokens: list[int]) -> tuple[Row, ...]:
         traces[number] = prompter.trace(problems[number], tokens)
+        prompts[number].forget()
         if watch:
             watch.over(number)
         if done:

@@ -48,7 +48,7 @@ def attention_through(
             configs[id(config)] = config
     before = [(config, str(config._attn_implementation)) for config in configs.values()]
     with ExitStack() as stack:
-        for config, base in before:  # backwards, for a configuration sets those within it
+        for config, base in reversed(before):  # undone in reverse, the outermost first: it sets those within it
             stack.callback(setattr, config, "_attn_implementation", base)
         names: dict[str, str] = {}
         for config, base in before:

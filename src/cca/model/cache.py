@@ -100,7 +100,8 @@ class SlotLayer(DynamicLayer):
 class ConstantLayer(DynamicLayer):
     """Keys and values (B, K, T, D) of a prefix, if any, to which those of a pass are joined for the caller alone.
 
-    It stays as it is, so that a layer that is computed twice may use it twice. own_keys, own_values: of the last pass.
+    It stays as it is, so that a layer that is computed twice may use it twice. own_keys, own_values: of the last pass
+    without gradients; with them they would keep alive what is to be computed again.
     """
 
     def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, **_: object):
@@ -111,7 +112,8 @@ class ConstantLayer(DynamicLayer):
             self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        self.own_keys, self.own_values = key_states, value_states
+        if not torch.is_grad_enabled():
+            self.own_keys, self.own_values = key_states, value_states
         if not self.is_initialized:
             return key_states, value_states
         return torch.cat([cast(Tensor, self.keys), key_states], 2), torch.cat(

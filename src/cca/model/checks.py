@@ -28,7 +28,7 @@ def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = T
         config = read_config(file)
         _check_kind(path, config)
         if weights:
-            check_gguf_weights(file, empty_model(config))
+            check_gguf_weights(file, empty_model(config, path))
         return config
     where = Path(location(path))
     looks_local = path.startswith((".", "/", "~")) or where.exists()
@@ -187,12 +187,30 @@ def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: A
             f"the longest prompt has {longest} tokens, which leaves {context - longest} of the context of {path} "
             f"({context}), and traces.max_new_tokens is {max_new_tokens}; lower that, or prompt.shots"
         )
+    _check_rotation(text, longest + max_new_tokens, path)
     largest = max(max(p) for p in prompts)
     if largest >= text.vocab_size:
         raise InputError(
             f"the tokenizer of {path} gives token {largest}, but the model has only {text.vocab_size}; use the "
             "tokenizer that belongs to the model, or resize the model's embeddings"
         )
+
+
+def _check_rotation(text: Any, longest: int, path: str) -> None:
+    """See that positions are rotated alike whatever stands beside them in a pass.
+
+    Raises:
+        InputError: from some length on, transformers rotates all sequences of a pass by the longest of them.
+    """
+    said = getattr(text, "rope_parameters", None) or {}
+    for rope in (r for r in (said, *said.values()) if isinstance(r, dict)):
+        before = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
+        if rope.get("rope_type") in ("longrope", "dynamic") and before and longest > before:
+            raise InputError(
+                f"a prompt and its answer may have {longest} tokens, and after {before} {path} rotates positions by "
+                f"the longest sequence of a pass ({rope['rope_type']}), so that answers would depend on those beside "
+                "them; lower traces.max_new_tokens or prompt.shots, or choose another model"
+            )
 
 
 def attention_for(config: Any, asked: str | None, path: str) -> str | None:

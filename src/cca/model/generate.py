@@ -320,7 +320,10 @@ class _Writing:
             mask = attention_mask.of_one_query(self.places.on(query.device)[1], key.shape[2])
             if is_softmax(base, module, kwargs):
                 return attend(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
-            mask = mask if base == "sdpa" else additive(mask, query.dtype)
+            if base.startswith("flash"):  # takes which keys (B, T) there are, a window included
+                mask, kwargs["sliding_window"] = mask[:, 0, 0], None
+            elif base != "sdpa":
+                mask = additive(mask, query.dtype)
             return stock_attention(base, module, query, key, value, mask, **kwargs)
 
         return forward

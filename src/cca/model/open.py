@@ -209,7 +209,7 @@ def _load(options: ModelOptions, config: Any) -> Any:
         "attn_implementation": attention_for(config, options.attention, path),
     }
     if is_gguf(path):
-        loader = partial(gguf_network, open_gguf(path), empty_model(config))
+        loader = partial(gguf_network, open_gguf(path), empty_model(config, path))
     else:
         loader, settings["trust_remote_code"] = None, options.trust_remote_code
     if device_map is not None:

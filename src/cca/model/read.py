@@ -27,6 +27,10 @@ TOKENS = {"cpu": 2048, "cuda": 4096}
 caches."""
 _WORTH_SHARING = 16
 """Tokens that sequences must have in common to be read once."""
+_ROWS = 8
+"""Tokens of a pass, and rows of logits, are a multiple of this: other numbers of rows are rounded in another order."""
+_LOGITS = 2**29
+"""Logits of a pass, at most: of a vocabulary of 262,144 there are 8 GiB after 4,096 tokens in float32."""
 
 
 @dataclass(eq=False)
@@ -56,13 +60,20 @@ class Text:
         return len(self.ids) - (len(self.start.ids) if self.start else 0)
 
     @property
+    def wanted(self) -> range:
+        """The positions after which logits are needed."""
+        return range(len(self.ids) - 1 if self.predict_from is None else self.predict_from, len(self.ids))
+
+    @property
     def own(self) -> tuple[int, ...]:
         """The ids after `start`."""
         return self.ids[len(self.start.ids) :] if self.start else self.ids
 
     def forget(self) -> None:
-        """Let go of keys and values, which must not be asked for again."""
+        """Let go of keys, values and logits, which must not be asked for again."""
         self.keys, self.values = [], []
+        if self.last is not None:
+            self.last = self.last.new_empty(0)
 
     def copy_to(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the first n positions of a layer into `keys` and `values` (K, n, D)."""
@@ -99,10 +110,16 @@ def read(model: PreTrainedModel, unread: Sequence[Text], progress: Callable[[int
     for start in {id(t.start): t.start for t in unread if t.start and not t.start.is_read}.values():
         read(model, [start], progress)
     for start in {id(t.start): t.start for t in unread}.values():
-        for group in by_budget([t for t in unread if t.start is start and not t.is_read], Text.own_length, model):
+        for group in by_budget([t for t in unread if t.start is start and not t.is_read], _cost(model), model):
             _read(model, group, start)
             if progress:
                 progress(sum(map(Text.own_length, group)))
+
+
+def _cost(model: PreTrainedModel) -> Callable[[Text], int]:
+    """Tokens that a text takes of a pass; more than it has where its logits are what fills the memory."""
+    of_a_prediction = tokens_of_a_pass(model) * model.config.get_text_config().vocab_size / _LOGITS
+    return lambda text: max(text.own_length(), int(of_a_prediction * len(text.wanted)))
 
 
 def tokens_of_a_pass(model: PreTrainedModel) -> int:
@@ -131,23 +148,26 @@ def by_budget(
 
 def _read(model: PreTrainedModel, group: Sequence[Text], start: Text | None) -> None:
     shared = len(start.ids) if start else 0
-    wanted = [range(len(t.ids) - 1 if t.predict_from is None else t.predict_from, len(t.ids)) for t in group]
-    own, places, before = [t.own for t in group], list[int](), 0
+    wanted, own, places, before = [t.wanted for t in group], [t.own for t in group], list[int](), 0
     for ids, positions in zip(own, wanted, strict=True):
         places += [before + p - shared for p in positions]
         before += len(ids)
+    sizes, count = [len(ids) for ids in own], len(places)
+    if odd := -before % _ROWS:
+        own.append(own[0][:1] * odd)
+        sizes.append(odd)
+    places += places[-1:] * (-count % _ROWS)
     out = packed(model, own, places, start=start)
     last = torch.tensor([len(positions) for positions in wanted]).cumsum(0) - 1
     after = out.logits[last.to(out.logits.device)].to(model.device)
     check_finite(after, "the logits after a prompt are", model, lambda: packed(model, own, places, start=start))
     best = argmax(out.logits).tolist() if any(t.predict_from is not None for t in group) else []
-    sizes = [len(ids) for ids in own]
     for keys, values in zip(out.keys, out.values, strict=True):
-        for text, k, v in zip(group, keys[0].split(sizes, 1), values[0].split(sizes, 1), strict=True):
-            text.keys.append(k)
-            text.values.append(v)
+        for text, k, v in zip(group, keys[0].split(sizes, 1), values[0].split(sizes, 1), strict=False):
+            text.keys.append(k.clone())  # not a view, which would hold those of the whole pass
+            text.values.append(v.clone())
     for number, text in enumerate(group):
-        text.last = after[number]
+        text.last = after[number].clone()
         if text.predict_from is not None:
             text.predictions = best[int(last[number]) + 1 - len(wanted[number]) : int(last[number]) + 1]
 
@@ -180,7 +200,7 @@ def passing(
 ) -> Iterator[Packed]:
     """One pass over `sequences` side by side, as one row of N tokens.
 
-    Within the context a backward pass may compute layers again.
+    Within the context a backward pass may compute layers again. With gradients it gives no keys and values.
 
     Args:
         places: positions in that row after which logits are wanted, of no others.

@@ -277,13 +277,23 @@ def quiet() -> Iterator[None]:
         of_the_hub.update(kept)
 
 
-def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:
-    """The model of a configuration without weights, on the meta device."""
+def empty_model(config: Any, path: str, *, trust_remote_code: bool = False) -> Any:
+    """The model of the configuration at `path` without weights, on the meta device.
+
+    Raises:
+        InputError: no model can be built of it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # torch and transformers say in many ways that a value is not what it should be
+        raise InputError(
+            f"{path} describes no {config.model_type} model that can be built: {first_line(error)}; put back what "
+            "belongs to its weights"
+        ) from error
 
 
 # ---- words ----

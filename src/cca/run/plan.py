@@ -127,7 +127,7 @@ def make_plan(config: Config) -> Plan:
     prompts = [[prompter.prompt(p) for p in group.problems] for group in groups]
     check_prompts([p for found in prompts for p in found], config.traces.max_new_tokens, model_config, path)
     config.circuit.check_reach(sum(group.size for group in groups if group.split == "train"))
-    model = empty_model(model_config, trust_remote_code=trust)
+    model = empty_model(model_config, path, trust_remote_code=trust)
     lengths = [[len(p) for p in found] for found in prompts]
     return _planned(config, model_config, model, _work(config, groups, lengths))
 

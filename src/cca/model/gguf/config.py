@@ -62,13 +62,20 @@ def gguf_config(file: GgufFile, frequencies: Any = None) -> Any:
     settings = {name: said.pop(key) for key, name in (_NEEDED | _OF_SOME.get(architecture, {})).items() if key in said}
     heads, width = settings["num_attention_heads"], settings["hidden_size"]
     settings["num_key_value_heads"] = said.pop("attention.head_count_kv", heads)
+    layers = settings["num_hidden_layers"]
+    if isinstance(layers, int) and layers > len(file.tensors):
+        raise InputError(f"{path} says {architecture}.block_count = {layers} and has fewer tensors; fetch it again")
     try:
+        if settings["num_key_value_heads"] == 0:
+            raise ValueError("it has no key heads")
         settings["head_dim"] = said.pop("attention.key_length", width // heads)
         settings |= _vocabulary(file) | _rotation(architecture, settings["head_dim"], said, frequencies)
         if architecture in _WITH_A_SCALE_OF_ITS_OWN:
-            largest = settings["num_hidden_layers"] == _WITH_A_SCALE_OF_ITS_OWN[architecture]
+            largest = layers == _WITH_A_SCALE_OF_ITS_OWN[architecture]
             settings["query_pre_attn_scalar"] = width // heads if largest else settings["head_dim"]
         _check_rest(file, said, settings)
+        if not settings.get("sliding_window"):  # some files say 0 where there is none
+            settings |= _without_window(architecture, layers)
         return AutoConfig.for_model(TYPES[architecture], **settings)
     except InputError:
         raise
@@ -76,16 +83,22 @@ def gguf_config(file: GgufFile, frequencies: Any = None) -> Any:
         raise InputError(f"{path} describes no {architecture} model: {first_line(error)}; fetch it again") from error
 
 
+def _without_window(architecture: str, layers: int) -> dict[str, Any]:
+    """What keeps transformers from giving a window where a file names none."""
+    if architecture == "gemma3":
+        return {"layer_types": ["full_attention"] * layers}
+    return {"sliding_window": None} if architecture == "phi3" else {}
+
+
 def _vocabulary(file: GgufFile) -> dict[str, Any]:
-    tensors, of = file.tensors, file.fields.get
+    tensors = file.tensors
     if "token_embd.weight" not in tensors:
         raise InputError(f"{file.path} lacks the tensor token_embd.weight; name the file of a whole model")
+    vocabulary = tensors["token_embd.weight"].shape[0]
     return {
-        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "vocab_size": vocabulary,
         "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": of("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": of("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": of("tokenizer.ggml.padding_token_id"),
+        **{f"{role}_token_id": file.token_id(role, vocabulary) for role in ("bos", "eos", "pad")},
     }
 
 

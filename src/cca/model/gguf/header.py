@@ -30,6 +30,10 @@ class TensorPlace(NamedTuple):
     size: int
 
 
+_ROLES = {"unk": "unknown", "pad": "padding"}
+"""What a file calls them otherwise."""
+
+
 @dataclass(frozen=True, eq=False)
 class GgufFile:
     """The header of a GGUF file. tensors: by their names in the file."""
@@ -41,6 +45,11 @@ class GgufFile:
     @property
     def architecture(self) -> str:
         return self.fields["general.architecture"]
+
+    def token_id(self, role: str, count: int) -> int | None:
+        """The id that the file names for a role; None where it names none of the `count` tokens that there are."""
+        found = self.fields.get(f"tokenizer.ggml.{_ROLES.get(role, role)}_token_id")
+        return found if isinstance(found, int) and 0 <= found < count else None
 
     @property
     def quantisation(self) -> str:
@@ -93,7 +102,7 @@ def _opened(where: Path, size: int, _: int) -> GgufFile:
             raise InputError(f"{where} has no header that can be read ({error}); fetch it again") from error
     part = _OF_SEVERAL.search(where.name)
     parts = int(part[2]) if part else fields.get("split.count", 1)
-    if parts > 1:
+    if parts not in (0, 1):
         raise InputError(
             f"{where} is one of {parts} parts of a model; join them: llama-gguf-split --merge {where} whole.gguf"
         )

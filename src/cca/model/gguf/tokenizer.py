@@ -11,15 +11,21 @@ _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _DIGITS = r"\p{N}"
 SPLITS = {
     **dict.fromkeys(("gpt-2", "olmo", "phi-2", "mpt"), (_GPT2,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), (_DIGITS, _GPT2)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), (_QWEN2,)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx"), (_LLAMA3,)),
+    "tekken": (_TEKKEN,),
 }
 """``tokenizer.ggml.pre`` of byte-level tokenizers -> how text is split before tokens are merged, as in llama.cpp."""
-_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 """What takes a word that is a token as that, whatever its merges say; and begins a text with BOS unless told."""
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _SPACE = "▁"
@@ -34,7 +40,11 @@ _ENDS = (
     "</s>",
     "<eos>",
 )
-"""Control tokens that end a text or a turn wherever they are, for which a file has only one field."""
+"""Control tokens that end a text or a turn wherever they are, of which a file names only some."""
+_MARKERS = {"<start_of_turn>", "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", *_ENDS} - {"</s>", "<eos>"}
+"""What is a control token whatever a file says: some files have the marks of a turn as ordinary tokens."""
+_NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
+"""Of Phi-3's control tokens those that do not swallow the space after them, which no file says."""
 _REMEDY = "set model.tokenizer to the folder of the model's own tokenizer"
 
 
@@ -54,26 +64,33 @@ def gguf_tokenizer(file: GgufFile) -> Any:
     }
     tokens = said.get("tokens")
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
-    if not isinstance(tokens, list) or not tokens or said.get("model") not in builders:
+    if not isinstance(tokens, list) or not tokens or said.get("model") not in list(builders):
         raise InputError(
             f"{file.path} has a tokenizer of kind {said.get('model')!r}; known are {', '.join(builders)}; {_REMEDY}"
         )
     try:
         core = builders[said["model"]](file, said)
         kinds = list(zip(tokens, said.get("token_type", ()), strict="token_type" in said))
-        special = [token for token, kind in kinds if kind == _CONTROL]
-        whole = [token for token, kind in kinds if kind == _USER_DEFINED and core.token_to_id(token) is not None]
-        core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+        special = {token: None for token, kind in kinds if _is_control(token, kind)}
+        users = [token for token, kind in kinds if kind == _USER_DEFINED and token not in special]
+        whole = [token for token in users if core.token_to_id(token) is not None]
+        strips = file.architecture == "phi3" and said["model"] == "llama"
+        core.add_special_tokens(
+            [
+                AddedToken(token, special=True, normalized=False, rstrip=strips and token not in _NOT_STRIPPED)
+                for token in special
+            ]
+        )
         core.add_tokens([AddedToken(token, special=False, normalized=False) for token in whole])
-        named = {
-            f"{role}_token": tokens[said[f"{key}_token_id"]]
-            for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-            if f"{key}_token_id" in said
-        }
+        ids = {role: file.token_id(role, len(tokens)) for role in ("bos", "eos", "unk", "pad")}
+        for key, role in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk")):
+            if f"{key}_token_id" in said and ids[role] is None:
+                raise ValueError(f"its {key} token is none of {len(tokens)}")
+        named = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
         begins = said["model"] == "llama" or said.get("pre") in _WHOLE_WORDS
         if said.get("add_bos_token", begins) and (bos := named.get("bos_token")) is not None:
             core.post_processor = processors.TemplateProcessing(
-                single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, said["bos_token_id"])]
+                single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, ids["bos"])]
             )
         return PreTrainedTokenizerFast(
             tokenizer_object=core,
@@ -91,22 +108,34 @@ def gguf_generation(file: GgufFile) -> Any:
     """Settings of generation, of which a file has only the tokens that end a text."""
     from transformers import GenerationConfig
 
-    of = file.fields.get
+    count = len(_listed(file, "tokens"))
     return GenerationConfig(
-        bos_token_id=of("tokenizer.ggml.bos_token_id"),
-        pad_token_id=of("tokenizer.ggml.padding_token_id"),
+        bos_token_id=file.token_id("bos", count),
+        pad_token_id=file.token_id("pad", count),
         eos_token_id=_end_ids(file) or None,
     )
 
 
+def _listed(file: GgufFile, name: str) -> list[Any]:
+    """A list that the file has of its tokens; empty where it has none."""
+    found = file.fields.get(f"tokenizer.ggml.{name}")
+    return found if isinstance(found, list) else []
+
+
+def _is_control(token: str, kind: int) -> bool:
+    return kind == _CONTROL or token in _MARKERS
+
+
 def _end_ids(file: GgufFile) -> list[int]:
     """All that the file names, and those whose names say it."""
-    tokens, kinds = (file.fields.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type"))
-    named = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    tokens, kinds = _listed(file, "tokens"), _listed(file, "token_type")
+    named = [file.token_id(role, len(tokens)) for role in ("eos", "eot", "eom")]
     marked = [
-        i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=False)) if kind == _CONTROL and token in _ENDS
+        i
+        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+        if token in _ENDS and _is_control(token, kind)
     ]
-    return list(dict.fromkeys(i for i in (*named, *marked) if isinstance(i, int) and 0 <= i < len(tokens)))
+    return list(dict.fromkeys(i for i in (*named, *marked) if i is not None))
 
 
 def _byte_level(file: GgufFile, said: Mapping[str, Any]) -> Any:
