@@ -161,28 +161,38 @@ def trace_pairs(
     """Trace `problems`, the first of them first; each pair is handed to `done` as soon as it is found.
 
     A problem whose greedy trace is correct is sampled at `temperature_if_correct` until one is wrong, and the other
-    way round. Its samples are drawn in `waves`, each when the one before brought no opposite. Sample i of a problem has
-    its own random stream, and the first in number that is of opposite correctness counts, whichever ends first.
+    way round. Its samples are drawn in `waves`, each when the one before brought no opposite; slots that this leaves
+    free draw the next wave ahead of time. Sample i of a problem has its own random stream, and the first in number that
+    is of opposite correctness counts, so that this changes nothing but the time.
 
     Args:
         watch: sees the writing go on.
     """
+    open_ones: dict[int, _Tracing] = {}
 
     def found(number: int, pair: TracePair) -> None:
+        del open_ones[number]
         if watch:
             watch.over(number)
         done(pair)
 
+    def ahead(free: int) -> list[Row]:
+        nearest = sorted(open_ones.values(), key=lambda t: (t.ahead, t.number))
+        return [row for tracing in nearest[:free] for row in tracing.ahead_of_time()]
+
     prompts = texts([prompter.prompt(p) for p in problems], prompter.start)
-    rows = [
-        _Tracing(number, problem, text, prompter, options, seed, partial(found, number)).greedy_row()
-        for number, (problem, text) in enumerate(zip(problems, prompts, strict=True))
-    ]
-    write(network, rows, slots=options.batch, end_tokens=prompter.end_tokens, watch=watch)
+    for number, (problem, text) in enumerate(zip(problems, prompts, strict=True)):
+        open_ones[number] = _Tracing(number, problem, text, prompter, options, seed, partial(found, number))
+    rows = [tracing.greedy_row() for tracing in open_ones.values()]
+    write(network, rows, slots=options.batch, end_tokens=prompter.end_tokens, idle=ahead, watch=watch)
 
 
 class _Tracing:
-    """Where the traces of a problem stand."""
+    """Where the traces of a problem stand.
+
+    wave: which of the waves, that end before the samples `ends`, is wanted; -1 before the greedy trace has ended.
+    begun: the samples that were begun. tried: how many are known to be of the greedy trace's correctness.
+    """
 
     def __init__(
         self,
@@ -196,12 +206,23 @@ class _Tracing:
     ):
         self.number, self.problem, self.text, self.prompter = number, problem, text, prompter
         self.options, self.seed, self.done = options, seed, done
-        self.waves = waves(options.samples)
-        self.wave: dict[int, Row] = {}
+        self.ends = [wave.stop for wave in waves(options.samples) if wave]
+        self.wave, self.tried, self.begun = -1, 0, list[Row]()
         self.ended: dict[int, Trace] = {}
 
     def greedy_row(self) -> Row:
         return self._row((self.number,), then=self._greedy_ended)
+
+    @property
+    def ahead(self) -> int:
+        """How many samples were begun that nobody wants yet."""
+        return len(self.begun) - self.ends[self.wave] if self.wave >= 0 else 0
+
+    def ahead_of_time(self) -> list[Row]:
+        """The next sample of the next wave, though it may turn out that it is not needed."""
+        if self.wave < 0 or len(self.begun) == self.ends[min(self.wave + 1, len(self.ends) - 1)]:
+            return []
+        return self._begin(len(self.begun) + 1)
 
     def _row(self, order: tuple[int, ...], **how: Any) -> Row:
         return Row(self.text, self.options.max_new_tokens, order, stop=self.prompter.stop_rule(), **how)
@@ -211,35 +232,42 @@ class _Tracing:
         return self._next_wave()
 
     def _next_wave(self) -> list[Row]:
-        numbers = next(self.waves, range(0))
-        if not numbers:
+        self.wave += 1
+        if self.wave == len(self.ends):
             self._found(None)
             return []
-        correct, options = self.greedy.correct, self.options
-        temperature = options.temperature_if_correct if correct else options.temperature_if_wrong
-        self.wave = {
-            n: self._row(
+        return self._begin(self.ends[self.wave])
+
+    def _begin(self, stop: int) -> list[Row]:
+        """Those of the samples before `stop` that were not begun."""
+        options = self.options
+        temperature = options.temperature_if_correct if self.greedy.correct else options.temperature_if_wrong
+        fresh = [
+            self._row(
                 (self.number, n),
                 temperature=temperature,
                 uniforms=stream(self.seed, self.problem.id, n).random(options.max_new_tokens),
                 then=partial(self._sample_ended, n),
             )
-            for n in numbers
-        }
-        return list(self.wave.values())
+            for n in range(len(self.begun), stop)
+        ]
+        self.begun += fresh
+        return fresh
 
     def _sample_ended(self, n: int, tokens: list[int]) -> list[Row]:
         """The first in number that is of opposite correctness is found once those before it have ended."""
         self.ended[n] = self.prompter.trace(self.problem, tokens)
-        for number in self.wave:
-            if number not in self.ended:
-                return []
-            if self.ended[number].correct is not self.greedy.correct:
-                for row in self.wave.values():
+        while self.tried in self.ended:
+            if self.ended[self.tried].correct is not self.greedy.correct:
+                for row in self.begun:
                     row.drop()
-                self._found(number)
+                self._found(self.tried)
                 return []
-        return self._next_wave()
+            self.tried += 1
+        rows: list[Row] = []
+        while self.wave < len(self.ends) and self.tried >= self.ends[self.wave]:
+            rows += self._next_wave()
+        return rows
 
     def _found(self, number: int | None) -> None:
         problem, drawn = self.problem, self.options.samples if number is None else number + 1
