@@ -35,7 +35,7 @@ from cca.model.read import read, texts, tokens_of_a_pass
 from cca.problems.prompts import PromptOptions
 from cca.problems.splits import ProblemOptions, build_problems, chosen_source
 
-ASK = "{question}\nThink step by step, briefly, then give the final answer as a number after ####."
+ASK = "{question}\nSolve the problem step by step, briefly. End with a last line of the form: #### number"
 ROWS = (16, 64, 128)
 PROMPT = 100
 PARTS = ("decode", "read", "generate", "stage1", "branch", "gradient")
@@ -118,9 +118,9 @@ def reading(network: Any) -> None:
         line(f"read {rows} prompts", f"{now:.0f} tok/s", "", f"{most:.0f} tok/s", f"{most / now:.2f}x the floor's time")
 
 
-def draw(model: Model, count: int, tokens: int, samples: int) -> dict[str, Any]:
+def draw(model: Model, source: str, count: int, tokens: int, samples: int) -> dict[str, Any]:
     """Problems as both sides are asked them."""
-    drawn = ProblemOptions(train=1, validation=1, test=1, held_out=0.0)
+    drawn = ProblemOptions(source=source, train=3, validation=1, test=1, held_out=0.0)
     problems = [p for p in build_problems(chosen_source(drawn), drawn, seed=0) if p.split == "train"]
     chosen = problems[:: max(1, len(problems) // count)][:count]
     return {
@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu", help="of decode and read")
+    parser.add_argument("--source", default="gsm-symbolic", help="of the problems, as problems.source takes it")
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256)
@@ -197,7 +198,7 @@ def main() -> None:
         many = tokens_of_a_pass(network)
         a_token = linear_layers(network, many, 8, 1, backward=True) / many if "gradient" in parts else 0.0
         if set(parts) & {"stage1", "branch"}:
-            work = draw(model, options.problems, options.tokens, options.samples)
+            work = draw(model, options.source, options.problems, options.tokens, options.samples)
             step = linear_layers(network, 64)
             del network, model
             found = sides.run("stage1", work)

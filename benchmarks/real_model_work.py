@@ -27,7 +27,7 @@ PLACES = {
 
 
 class Asked:
-    """Problems whose prompts are token ids, graded by the number after ####."""
+    """Problems whose prompts are token ids, graded by the last number of an answer."""
 
     def __init__(self, work: dict[str, Any], tokenizer: Any, records: Any):
         self.end_tokens, self.start = frozenset(work["end_tokens"]), ()
@@ -49,8 +49,8 @@ class Asked:
 
     def trace(self, problem: Any, tokens: Any) -> Any:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        found = re.findall(r"####\s*\$?(-?\d[\d,]*(?:\.\d+)?)", text)
-        value = found[0].replace(",", "") if found else ""
+        found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        value = found[-1].replace(",", "") if found else ""
         right = bool(value) and float(value) == float(problem.answer.replace(",", ""))
         return made(self.records.Trace, tokens=tuple(tokens), text=text, answer=value, correct=right)
 

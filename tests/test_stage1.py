@@ -11,6 +11,7 @@ import reference
 from cca import cli
 from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
+from cca.method import traces
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
 from cca.method.traces import greedy_traces, trace_pairs, waves
@@ -53,15 +54,35 @@ def test_traces_do_not_depend_on_batch_size_or_order(bundled, prompter, traced, 
     assert _trace(bundled, prompter, shuffled, 7) == pairs
 
 
+def test_samples_that_are_drawn_ahead_of_time_change_no_trace(bundled, prompter, traced, pairs, monkeypatch):
+    ahead: list[int] = []
+
+    class Counted(traces._Tracing):
+        def ahead_of_time(self):
+            rows = super().ahead_of_time()
+            ahead.append(len(rows))
+            assert len(self.begun) <= self.ends[min(self.wave + 1, len(self.ends) - 1)], "a wave ahead at most"
+            return rows
+
+    monkeypatch.setattr(traces, "_Tracing", Counted)
+    few = traced[:4]
+    plain = {p.id: pairs[p.id] for p in few}
+    assert _trace(bundled, prompter, few, 1) == plain
+    assert not any(ahead)
+    assert _trace(bundled, prompter, few, 64) == plain
+    assert any(ahead)
+
+
 def test_the_memory_of_problems_that_are_done_is_free(bundled, prompter, traced):
     held: list[int] = []
 
     def look(*_: object) -> None:
-        held.append(sum(bool(t.keys) for t in gc.get_objects() if isinstance(t, Text)))
+        held.append(sum(bool(t.keys) for t in gc.get_objects() if type(t) is Text))
 
-    trace_pairs(bundled.network, prompter, traced, TraceOptions(max_new_tokens=LIMIT, batch=4), 0, look)
-    greedy_traces(bundled.network, prompter, traced, LIMIT, slots=4, done=look)
-    one, other = held[: len(traced)], held[len(traced) :]
+    few = traced[:8]
+    trace_pairs(bundled.network, prompter, few, TraceOptions(max_new_tokens=LIMIT, batch=8), 0, look)
+    greedy_traces(bundled.network, prompter, few, LIMIT, slots=8, done=look)
+    one, other = held[: len(few)], held[len(few) :]
     start = int(bool(prompter.start))
     assert one[-1] <= start
     assert other[-1] <= start
