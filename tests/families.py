@@ -60,8 +60,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 MIXTURES = ("mixtral", "qwen3_moe", "qwen2_moe")
 ONLY_MULTI_HEAD = ("gpt2", "gpt_neox", "opt")
+WITH_ONE_KEY_HEAD_TOO = ("llama", "gemma2", "phi3", "mixtral")
+"""Of each layout one: plain, soft-capped, fused, a mixture."""
 CASES = [
-    (family, groups) for family in FAMILIES for groups in GROUPS if groups == "mha" or family not in ONLY_MULTI_HEAD
+    (family, groups)
+    for family in FAMILIES
+    for groups in GROUPS
+    if groups == "mha" or (family not in ONLY_MULTI_HEAD and (groups == "gqa" or family in WITH_ONE_KEY_HEAD_TOO))
 ]
 
 
