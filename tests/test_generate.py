@@ -107,6 +107,8 @@ def test_what_is_read_is_the_same_to_the_last_bit_whatever_is_read_beside_it(dty
         read(model, here)
         for text, ids in zip(here, few, strict=True):
             other = together[prompts.index(ids)]
+            assert text.last is not None
+            assert other.last is not None
             assert torch.equal(text.last, other.last)
             for mine, theirs in zip((*text.keys, *text.values), (*other.keys, *other.values), strict=True):
                 assert torch.equal(mine, theirs)
@@ -116,11 +118,13 @@ def test_what_was_read_of_rows_that_are_done_is_let_go(tiny):
     together = texts(_many(21))
     read(tiny, together)
     keys, last = together[0].keys[0], together[0].last
+    assert last is not None
     assert keys.untyped_storage().nbytes() == keys.nbytes, "no view, which would hold what was read beside it"
     assert last.untyped_storage().nbytes() == last.nbytes
     together[0].forget()
     assert not together[0].keys
     assert together[0].is_read
+    assert together[0].last is not None
     assert together[0].last.untyped_storage().nbytes() == 0
 
 

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,14 +243,12 @@ def test_nothing_keeps_a_model_alive_that_its_owner_let_go(family):
 
 
 def test_attention_of_a_configuration_within_another_is_put_back_too():
-    model = torch.nn.Module()
-    model.inner = torch.nn.Module()
-    model.config = Gemma3Config()
-    model.inner.config = model.config.text_config
-    model.config._attn_implementation = {"": "sdpa", "text_config": "eager"}
+    config: Any = Gemma3Config()
+    config._attn_implementation = {"": "sdpa", "text_config": "eager"}
+    model: Any = SimpleNamespace(config=config, modules=lambda: [SimpleNamespace(config=config.text_config)])
     with attention_through(model, lambda _: lambda *_: None):
-        assert model.inner.config._attn_implementation not in ("sdpa", "eager")
-    assert (model.config._attn_implementation, model.inner.config._attn_implementation) == ("sdpa", "eager")
+        assert config.text_config._attn_implementation not in ("sdpa", "eager")
+    assert (config._attn_implementation, config.text_config._attn_implementation) == ("sdpa", "eager")
 
 
 @pytest.mark.parametrize("bars", [True, False])
