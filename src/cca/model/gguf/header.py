@@ -34,6 +34,11 @@ _ROLES = {"unk": "unknown", "pad": "padding"}
 """What a file calls them otherwise."""
 
 
+def _key(role: str) -> str:
+    """The field in which a file names the token of a role."""
+    return f"tokenizer.ggml.{_ROLES.get(role, role)}_token_id"
+
+
 @dataclass(frozen=True, eq=False)
 class GgufFile:
     """The header of a GGUF file. tensors: by their names in the file."""
@@ -48,8 +53,12 @@ class GgufFile:
 
     def token_id(self, role: str, count: int) -> int | None:
         """The id that the file names for a role; None where it names none of the `count` tokens that there are."""
-        found = self.fields.get(f"tokenizer.ggml.{_ROLES.get(role, role)}_token_id")
+        found = self.fields.get(_key(role))
         return found if isinstance(found, int) and 0 <= found < count else None
+
+    def names_token(self, role: str) -> bool:
+        """Whether the file names a token for a role, be it one that there is or not."""
+        return _key(role) in self.fields
 
     @property
     def quantisation(self) -> str:

@@ -83,9 +83,9 @@ def gguf_tokenizer(file: GgufFile) -> Any:
         )
         core.add_tokens([AddedToken(token, special=False, normalized=False) for token in whole])
         ids = {role: file.token_id(role, len(tokens)) for role in ("bos", "eos", "unk", "pad")}
-        for key, role in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk")):
-            if f"{key}_token_id" in said and ids[role] is None:
-                raise ValueError(f"its {key} token is none of {len(tokens)}")
+        for role in ("bos", "eos", "unk"):
+            if ids[role] is None and file.names_token(role):
+                raise ValueError(f"its {role} token is none of {len(tokens)}")
         named = {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
         begins = said["model"] == "llama" or said.get("pre") in _WHOLE_WORDS
         if said.get("add_bos_token", begins) and (bos := named.get("bos_token")) is not None:
