@@ -24,6 +24,9 @@ from cca.model.state import frozen
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
 
+_AHEAD = 48
+"""Rows of a step on a CPU up to which completions are tried ahead of time: with more, each takes the others' time."""
+
 
 def find_pivots(
     model: Model,
@@ -179,6 +182,7 @@ def branching_pivots(
         for number, (pair, text) in enumerate(zip(pairs, texts(sequences, prompter.start), strict=True))
     ]
     unread = deque(by_budget([search.text for search in searches], Text.own_length, network))
+    kept_free = max(0, slots - _AHEAD) if network.device.type == "cpu" else 0
     begun: list[_Search] = []
 
     def more(free: int) -> list[Row]:
@@ -192,7 +196,7 @@ def branching_pivots(
             rows = [row for search in fresh for row in search.begin()]
         if not rows:
             waiting = sorted((s for s in begun if not s.is_over), key=lambda s: (s.ahead - s.tried, s.number))
-            rows = [row for search in waiting[:free] for row in search.ahead_of_time()]
+            rows = [row for search in waiting[: max(0, free - kept_free)] for row in search.ahead_of_time()]
         return rows
 
     write(network, (), slots=slots, end_tokens=prompter.end_tokens, idle=more, watch=watch)
@@ -236,10 +240,7 @@ class _Search:
 
     def ahead_of_time(self) -> list[Row]:
         """The next completion, though it may turn out that it is not needed."""
-        while not self.is_over and self.ahead < len(self.deviations) - 1:
-            if row := self._row():
-                return [row]
-        return []
+        return [self._row()] if self.ahead < len(self.deviations) - 1 else []
 
     def _advance(self) -> list[Row]:
         """Look at what is written, in the order of the deviations, and go on to the next where nothing is decided."""
@@ -254,20 +255,15 @@ class _Search:
                     self._found(tokens, number)
                 else:
                     self.unturned = tokens
-            elif number < self.ahead:
-                break
-            elif row := self._row():
-                return [row]
+            else:
+                return [self._row()] if number == self.ahead else []
         return []
 
-    def _row(self) -> Row | None:
-        """The completion after the next deviation; none where that ends the trace."""
+    def _row(self) -> Row:
+        """The completion after the next deviation. Up to the one after that it is y itself."""
         number, self.ahead = self.ahead, self.ahead + 1
-        k = self.deviations[number]
-        head = self.y[: k + 1]
-        if head[-1] in self.prompter.end_tokens or len(head) >= self.limit or self.prompter.stopped(head):
-            self.written[number] = head
-            return None
+        k = self.deviations[number + 1]
+        head = self.y[:k]
 
         def ended(tokens: list[int]) -> list[Row]:
             self.written[number] = (*head, *tokens)
@@ -276,10 +272,10 @@ class _Search:
         self.rows.append(
             Row(
                 self.text,
-                self.limit - len(head),
+                self.limit - k,
                 (self.number, number),
-                length=len(self.pair.prompt) + len(head),
-                first=self.argmax[k + 1],
+                length=len(self.pair.prompt) + k,
+                first=self.argmax[k],
                 stop=self.prompter.stop_rule(head),
                 then=ended,
             )
@@ -289,7 +285,7 @@ class _Search:
     def _found(self, turned: tuple[int, ...], number: int = -1) -> None:
         k = self.deviations[number]
         start, argmax = self.y[:k], self.argmax[k]
-        # between the deviation before and this one y is what a completion writes, but for 16-bit rounding
+        # 16-bit rounding may part the greedy trace from y elsewhere than at the first deviation
         known = self.unturned[: k + 1] == (*start, argmax)
         self.is_over = True
         for row in self.rows:
