@@ -31,7 +31,7 @@ validation = 1
 test = 2
 held_out = 0.2
 [traces]
-batch = 4
+batch = 8
 skip_solved = false
 [circuit]
 lambda = 0.0
@@ -47,7 +47,7 @@ validate_at = []
 transfer = ["chain_sum"]
 retention = ["leg_counting"]
 per_skill = 2
-batch = 3
+batch = 8
 """
 DETERMINISTIC = [
     name
@@ -193,9 +193,8 @@ def test_a_run_killed_in_the_middle_of_stage_1_resumes_without_doing_finished_pr
     assert results(path) == results(whole)
 
 
-def test_redo_forgets_a_stage_and_what_follows(whole, config_path, tmp_path):
-    path = tmp_path / "run"
-    assert cli.main(["run", str(config_path), "--out", str(path), "--quiet"]) == 0
+def test_redo_forgets_a_stage_and_what_follows(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "run")
     assert cli.main(["update", str(path), "--redo", "--quiet"]) == 0
     folder = RunFolder.open(path)
     assert folder.finished("update")
@@ -205,9 +204,8 @@ def test_redo_forgets_a_stage_and_what_follows(whole, config_path, tmp_path):
     assert plain_summary(path) == plain_summary(whole)
 
 
-def test_a_changed_artifact_is_refused_and_named(whole, config_path, tmp_path, capsys):
-    path = tmp_path / "run"
-    assert cli.main(["trace", str(path), "--config", str(config_path), "--quiet"]) == 0
+def test_a_changed_artifact_is_refused_and_named(whole, tmp_path, capsys):
+    path = shutil.copytree(whole, tmp_path / "run")
     with (path / "traces.jsonl").open("a") as file:
         file.write("\n")
     assert cli.main(["pivots", str(path), "--quiet"]) == 2
