@@ -110,6 +110,19 @@ def test_nothing_scrolls_sideways_and_every_figure_is_drawn(report, visit, size,
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != paper
 
 
+def test_a_table_with_all_its_columns_and_long_names_fits_a_small_desktop(mended, visit, tmp_path):
+    folder = shutil.copytree(mended, tmp_path / "full")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["retention"]["a_skill_with_a_rather_long_name"] = summary["retention"].pop("leg_counting")
+    summary["target"] |= {kind: {"base": 0.125, "updated": 0.25} for kind in ("no_answer", "cut")}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(folder / "report.html", RunFolder.open(folder), Run.load(folder).prompter)
+    page = visit(folder / "report.html", (1024, 768))
+    assert page.locator("#results thead th").all_inner_texts()[-2:] == ["no answer", "cut"]
+    hidden = "[...document.querySelectorAll('.scroll')].map(each => each.scrollWidth - each.clientWidth)"
+    assert max(page.evaluate(hidden)) == 0
+
+
 def test_search_and_filters_leave_the_pivots_that_fit(report, visit):
     page = visit(report)
     folder = RunFolder.open(report.parent)

@@ -11,10 +11,11 @@ import reference
 from cca import cli
 from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
-from cca.method import traces
+from cca.method import pivots, traces
 from cca.method.options import TraceOptions
 from cca.method.pivots import branching_pivots, prefix_pivot
 from cca.method.traces import greedy_traces, trace_pairs, waves
+from cca.model.generate import Row
 from cca.model.read import Text
 from cca.records import Trace, TracePair
 from cca.run.run import Run
@@ -113,6 +114,21 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
         plain, _ = reference.branching_pivot(bundled.network, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
         assert found == (plain.position, plain.prefix, plain.desired, plain.undesired, plain.greedy_correct)
+
+
+def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, problems, pairs, monkeypatch):
+    begun: list[Row] = []
+    monkeypatch.setattr(pivots, "Row", lambda *args, **how: begun.append(Row(*args, **how)) or begun[-1])
+    usable = [pair for pair in pairs.values() if pair.sampled]
+    by_id = {p.id: p for p in problems}
+    branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    assert begun
+    for row in begun[:20]:
+        pair = usable[row.order[0]]
+        assert pair.sampled is not None and row.length is not None
+        y, k = pair.sampled.tokens, row.length - len(pair.prompt)
+        assert row.limit == LIMIT - k
+        assert [row.first] == reference.greedy(bundled.network, [*pair.prompt, *y[:k]], 1, frozenset()) != [y[k]]
 
 
 def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
