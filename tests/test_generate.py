@@ -7,7 +7,8 @@ import reference
 import torch
 from conftest import tiny_qwen2
 
-from cca.model.generate import Row, Watch, generate_greedy, write
+from cca.model.attention import attend
+from cca.model.generate import Row, Watch, _Writing, generate_greedy, write
 from cca.model.read import Text, common_start, passing, read, texts
 from cca.model.sampling import BLOCK, argmax, pick, stream
 
@@ -94,6 +95,56 @@ def test_a_row_is_the_same_to_the_last_token_whatever_the_slots_the_order_and_th
     shuffled = random.Random(1).sample(range(21), 21)
     for slots, numbers in ((3, range(21)), (7, shuffled), (16, shuffled[::-1]), (64, shuffled[:5]), (1, shuffled[:4])):
         assert _written(model, prompts, numbers, slots, (0.0, 0.9)) == {n: together[n] for n in numbers}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_to_the_last_bit_attention_of_one_query_does_not_depend_on_the_rows_beside_it(dtype):
+    draw = torch.Generator().manual_seed(0)
+    for (key_heads, size), groups in itertools.product(((1, 64), (3, 64), (2, 256), (8, 80), (1, 32)), (1, 2, 3, 4, 7)):
+        for columns, softcap in itertools.product((128, 384), (None, 30.0)):
+            query = torch.randn(16, key_heads * groups, 1, size, generator=draw).to(dtype) * 2
+            key, value = torch.randn(2, 16, key_heads, columns, size, generator=draw).to(dtype) * 2
+            lengths = torch.randint(columns - 127, columns + 1, (16,), generator=draw)
+            mask = (torch.arange(columns) < lengths[:, None])[:, None, None]
+            together = attend(query, key, value, mask, None, softcap)
+            for rows in (slice(0, 8), slice(3, 8), slice(11, 14), slice(0, 1), slice(15, 16)):
+                few = attend(query[rows], key[rows], value[rows], mask[rows], None, softcap)
+                assert torch.equal(few, together[rows]), (key_heads, size, groups, columns, softcap, rows)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_to_the_last_bit_the_logits_of_a_row_do_not_depend_on_how_long_the_rows_beside_it_are(dtype, monkeypatch):
+    """Seven queries a key head, of 64 numbers, over 100 to 400 keys: sums of so many are split in other places."""
+    model = tiny_qwen2(num_attention_heads=7, num_key_value_heads=1, head_dim=64, max_position_embeddings=1024).to(
+        dtype
+    )
+    draw = random.Random(0)
+    prompts = [[draw.randrange(1, 40) for _ in range(length)] for length in (96, 104, 120, 190, 200, 250, 366, 380)]
+    seen: dict[tuple[int, int], torch.Tensor] = {}
+    chosen = _Writing._chosen
+
+    def look(self, logits):
+        for row, values in zip(self.at_work, logits, strict=True):
+            seen[row.order[0], len(row.tokens)] = values.clone()
+        return chosen(self, logits)
+
+    monkeypatch.setattr(_Writing, "_chosen", look)
+    for slots, order in ((8, range(8)), (3, range(8)), (1, range(8)), (5, (6, 1, 7, 0, 5, 3, 2, 4))):
+        before, seen = seen, {}
+        rows = [Row(Text(tuple(prompts[n])), 12 + n, (n,)) for n in order]
+        write(model, rows, slots=slots, end_tokens=frozenset())
+        assert len(seen) == sum(11 + n for n in range(8))
+        assert not before or all(torch.equal(values, before[key]) for key, values in seen.items())
 
 
 @pytest.mark.parametrize("shared", [0, 20])

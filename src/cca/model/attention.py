@@ -32,6 +32,9 @@ _HARMLESS = {
 }
 """Arguments of an attention function that softmax attention of one query honours, or that change nothing for it."""
 
+_UNLIKE = (1, 3)
+"""Products of so few queries are rounded by where the numbers lie in memory, which is another place for each thread."""
+
 
 @contextmanager
 def attention_through(
@@ -152,19 +155,21 @@ def attend(
     """Softmax attention in which the query heads of a key head stand in for several queries of it.
 
     Attention functions copy keys and values for each query head where there is a mask; with its gradient that takes
-    twice the time. With one query a row, its result does not depend on the other rows, nor on T where that is a
-    multiple of 16 (CPU, bit for bit).
+    twice the time. With one query a row, its result does not depend on the other rows (CPU, bit for bit); on T it does,
+    which decides in which order products are summed, though the row may not look at so many keys.
     """
     rows, heads, count, size = query.shape
     groups = heads // key.shape[1]
     packed = query.reshape(rows, key.shape[1], groups * count, size)
     seen = seen if count == 1 else seen.repeat(1, 1, groups, 1)
+    if count == 1 and groups in _UNLIKE:
+        packed = torch.cat([packed, packed[:, :, :1]], 2)
+    if count == 1 and rows == key.shape[1] == 1:  # else several threads would share what is one thread's
+        packed, key, value, seen = (x.expand(2, -1, -1, -1) for x in (packed, key, value, seen))
     if softcap is not None:
         scale = size**-0.5 if scaling is None else scaling
         scores = (softcap * torch.tanh(packed @ key.mT * scale / softcap)).masked_fill(~seen, -torch.inf)
         mixed = scores.float().softmax(-1).to(query.dtype) @ value
     else:
-        # for a single query the CPU takes another way, whose rounding depends on where the numbers lie in memory
-        packed = packed.expand(-1, -1, 2, -1) if packed.shape[2] == 1 else packed
         mixed = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=seen, scale=scaling)
-    return mixed[:, :, : groups * count].reshape(rows, heads, count, size).transpose(1, 2)
+    return mixed[:rows, :, : groups * count].reshape(rows, heads, count, size).transpose(1, 2)

@@ -40,16 +40,21 @@ class PreallocatedLayer(DynamicLayer):
 
 
 class SlotPlaces:
-    """Where the next tokens of the slots go. columns: (S,) on the CPU; shown: how many columns attention looks at."""
+    """Where the next tokens of the slots go, and which columns attention looks at.
+
+    columns: (S,) on the CPU, of the next token of each slot. groups: slots side by side, and how many columns they look
+    at. count, shown: the slots of all groups, and the most columns.
+    """
 
     def __init__(self, slots: int):
         self.columns = torch.zeros(slots, dtype=torch.long)
-        self.shown, self.count = 0, 0
+        self.groups: list[tuple[slice, int]] = []
+        self.count = self.shown = 0
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def step(self, count: int, shown: int) -> None:
-        """The next tokens are of the first `count` slots."""
-        self.count, self.shown = count, shown
+    def step(self, groups: list[tuple[slice, int]]) -> None:
+        """The next tokens are of the slots of these groups, which are the first ones."""
+        self.groups, self.count, self.shown = groups, groups[-1][0].stop, max(shown for _, shown in groups)
         self._on.clear()
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -91,10 +96,12 @@ class SlotLayer(DynamicLayer):
             for b in (self.key_buffer, self.value_buffer)
         )
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of one slot into another."""
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` positions of two slots."""
         for buffer in (self.key_buffer, self.value_buffer):
-            buffer[target, :, :length] = buffer[source, :, :length]
+            kept = buffer[one, :, :length].clone()
+            buffer[one, :, :length] = buffer[other, :, :length]
+            buffer[other, :, :length] = kept
 
 
 class ConstantLayer(DynamicLayer):

@@ -2,8 +2,9 @@
 
 Rows wait in one queue. Whenever one ends, the next takes its slot, so that every pass of the model has as many rows
 as there are. What a row becomes does not depend on the rows beside it, on their number or their order: on a CPU it is
-the same to the last bit, for its keys and values stand in columns of their own positions, and what a matrix product
-gives for one row does not depend on how many rows there are, which are a multiple of eight.
+the same to the last bit (with the same number of threads). For its keys and values stand in columns of their own
+positions, its attention looks at as many columns as its own length asks for, and what a matrix product gives for one
+row does not depend on how many rows there are, which are a multiple of eight.
 """
 
 import heapq
@@ -24,11 +25,9 @@ from cca.model.numerics import check_finite
 from cca.model.read import Text, read, texts, tokens_of_a_pass
 from cca.model.sampling import argmax, pick
 
-_ROWS, _COLUMNS = 8, 16
-"""Rows of a step and columns that its attention looks at are multiples of these: with other numbers of them, products
-and sums are rounded in another order."""
-_GROWTH = 64
-"""Columns by which the slots grow, at least: each time all is copied."""
+_ROWS, _COLUMNS = 8, 128
+"""Rows of a step, and columns that a row's attention looks at, are multiples of these: with another number, products
+and sums are rounded in another order. Rows that look at as many are in slots side by side."""
 
 
 @dataclass(eq=False)
@@ -133,7 +132,7 @@ def _multiple(number: int, of: int) -> int:
 
 
 class _Writing:
-    """The queue and the slots. Rows at work are in the first slots, in no order."""
+    """The queue and the slots. Rows at work are in the first slots; in a step those that look at more columns first."""
 
     def __init__(
         self,
@@ -252,34 +251,54 @@ class _Writing:
                 buffers = (side.new_zeros(self.most, side.shape[0], columns, side.shape[2]) for side in sides)
                 self.cache.layers.append(SlotLayer(self.places, *buffers))
         elif (have := self.layers[0].key_buffer.shape[2]) < columns:
-            more = max(columns, have + _GROWTH) - have
             for layer in self.layers:
-                layer.grow(more)
+                layer.grow(columns - have)
 
     def _end(self) -> None:
-        """Let go of the rows that have ended or are not wanted; the last ones move into their slots."""
+        """Let go of the rows that have ended or are not wanted; the last ones take their slots."""
         for slot in reversed(range(len(self.at_work))):
             row = self.at_work[slot]
             if row.dropped or row.ended(self.end_tokens):
                 last = len(self.at_work) - 1
                 if slot < last:
-                    self.at_work[slot] = self.at_work[last]
-                    for layer in self.layers:
-                        layer.move(last, slot, int(self.places.columns[last]))
-                    self.places.columns[slot] = self.places.columns[last]
+                    self._swap(slot, last)
                 self.at_work.pop()
                 self.places.columns[last] = 0
                 if not row.dropped:
                     self._told(row)
 
+    def _swap(self, one: int, other: int) -> None:
+        columns, rows = self.places.columns, self.at_work
+        for layer in self.layers:
+            layer.swap(one, other, int(columns[[one, other]].max()))
+        columns[[one, other]] = columns[[other, one]]
+        rows[one], rows[other] = rows[other], rows[one]
+
     # ---- a step ----
+
+    def _groups(self) -> list[tuple[slice, int]]:
+        """Slots side by side whose rows look at as many columns; on a CPU, where that is by their own lengths."""
+        count = len(self.at_work)
+        looked = [_multiple(column + 1, _COLUMNS) for column in self.places.columns[:count].tolist()]
+        if self.model.device.type != "cpu":
+            return [(slice(0, self.most), max(looked))]
+        wanted = sorted(looked, reverse=True)
+        for slot, columns in enumerate(wanted):
+            if looked[slot] != columns:
+                # of those that belong here, the one that stands where this one belongs, if there is one
+                found = [n for n in range(slot + 1, count) if looked[n] == columns != wanted[n]]
+                other = next((n for n in found if wanted[n] == looked[slot]), found[0])
+                self._swap(slot, other)
+                looked[slot], looked[other] = looked[other], looked[slot]
+        ends = [n for n in range(1, count) if wanted[n] != wanted[n - 1]]
+        starts, ends = [0, *ends], [*ends, _multiple(count, _ROWS)]
+        return [(slice(start, end), wanted[start]) for start, end in zip(starts, ends, strict=True)]
 
     def _step(self) -> None:
         """One pass: a token for each row at work."""
-        rows, device = self.at_work, self.model.device
-        count = _multiple(len(rows), _ROWS) if device.type == "cpu" else self.most
+        self.places.step(self._groups())
+        rows, device, count = self.at_work, self.model.device, self.places.count
         columns = self.places.columns[:count]
-        self.places.step(count, _multiple(int(columns.max()) + 1, _COLUMNS))
         last = torch.tensor([row.tokens[-1] for row in rows] + [0] * (count - len(rows)), device=device)
         logits = self.model(
             input_ids=last[:, None],
@@ -318,12 +337,19 @@ class _Writing:
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
         ) -> Any:
             mask = attention_mask.of_one_query(self.places.on(query.device)[1], key.shape[2])
+            mixed = [
+                one(module, query[rows], key[rows, :, :n], value[rows, :, :n], mask[rows, ..., :n], **kwargs)
+                for rows, n in self.places.groups
+            ]
+            return mixed[0] if len(mixed) == 1 else torch.cat(mixed), None
+
+        def one(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
             if is_softmax(base, module, kwargs):
-                return attend(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap")), None
+                return attend(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"))
             if base.startswith("flash"):  # takes which keys (B, T) there are, a window included
                 mask, kwargs["sliding_window"] = mask[:, 0, 0], None
             elif base != "sdpa":
                 mask = additive(mask, query.dtype)
-            return stock_attention(base, module, query, key, value, mask, **kwargs)
+            return stock_attention(base, module, query, key, value, mask, **kwargs)[0]
 
         return forward
