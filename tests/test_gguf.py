@@ -299,6 +299,8 @@ def test_a_tokenizer_may_be_from_another_place(file, tmp_path, bundled):
         opened(file, tokenizer=str(alone))
     with pytest.raises(InputError, match=r"there is no folder .*/none to take a tokenizer from"):
         opened(file, tokenizer=str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"bundled is not the tokenizer of .*gguf: .* numbers are of the same token"):
+        opened(file, tokenizer="bundled")
 
 
 # ---- runs ----

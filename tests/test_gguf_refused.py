@@ -137,6 +137,26 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], list[str]]] = {
         patched(OF_A_TYPE, after=20, value=bytes([GGMLQuantizationType.Q4_K, 0, 0, 0])),
         ["blk.2.ffn_up.weight", "no whole blocks"],
     ),
+    "a tensor upon another": (
+        patched(OF_A_TYPE, after=24, value=bytes(8)),
+        ["blk.2.ffn_up.weight", "lie upon one another", "fetch the file again"],
+    ),
+    "a tensor between two places": (
+        patched(OF_A_TYPE, after=24, value=bytes([8, 0, 0, 0])),
+        ["blk.2.ffn_up.weight", "begins at no multiple of 32 bytes"],
+    ),
+    "a tensor twice": (
+        lambda whole: whole.replace(OF_A_TYPE, b"blk.1.ffn_up.weight"),
+        ["has two tensors blk.1.ffn_up.weight"],
+    ),
+    "a tensor of no dimensions": (
+        patched(OF_A_TYPE, after=0, value=bytes(4)),
+        ["no header that can be read (blk.2.ffn_up.weight has 0 dimensions)"],
+    ),
+    "nothing but zeros, and a count without end": (
+        lambda whole: whole[:8] + b"\xff" * 7 + b"\0" + whole[16 : whole.index(OF_A_TYPE) - 8] + bytes(9999),
+        ["no header that can be read (a tensor without a name"],
+    ),
 }
 
 
@@ -161,6 +181,8 @@ def test_a_file_that_is_not_there_and_a_folder_of_files_are_named(file, tmp_path
         check_model(str(tmp_path / "none.gguf"))
     with pytest.raises(InputError, match=rf"no config\.json; set model\.path to the GGUF file itself: {file}"):
         check_model(str(file.parent))
+    with pytest.raises(InputError, match=r"no model at xx+ \(File name too long\); name a folder"):
+        check_model("x" * 300)
     shutil.copy(file, tmp_path / "m-00001-of-00003.gguf")
     with pytest.raises(InputError, match=r"one of 3 parts"):
         check_model(str(tmp_path / "m-00001-of-00003.gguf"))

@@ -181,3 +181,10 @@ def test_settings_that_transformers_loads_but_does_not_save_are_kept_and_do_not_
 def test_a_run_is_merged_in_any_type(mended, tmp_path, dtype):
     assert cli.main(["merge", str(mended), str(tmp_path / "m"), "--dtype", dtype]) == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").dtype == getattr(torch, dtype)
+    card = (tmp_path / "m" / "README.md").read_text()
+    said = (
+        r"measured in float32 and before the update was rounded, which changed it by \d+\.\d% of its size: this folder"
+    )
+    assert re.search(said, card)
+    assert cli.main(["merge", str(mended), str(tmp_path / "same")]) == 0
+    assert "may answer otherwise" not in (tmp_path / "same" / "README.md").read_text()

@@ -26,7 +26,7 @@ from cca.model.checks import (
     load_tokenizer,
 )
 from cca.model.gguf.header import is_gguf, open_gguf
-from cca.model.gguf.tokenizer import gguf_generation
+from cca.model.gguf.tokenizer import check_own, gguf_generation
 from cca.model.gguf.weights import gguf_network
 from cca.model.options import ModelOptions
 from cca.model.precision import choose_dtype, main_device
@@ -159,6 +159,8 @@ def open_prompter(
     trust = model.trust_remote_code
     config = check_model(model.path, trust_remote_code=trust, weights=False)
     tokenizer = load_tokenizer(model.tokenizer or model.path, trust_remote_code=trust)
+    if model.tokenizer and is_gguf(model.path):
+        check_own(tokenizer, model.tokenizer, open_gguf(model.path))
     ends = end_tokens(model.path, _generation_settings(model.path), config, tokenizer)
     return _prompter(tokenizer, ends, prompt, grader, date)
 

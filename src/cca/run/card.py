@@ -13,6 +13,8 @@ from cca.records import Problem
 from cca.run.run import Run
 
 _PLACE = "{question}"
+_NOTEWORTHY = 0.01
+"""A larger change of the update by rounding, as a share of its size, is told beside what was measured without it."""
 _NEUTRAL = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Settings of `generate` that act without sampling, and what leaves them off, as in a run."""
 
@@ -59,7 +61,7 @@ def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: 
     parts = [
         f"# {model.name}, updated by Constructive Circuit Amplification",
         f"An ordinary transformers model ({dtype}). {_changed(run, model, delta, rounding)}",
-        _measured(run),
+        _measured(run, rounding, dtype),
         "## How it is asked",
         f"As in the run, with {_words(model.prompter)}. Asked in another way, nothing that was measured holds."
         if how
@@ -93,12 +95,18 @@ def _base(run: Run, model: Model) -> str:
     )
 
 
-def _measured(run: Run) -> str:
+def _measured(run: Run, rounding: Rounding, dtype: str) -> str:
     if not run.folder.finished("evaluate"):
         return ""
     found = run.summary.target
     before, after = percent(found.base), percent(found.updated)
-    return f"On {found.n:,} test problems: {before} right before, {after} after, {difference(found)}."
+    said = f"On {found.n:,} test problems: {before} right before, {after} after, {difference(found)}."
+    otherwise = [f"in {run.dtype}"] if dtype != run.dtype else []
+    if rounding.error > _NOTEWORTHY:
+        otherwise.append(f"before the update was rounded, which changed it by {rounding.error:.1%} of its size")
+    if not otherwise:
+        return said
+    return f"{said} That was measured {' and '.join(otherwise)}: this folder may answer otherwise."
 
 
 def _words(prompter: Prompter) -> str:

@@ -1,5 +1,6 @@
 """The header of a GGUF file: its fields, and where each of its tensors lies. No tensor is read."""
 
+import itertools
 import mmap
 import re
 import struct
@@ -72,9 +73,16 @@ class GgufFile:
 
 
 def is_gguf(path: str) -> bool:
-    """Whether a model's path is meant as that of a GGUF file."""
+    """Whether a model's path is meant as that of a GGUF file.
+
+    Raises:
+        InputError: there can be no file of that name.
+    """
     where = Path(location(path))
-    return where.is_file() or (where.suffix.lower() == ".gguf" and not where.is_dir())
+    try:
+        return where.is_file() or (where.suffix.lower() == ".gguf" and not where.is_dir())
+    except OSError as error:
+        raise InputError(f"no model at {path} ({error.strerror}); name a folder, a GGUF file or a hub name") from error
 
 
 def open_gguf(path: str) -> GgufFile:
@@ -90,7 +98,9 @@ def open_gguf(path: str) -> GgufFile:
         raise InputError(f"{path} is a GGUF file; what reads it comes with: {install_command('gguf')}") from error
     where = Path(location(path))
     if not where.is_file():
-        raise InputError(f"there is no file {where}; set model.path to a GGUF file, a model folder or a hub name")
+        raise InputError(
+            f"there is no file {where.absolute()}; set model.path to a GGUF file, a model folder or a hub name"
+        )
     check_start(where)
     state = where.stat()
     return _opened(where, state.st_size, state.st_mtime_ns)
@@ -134,7 +144,11 @@ class _Entry(NamedTuple):
 def _placed(
     where: Path, fields: Mapping[str, Any], entries: list[_Entry], end: int, size: int
 ) -> dict[str, TensorPlace]:
-    """Where the tensors are in the file, which has `size` bytes."""
+    """Where the tensors are in the file, which has `size` bytes.
+
+    Raises:
+        InputError: one is cut off, stands twice, lies where none can be or upon another, or cannot be dequantised.
+    """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     alignment = fields.get("general.alignment", 32)
@@ -154,9 +168,17 @@ def _placed(
         numbers = 1
         for length in shape:
             numbers *= length
-        if not shape or shape[-1] % block:
+        if shape[-1] % block:
             raise InputError(f"{name} of {where} has rows of no whole blocks ({list(shape)}); fetch the file again")
+        if name in found:
+            raise InputError(f"{where} has two tensors {name}; fetch it again")
+        if start % alignment:
+            raise InputError(f"{name} of {where} begins at no multiple of {alignment} bytes; fetch the file again")
         found[name] = TensorPlace(kind, shape, begin + start, numbers // block * taken)
+    in_order = sorted(found, key=lambda name: found[name].start)
+    for one, other in itertools.pairwise(in_order):
+        if found[one].start + found[one].size > found[other].start:
+            raise InputError(f"{one} and {other} of {where} lie upon one another; fetch the file again")
     needed = max((place.start + place.size for place in found.values()), default=0)
     if needed > size:
         cut = [name for name, place in found.items() if place.start + place.size > size]
@@ -238,12 +260,14 @@ def _header(reader: _Reader) -> tuple[dict[str, Any], list[_Entry], int]:
     fields: dict[str, Any] = {}
     for _ in range(fields_count):
         key = reader.text()
+        if not key:
+            raise ValueError("a field without a name")
         fields[key] = reader.value(reader.number("I"))
     entries: list[_Entry] = []
     for _ in range(count):
         name, dimensions = reader.text(), reader.number("I")
-        if dimensions > _DIMENSIONS:
-            raise ValueError(f"{name} has {dimensions} dimensions")
+        if not name or not 0 < dimensions <= _DIMENSIONS:
+            raise ValueError(f"{name or 'a tensor without a name'} has {dimensions} dimensions")
         shape = tuple(reader.number("Q") for _ in range(dimensions))[::-1]
         entries.append(_Entry(name, shape, reader.number("I"), reader.number("Q")))
     return fields, entries, reader.at

@@ -104,6 +104,22 @@ def gguf_tokenizer(file: GgufFile) -> Any:
         raise InputError(f"the tokenizer in {file.path} is damaged ({error!r}); {_REMEDY}") from error
 
 
+def check_own(tokenizer: Any, called: str, file: GgufFile) -> None:
+    """See that a tokenizer of another place, `called` so, numbers its tokens as the file does.
+
+    Raises:
+        InputError: most of its numbers are of other tokens.
+    """
+    own = _listed(file, "tokens")[: len(tokenizer)]
+    theirs = tokenizer.convert_ids_to_tokens(list(range(len(own))))
+    alike = sum(one == other for one, other in zip(own, theirs, strict=True))
+    if 2 * alike < len(own):
+        raise InputError(
+            f"{called} is not the tokenizer of {file.path}: {alike:,} of {len(own):,} numbers are of the same token; "
+            f"leave model.tokenizer out, or {_REMEDY}"
+        )
+
+
 def gguf_generation(file: GgufFile) -> Any:
     """Settings of generation, of which a file has only the tokens that end a text."""
     from transformers import GenerationConfig
