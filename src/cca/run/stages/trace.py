@@ -91,7 +91,7 @@ def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
     cut = sum(pair.greedy.cut for pair in pairs) / len(pairs)
     said = f", {cut:.0%} cut" if cut >= CUT_SHARE else ""
     opposite = sum(p.sampled is not None for p in pairs)
-    return "greedy traces", f"{right:.1%} right, {opposite:,} with an opposite sample{said}"
+    return "greedy traces", f"{right:.1%} right{said}, {opposite:,} with an opposite sample"
 
 
 def _check_grader(run: Run, problems: list[Problem], source: Source) -> None:
