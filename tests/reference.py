@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cca.model.components import Components
+from cca.model.sampling import pick, stream
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
 
@@ -83,6 +84,38 @@ def branching_pivot(
             )
             return found, generated
     raise AssertionError("the whole sampled trace is graded like the greedy trace")
+
+
+@torch.no_grad()
+def right_completions(
+    model, prompter: Prompter, pair: TracePair, problem: Problem, node: tuple[int, int], count: int, limit: int, **how
+) -> int:
+    """How many of `count` sampled completions of the trace's first k tokens and one more, `node`, are right.
+
+    Each alone, reading everything again for each token. how: `temperature` and `seed`.
+    """
+    assert pair.sampled is not None
+    k, token = node
+    right = 0
+    for n in range(count):
+        uniforms = torch.from_numpy(stream(how["seed"], problem.id, k, token, n).random(limit - k))
+        tokens = [*pair.sampled.tokens[:k], token]
+        while len(tokens) < limit and tokens[-1] not in prompter.end_tokens:
+            logits = model(input_ids=torch.tensor([[*pair.prompt, *tokens]]), use_cache=False).logits[:, -1]
+            tokens.append(int(pick(logits, how["temperature"], uniforms[[len(tokens) - k]])))
+        right += prompter.trace(problem, tokens).correct
+    return right
+
+
+def halved(rates: Sequence[int], upwards: bool) -> int:
+    """The place i at which `rates` go up (or down) most, by halving: from rates[i] to rates[i + 1]."""
+    if len(rates) == 2:
+        return 0
+    middle = (len(rates) - 1) // 2
+    first, second = rates[middle] - rates[0], rates[-1] - rates[middle]
+    if (first >= second) if upwards else (first <= second):
+        return halved(rates[: middle + 1], upwards)
+    return middle + halved(rates[middle:], upwards)
 
 
 @contextmanager

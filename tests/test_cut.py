@@ -12,6 +12,7 @@ from cca.errors import InputError
 from cca.evaluation.results import Change
 from cca.evaluation.summarize import comparisons
 from cca.folder import RunFolder
+from cca.method.options import PivotOptions
 from cca.method.pivots import check_found
 from cca.method.traces import Traces
 from cca.records import Score, Trace, TracePair
@@ -95,4 +96,4 @@ def test_templates_that_the_model_solves_are_named_where_no_pivot_is_left():
     trace = Trace((1,), "", "1", True)
     pair = TracePair("p", "train", "0", (1,), trace, replace(trace, correct=False), 1, None)
     with pytest.raises(InputError, match=r"1 with an opposite sample, 1 of .* traces.skip_solved=false"):
-        check_found([], Traces((pair,), {}, cca.TraceOptions()))
+        check_found([], Traces((pair,), {}, cca.TraceOptions()), PivotOptions())

@@ -11,9 +11,9 @@ import reference
 from cca import cli
 from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
-from cca.method import pivots, traces
+from cca.method import search, traces
 from cca.method.options import TraceOptions
-from cca.method.pivots import branching_pivots, prefix_pivot
+from cca.method.pivots import prefix_pivot, search_pivots
 from cca.method.traces import greedy_traces, trace_pairs, waves
 from cca.model.generate import Row
 from cca.model.read import Text
@@ -109,7 +109,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
     usable = [pair for pair in pairs.values() if pair.sampled][:34]
     assert len(usable) >= 30, "too few traces to compare; trace more problems"
     by_id = {p.id: p for p in problems}
-    fast = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    fast = search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     for pair, pivot in zip(usable, fast, strict=True):
         plain, _ = reference.branching_pivot(bundled.network, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
@@ -118,10 +118,10 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
 
 def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, problems, pairs, monkeypatch):
     begun: list[Row] = []
-    monkeypatch.setattr(pivots, "Row", lambda *args, **how: begun.append(Row(*args, **how)) or begun[-1])
+    monkeypatch.setattr(search, "Row", lambda *args, **how: begun.append(Row(*args, **how)) or begun[-1])
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     assert begun
     for row in begun[:20]:
         pair = usable[row.order[0]]
@@ -134,7 +134,7 @@ def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, p
 def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    found = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    found = search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     found.sort(key=lambda pivot: -pivot.completions)
     assert found[0].completions > 0, "some must come from a completion and not from a trace"
     for pivot in found[:16]:
@@ -162,8 +162,8 @@ def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
     how: dict[str, Any] = {"max_new_tokens": LIMIT, "slots": 64}
-    together = branching_pivots(bundled.network, prompter, usable, by_id, **how)
-    apart = [branching_pivots(bundled.network, prompter, [p], by_id, **how)[0] for p in usable[:10]]
+    together = search_pivots(bundled.network, prompter, usable, by_id, **how)
+    apart = [search_pivots(bundled.network, prompter, [p], by_id, **how)[0] for p in usable[:10]]
     assert together[:10] == apart
 
 

@@ -9,6 +9,7 @@ from cca.errors import InputError
 from cca.options import Count, CountOrNone, Options, Positive, Share
 
 Loss = Literal["linear", "logistic"]
+PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
@@ -33,8 +34,28 @@ class TraceOptions(Options):
 class PivotOptions(Options):
     """Stage 1b (paper section 3.1): where a pair of traces turns."""
 
-    method: Literal["branching", "prefix"] = "branching"
-    """``branching``: where the greedy completion changes its outcome; ``prefix``: where the two traces part."""
+    method: PivotMethod = "branching"
+    """``branching``: where the greedy completion changes its outcome; ``prefix``: where the two traces part;
+    ``probability``: where the success rate of sampled completions changes (needs ``confirm``)."""
+    confirm: CountOrNone = 0
+    """Completions sampled after each of a pivot's two tokens, to see whether the token decides. 0: none, and every
+    pivot counts. The fewer, the more pivots pass by chance; 16 tell rates apart that differ by a half."""
+    gap: Share = 0.2
+    """A pivot counts where the success rate after the desired token is higher by at least this (arXiv 2412.08905)."""
+    temperature: Positive = 1.0
+    """Temperature of these completions."""
+
+    def check(self, where: str = "") -> None:
+        """See that the options go together.
+
+        Raises:
+            InputError: they do not. Its message begins with `where` they stand.
+        """
+        if self.method == "probability" and not self.confirm:
+            raise InputError(
+                f"{where}pivots.method is probability, which compares sampled completions, and pivots.confirm is 0; "
+                "set pivots.confirm, for example to 16"
+            )
 
 
 class CircuitOptions(Options):

@@ -136,6 +136,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         raise InputError(f"config from {source}: {all_explained(error, Config)}") from error
     check_prompt(config.prompt, f"config from {source}: ")
+    config.pivots.check(f"config from {source}: ")
     if config.rounds > 1 and config.update.method not in OF_ROWS:
         raise InputError(
             f"config from {source}: rounds is {config.rounds}, but update.arm {config.update.method} has one"
