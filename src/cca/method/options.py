@@ -45,6 +45,11 @@ class PivotOptions(Options):
     temperature: Positive = 1.0
     """Temperature of these completions."""
 
+    def sampled(self, limit: int) -> int:
+        """Completions that are sampled for one pivot, at most, where a trace has up to `limit` tokens."""
+        places = 2 + math.ceil(math.log2(limit)) if self.method == "probability" else 2
+        return places * self.confirm
+
     def check(self, where: str = "") -> None:
         """See that the options go together.
 

@@ -83,6 +83,7 @@ class Work:
     greedy_traces: int
     sampled_traces: int
     pivots: int
+    sampled_completions: int
     circuit_steps: int
     circuit_batch: int
     update_steps: int
@@ -247,6 +248,7 @@ def _work(config: Config, groups: Sequence[_Group], lengths: Sequence[Sequence[i
         greedy_traces=traced,
         sampled_traces=traced * config.traces.samples,
         pivots=splits["train"],
+        sampled_completions=traced * config.pivots.sampled(config.traces.max_new_tokens),
         circuit_steps=config.circuit.epochs * config.circuit.steps(splits["train"]),
         circuit_batch=config.circuit.batch,
         update_steps=config.update.steps,
