@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import reference
+import torch
 
 from cca import cli
 from cca.errors import InputError
@@ -88,6 +89,22 @@ def test_the_memory_of_problems_that_are_done_is_free(bundled, prompter, traced)
     assert one[-1] <= start
     assert other[-1] <= start
     assert max(held) > 1
+
+
+def test_samples_of_top_k_traces_draw_from_the_likeliest_tokens_alone_and_greedy_traces_stay(
+    bundled, prompter, traced, pairs
+):
+    few, found = traced[:12], []
+    options = TraceOptions(max_new_tokens=LIMIT, batch=5, top_k=2, temperature_if_correct=3.0, temperature_if_wrong=3.0)
+    trace_pairs(bundled.network, prompter, few, options, 0, found.append)
+    assert any(pair.sampled for pair in found)
+    for pair in found:
+        assert pair.greedy == pairs[pair.problem].greedy
+        if y := pair.sampled and pair.sampled.tokens:
+            logits = bundled.network(input_ids=torch.tensor([[*pair.prompt, *y]])).logits[0, len(pair.prompt) - 1 : -1]
+            second = logits.topk(2).values[:, -1]
+            drawn = logits.gather(1, torch.tensor(y)[:, None])[:, 0]
+            assert bool((drawn >= second - 1e-4).all())
 
 
 def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):

@@ -22,6 +22,9 @@ class TraceOptions(Options):
     """Temperature where the greedy trace is correct (a wrong sample is wanted)."""
     temperature_if_wrong: Positive = 0.8
     """Temperature where the greedy trace is wrong (a correct sample is wanted)."""
+    top_k: CountOrNone = 0
+    """Samples draw from so many of the likeliest tokens, and those as likely as the last of them. 0: from all. The
+    paper's runs draw from 50."""
     max_new_tokens: Count = 160
     """Tokens a trace may have."""
     batch: Count = 128

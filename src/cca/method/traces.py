@@ -246,6 +246,7 @@ class _Tracing:
             self._row(
                 (self.number, n),
                 temperature=temperature,
+                top_k=options.top_k,
                 uniforms=stream(self.seed, self.problem.id, n).random(options.max_new_tokens),
                 then=partial(self._sample_ended, n),
             )
