@@ -94,5 +94,9 @@ def test_a_problem_is_shown_with_the_verdict_on_each_answer(mended, tmp_path, ca
 def test_templates_that_the_model_solves_are_named_where_no_pivot_is_left():
     trace = Trace((1,), "", "1", True)
     pair = TracePair("p", "train", "0", (1,), trace, replace(trace, correct=False), 1, None)
-    with pytest.raises(InputError, match=r"1 with an opposite sample, 1 of .* traces.skip_solved=false"):
-        check_found([], Traces((pair,), {}, cca.TraceOptions()))
+    for share in (1.0, 0.8):
+        said = rf"1 with an opposite sample, 1 of .*skip_solved = {share:g}\): set traces.skip_solved=0,"
+        with pytest.raises(InputError, match=said):
+            check_found([], Traces((pair,), {}, cca.TraceOptions(skip_solved=share)))
+    with pytest.raises(InputError, match=r"1 with an opposite sample\): the model is right or wrong"):
+        check_found([], Traces((pair,), {}, cca.TraceOptions(skip_solved=0)))

@@ -49,6 +49,12 @@ def test_a_low_yield_of_pivots_is_named_with_its_reasons(found, fine):
     assert "98% of the greedy traces are right" in result.message
 
 
+def test_a_yield_that_is_low_for_solved_templates_advises_about_them():
+    left_out = [WithoutPivot(f"p-{i}", "train", "0", "template_solved" if i < 60 else "no_opposite") for i in range(98)]
+    assert "traces.skip_solved=0" in diagnosis.pivot_yield(_pairs(100, 98), left_out, 2).advice
+    assert "traces.samples" in diagnosis.pivot_yield(_pairs(100, 98), left_out[30:], 2).advice
+
+
 def test_a_circuit_is_too_dense_over_two_percent_or_off_its_target():
     assert diagnosis.density(0.019, 0.05, None).fine
     assert not diagnosis.density(0.021, 0.05, None).fine

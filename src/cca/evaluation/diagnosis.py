@@ -60,13 +60,17 @@ def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], fo
     reasons = dict(Counter(record.reason for record in left_out))
     said = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items()) or "none left out"
     greedy = sum(pair.greedy.correct for pair in pairs) / len(pairs)
+    mostly_solved = 2 * reasons.get("template_solved", 0) > len(left_out)
     return _finding(
         "pivot yield",
         share >= LEAST_YIELD,
         f"{found} of {len(pairs)} problems gave a pivot ({said}); {greedy:.0%} of the greedy traces are right",
         {"share": share, "without": reasons, "greedy_accuracy": greedy},
-        "few problems are both solved and missed by sampling: the model has little latent skill here, or too little is "
-        "sampled; raise traces.samples or the temperatures, or choose harder or easier problems",
+        "most problems without one are of templates left out as solved: set traces.skip_solved=0, which leaves none "
+        "out, or choose harder problems"
+        if mostly_solved
+        else "few problems are both solved and missed by sampling: the model has little latent skill here, or too "
+        "little is sampled; raise traces.samples or the temperatures, or choose harder or easier problems",
     )
 
 

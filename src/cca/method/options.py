@@ -29,8 +29,9 @@ class TraceOptions(Options):
     """Tokens a trace may have."""
     batch: Count = 128
     """Traces that are written at once."""
-    skip_solved: bool = True
-    """Leave out templates whose training instances the base model all solves."""
+    skip_solved: Share = 1.0
+    """Leave out of training the templates whose training problems the base model solves in at least this share: 1.0
+    those that it solves entirely, 0 none. The paper's runs leave out from 0.8 on."""
 
 
 class PivotOptions(Options):

@@ -36,7 +36,7 @@ def find_pivots(
     progress: Callable[[int, int], None] | None = None,
     **changes: Any,
 ) -> list[Pivot]:
-    """The pivot of each pair of `traces`, in their order; of templates that the model solves there are none.
+    """The pivot of each pair of `traces`, in their order; of templates that are left out as solved there are none.
 
     Args:
         model: what was traced.
@@ -85,10 +85,11 @@ def check_found(pivots: Sequence[Pivot], traces: Traces) -> None:
         solved = opposite - len(traces.usable)
         said = f"{len(traces)} problems traced, {opposite} with an opposite sample"
         if solved:
-            said += f", {solved} of these of templates whose training problems the model all solves"
+            share = traces.options.skip_solved
+            said += f", {solved} of these of templates left out as solved, traces.skip_solved = {share:g}"
         why = cut_off(traces.cut, traces.options.max_new_tokens)
         if not why and solved:
-            why = "set traces.skip_solved=false, or choose harder templates"
+            why = "set traces.skip_solved=0, which leaves none out, or choose harder templates"
         if not why:
             why = "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
             why += "other templates"
