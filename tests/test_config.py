@@ -65,6 +65,15 @@ def test_skip_solved_is_a_share_of_which_false_is_none_and_true_is_all(written, 
     assert (type(found), found) == (float, share)
 
 
+def test_the_limit_of_answers_is_that_of_traces_until_it_is_set():
+    assert load_config(None, ("traces.max_new_tokens=7",)).answer_limit == (7, "traces.max_new_tokens")
+    own = load_config(None, ("traces.max_new_tokens=7", "evaluation.max_new_tokens=5"))
+    assert own.answer_limit == (5, "evaluation.max_new_tokens")
+    assert parse_config(tomllib.loads(dump_toml(own)), "test") == own
+    with pytest.raises(InputError, match=r"evaluation\.max_new_tokens"):
+        load_config(None, ("evaluation.max_new_tokens=0",))
+
+
 @pytest.mark.parametrize("written", ["1.5", "-0.1", "80", "nan", "yes"])
 def test_a_skip_solved_that_is_no_share_is_refused(written):
     with pytest.raises(InputError, match=r"traces\.skip_solved: "):

@@ -193,6 +193,24 @@ def test_answers_that_depend_on_the_batch_are_named():
     assert found.figures["changed"] == ["4-1"]
 
 
+@pytest.mark.parametrize(
+    ("traces", "answers", "raised"),
+    [
+        (30, 0, "traces.max_new_tokens"),
+        (0, 30, "evaluation.max_new_tokens"),
+        (30, 30, "traces.max_new_tokens and evaluation.max_new_tokens"),
+    ],
+)
+def test_advice_about_cut_texts_is_about_the_limit_that_cut_them(traces, answers, raised):
+    pairs = [replace(p, greedy=replace(p.greedy, cut=i < traces)) for i, p in enumerate(_pairs(100, 50))]
+    cut = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60, 30)
+    assert f"{traces}.0% of the traces were cut at traces.max_new_tokens = 60" in cut.message
+    assert f"{answers}.0% of the answers to the target at evaluation.max_new_tokens = 30" in cut.message
+    assert cut.advice.startswith(f"raise {raised}:")
+    waits = diagnosis.after_cut(diagnosis.sample_sizes(3, 3), cut)
+    assert waits.advice.startswith(f"first raise {raised}:")
+
+
 def test_where_most_texts_are_cut_other_advice_waits_for_that():
     pairs = [replace(pair, greedy=replace(pair.greedy, cut=True)) for pair in _pairs(4, 0)]
     cut = diagnosis.unfinished(pairs, [answer(cut=True)], 40)

@@ -45,7 +45,7 @@ def state(path: Path) -> tuple[dict[str, str], dict, dict]:
 
 
 def test_every_setting_belongs_to_a_stage_and_every_stage_names_settings_that_there_are():
-    whole = tomllib.loads(dump_toml(CONFIG))
+    whole = tomllib.loads(dump_toml(load_config(None, ("evaluation.max_new_tokens=9",))))
     keys = differences({}, whole).keys()
     named = {name for stage in STAGES.values() for name in stage.settings}
     assert {key.partition(".")[0] for key in keys} <= {name for name in named if "." not in name}
@@ -53,7 +53,12 @@ def test_every_setting_belongs_to_a_stage_and_every_stage_names_settings_that_th
     where = {"seed": "trace", "model.dtype": "trace", "prompt.template": "trace", "problems.grader": "trace"}
     where |= {"traces.max_new_tokens": "trace", "evaluation.per_skill": "trace", "evaluation.transfer": "trace"}
     where |= {"pivots.method": "pivots", "circuit.lambda": "circuit", "update.arm": "update", "rounds": "update"}
-    where |= {"evaluation.batch": "update", "evaluation.text": "evaluate", "evaluation.task_limit": "evaluate"}
+    where |= {
+        "evaluation.batch": "update",
+        "evaluation.max_new_tokens": "update",
+        "evaluation.text": "evaluate",
+        "evaluation.task_limit": "evaluate",
+    }
     assert {key: first_to_use(key) for key in where} == where
 
 
@@ -82,7 +87,9 @@ def test_a_begun_run_whose_config_does_not_name_a_setting_is_not_one_of_another_
     path = tmp_path / "run"
     RunFolder.create(path, dump_toml(CONFIG).replace("top_k = 0\n", "")).close()
     RunFolder.open(path).file("problems.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"there traces.top_k = None, here 50.*cca trace .* --redo --set traces.top_k=50"):
+    with pytest.raises(
+        InputError, match=r"there traces.top_k = None, here 50.*cca trace .* --redo --set traces.top_k=50"
+    ):
         open_folder(path, load_config(None, ("traces.top_k=50",)))
 
 
