@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TopKLogitsWarper
 
 from cca.model.components import Components
 from cca.model.sampling import pick, stream
@@ -24,6 +25,14 @@ def greedy(model, prompt: Sequence[int], max_new_tokens: int, end_tokens: frozen
         if tokens[-1] in end_tokens:
             break
     return tokens
+
+
+def chances(logits: Tensor, temperature: float, top_k: int) -> Tensor:
+    """The chance (V,) of each token, as transformers' warpers leave it; of tokens that are not drawn exactly 0."""
+    scores = logits.float()[None] / temperature
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(torch.empty(1, 0, dtype=torch.long), scores)  # pyright: ignore[reportArgumentType]
+    return scores[0].softmax(-1)
 
 
 def completions(

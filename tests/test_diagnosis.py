@@ -49,6 +49,12 @@ def test_a_low_yield_of_pivots_is_named_with_its_reasons(found, fine):
     assert "98% of the greedy traces are right" in result.message
 
 
+def test_a_yield_that_is_low_for_solved_templates_advises_about_them():
+    left_out = [WithoutPivot(f"p-{i}", "train", "0", "template_solved" if i < 60 else "no_opposite") for i in range(98)]
+    assert "traces.skip_solved=0" in diagnosis.pivot_yield(_pairs(100, 98), left_out, 2).advice
+    assert "traces.samples" in diagnosis.pivot_yield(_pairs(100, 98), left_out[30:], 2).advice
+
+
 def test_a_circuit_is_too_dense_over_two_percent_or_off_its_target():
     assert diagnosis.density(0.019, 0.05, None).fine
     assert not diagnosis.density(0.021, 0.05, None).fine
@@ -185,6 +191,24 @@ def test_answers_that_depend_on_the_batch_are_named():
     found = diagnosis.batch_size_matters(["4-1"], 8)
     assert not found.fine
     assert found.figures["changed"] == ["4-1"]
+
+
+@pytest.mark.parametrize(
+    ("traces", "answers", "raised"),
+    [
+        (30, 0, "traces.max_new_tokens"),
+        (0, 30, "evaluation.max_new_tokens"),
+        (30, 30, "traces.max_new_tokens and evaluation.max_new_tokens"),
+    ],
+)
+def test_advice_about_cut_texts_is_about_the_limit_that_cut_them(traces, answers, raised):
+    pairs = [replace(p, greedy=replace(p.greedy, cut=i < traces)) for i, p in enumerate(_pairs(100, 50))]
+    cut = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60, 30)
+    assert f"{traces}.0% of the traces were cut at traces.max_new_tokens = 60" in cut.message
+    assert f"{answers}.0% of the answers to the target at evaluation.max_new_tokens = 30" in cut.message
+    assert cut.advice.startswith(f"raise {raised}:")
+    waits = diagnosis.after_cut(diagnosis.sample_sizes(3, 3), cut)
+    assert waits.advice.startswith(f"first raise {raised}:")
 
 
 def test_where_most_texts_are_cut_other_advice_waits_for_that():

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cca import cli
 from cca.errors import InputError
@@ -14,10 +17,10 @@ from cca.evaluation.slip_truth import mark_on_slip, slip_position
 from cca.method import search, traces
 from cca.method.options import TraceOptions
 from cca.method.pivots import prefix_pivot, search_pivots
-from cca.method.traces import greedy_traces, trace_pairs, waves
+from cca.method.traces import Traces, greedy_traces, trace_pairs, waves
 from cca.model.generate import Row
 from cca.model.read import Text
-from cca.records import Trace, TracePair
+from cca.records import Split, Trace, TracePair
 from cca.run.run import Run
 
 LIMIT = 160
@@ -88,6 +91,53 @@ def test_the_memory_of_problems_that_are_done_is_free(bundled, prompter, traced)
     assert one[-1] <= start
     assert other[-1] <= start
     assert max(held) > 1
+
+
+def test_samples_of_top_k_traces_draw_from_the_likeliest_tokens_alone_and_greedy_traces_stay(
+    bundled, prompter, traced, pairs
+):
+    few, found = traced[:12], []
+    options = TraceOptions(max_new_tokens=LIMIT, batch=5, top_k=2, temperature_if_correct=3.0, temperature_if_wrong=3.0)
+    trace_pairs(bundled.network, prompter, few, options, 0, found.append)
+    assert any(pair.sampled for pair in found)
+    for pair in found:
+        assert pair.greedy == pairs[pair.problem].greedy
+        if y := pair.sampled and pair.sampled.tokens:
+            logits = bundled.network(input_ids=torch.tensor([[*pair.prompt, *y]])).logits[0, len(pair.prompt) - 1 : -1]
+            second = logits.topk(2).values[:, -1]
+            drawn = logits.gather(1, torch.tensor(y)[:, None])[:, 0]
+            assert bool((drawn >= second - 1e-4).all())
+
+
+def _answered(template: str, split: Split, right: int, of: int) -> list[TracePair]:
+    """Pairs of a template, all with both traces, of which `right` greedy ones are correct."""
+    trace = [Trace((1,), "", "1", correct) for correct in (True, False)]
+    return [
+        TracePair(f"{template}-{split}-{n}", split, template, (1,), trace[n >= right], trace[n < right], 1, None)
+        for n in range(of)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "solved"),
+    [(1.0, {"all"}), (0.81, {"all"}), (0.8, {"all", "4 of 5"}), (0.5, {"all", "4 of 5", "3 of 5"}), (0, set())],
+)
+def test_templates_that_the_model_solves_in_the_share_skip_solved_or_more_are_left_out(share, solved):
+    validated = _answered("3 of 5", "validation", 9, 9) + _answered("only validated", "validation", 3, 3)
+    pairs = [*_answered("all", "train", 5, 5), *_answered("4 of 5", "train", 4, 5), *_answered("3 of 5", "train", 3, 5)]
+    pairs += _answered("none", "train", 0, 5)
+    found = Traces((*pairs, *validated), {}, TraceOptions(skip_solved=share))
+    assert found.solved == solved
+    assert {pair.template for pair in found.usable} == {pair.template for pair in found} - solved
+
+
+@given(st.integers(1, 300), st.data())
+def test_a_template_at_the_very_share_is_left_out(of, data):
+    right = data.draw(st.integers(0, of))
+    hundredths = data.draw(st.integers(1, 100))
+    share = float(f"{hundredths / 100:.2f}")
+    found = Traces(tuple(_answered("t", "train", right, of)), {}, TraceOptions(skip_solved=share))
+    assert bool(found.solved) == (100 * right >= hundredths * of)
 
 
 def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):

@@ -223,8 +223,8 @@ class WithoutPivot:
     split: Split
     template: str
     reason: str
-    """``no_opposite``: no sample was of opposite correctness; ``template_solved``: the base model solves all
-    training problems of its template, which is left out."""
+    """``no_opposite``: no sample was of opposite correctness; ``template_solved``: of the training
+    problems of its template the base model solves at least the share `traces.skip_solved`, so that it is left out."""
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "  trace": f"{memory.trace:.2f}",
         "  circuit": f"{memory.circuit:.2f}{memory.notes['circuit']}",
         "  update": f"{memory.update:.2f}{memory.notes['update']}",
+        "  evaluate": f"{memory.evaluate:.2f}",
         "problems": f"at most {splits}",
         "prompts": f"about {work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
         "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
@@ -148,7 +149,7 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "update": f"at most {work.update_steps:,} steps over all pivots, {work.validations} validations of "
         f"{work.validation_problems:,} problems",
         **({"rounds": f"at most {work.rounds} of these four stages"} if work.rounds > 1 else {}),
-        "evaluate": f"{work.answers:,} answers, half of them the base model's"
+        "evaluate": f"{work.answers:,} answers of at most {work.answer_tokens} tokens, half of them the base model's"
         + (f"; {', '.join(work.benchmarks)} on both" if work.benchmarks else ""),
     }
     table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,13 +60,17 @@ def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], fo
     reasons = dict(Counter(record.reason for record in left_out))
     said = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items()) or "none left out"
     greedy = sum(pair.greedy.correct for pair in pairs) / len(pairs)
+    mostly_solved = 2 * reasons.get("template_solved", 0) > len(left_out)
     return _finding(
         "pivot yield",
         share >= LEAST_YIELD,
         f"{found} of {len(pairs)} problems gave a pivot ({said}); {greedy:.0%} of the greedy traces are right",
         {"share": share, "without": reasons, "greedy_accuracy": greedy},
-        "few problems are both solved and missed by sampling: the model has little latent skill here, or too little is "
-        "sampled; raise traces.samples or the temperatures, or choose harder or easier problems",
+        "most problems without one are of templates left out as solved: set traces.skip_solved=0, which leaves none "
+        "out, or choose harder problems"
+        if mostly_solved
+        else "few problems are both solved and missed by sampling: the model has little latent skill here, or too "
+        "little is sampled; raise traces.samples or the temperatures, or choose harder or easier problems",
     )
 
 
@@ -114,26 +118,47 @@ def sample_sizes(pivots: int, validation: int) -> Finding:
     )
 
 
-def unfinished(pairs: Sequence[TracePair], answers: Sequence[Score], limit: int) -> Finding:
-    """Texts that the limit of tokens ended, among the traces and both models' answers to the target."""
+def unfinished(
+    pairs: Sequence[TracePair], answers: Sequence[Score], limit: int, answer_limit: int | None = None
+) -> Finding:
+    """Texts that the limit of tokens ended, among the traces and both models' answers to the target.
+
+    answer_limit: of answers, where they have one of their own.
+    """
     traces = [trace for pair in pairs for trace in pair.by_kind().values()]
     shares = {"traces": share_cut(traces), "answers to the target": share_cut(answers)}
-    told = " and ".join(f"{share:.1%} of the {what}" for what, share in shares.items())
+    limits = {"limit": limit} if answer_limit is None else {"limit": limit, "answer_limit": answer_limit}
+    traced, answered = (f"{share:.1%} of the {what}" for what, share in shares.items())
+    if answer_limit is None:
+        told = f"{traced} and {answered} were cut at traces.max_new_tokens = {limit}"
+    else:
+        told = f"{traced} were cut at traces.max_new_tokens = {limit}, and {answered} at evaluation.max_new_tokens = "
+        told += str(answer_limit)
+    figures: dict[str, Any] = {**limits, **shares}
     return _finding(
         "cut answers",
         max(shares.values()) < CUT_SHARE,
-        f"{told} were cut at traces.max_new_tokens = {limit}",
-        {"limit": limit, **shares},
-        "raise traces.max_new_tokens: what is cut counts as wrong unless the right answer came before, so what is "
-        "learned and measured is in part the limit",
+        told,
+        figures,
+        f"raise {_limits_to_raise(figures, CUT_SHARE)}: what is cut counts as wrong unless the right answer came "
+        "before, so what is learned and measured is in part the limit",
     )
+
+
+def _limits_to_raise(cut: Mapping[str, Any], share: float) -> str:
+    """The settings that ended at least such a share of texts, by the figures of `unfinished`."""
+    of_answers = "evaluation.max_new_tokens" if "answer_limit" in cut else "traces.max_new_tokens"
+    found = {"traces.max_new_tokens": cut["traces"] >= share}
+    found[of_answers] = found.get(of_answers, False) or cut["answers to the target"] >= share
+    return " and ".join(name for name, much in found.items() if much)
 
 
 def after_cut(finding: Finding, cut: Finding) -> Finding:
     """`finding`, whose advice waits where so many texts were cut that it may be about the limit alone."""
     if finding.fine or max(cut.figures["traces"], cut.figures["answers to the target"]) < MOSTLY_CUT:
         return finding
-    return replace(finding, advice="first raise traces.max_new_tokens: this may come of the cut answers alone")
+    first = _limits_to_raise(cut.figures, MOSTLY_CUT)
+    return replace(finding, advice=f"first raise {first}: this may come of the cut answers alone")
 
 
 def no_answer(answers: Sequence[Score], grader: str) -> Finding:

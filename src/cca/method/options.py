@@ -23,12 +23,16 @@ class TraceOptions(Options):
     """Temperature where the greedy trace is correct (a wrong sample is wanted)."""
     temperature_if_wrong: Positive = 0.8
     """Temperature where the greedy trace is wrong (a correct sample is wanted)."""
+    top_k: CountOrNone = 0
+    """Samples draw from so many of the likeliest tokens, and those as likely as the last of them. 0: from all. The
+    paper's runs draw from 50."""
     max_new_tokens: Count = 160
     """Tokens a trace may have."""
     batch: Count = 128
     """Traces that are written at once."""
-    skip_solved: bool = True
-    """Leave out templates whose training instances the base model all solves."""
+    skip_solved: Share = 1.0
+    """Leave out of training the templates whose training problems the base model solves in at least this share: 1.0
+    those that it solves entirely, 0 none. The paper's runs leave out from 0.8 on."""
 
 
 class PivotOptions(Options):

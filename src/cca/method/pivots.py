@@ -38,7 +38,7 @@ def find_pivots(
     progress: Callable[[int, int], None] | None = None,
     **changes: Any,
 ) -> list[Pivot]:
-    """The pivot of each pair of `traces`, in their order; of templates that the model solves there are none.
+    """The pivot of each pair of `traces`, in their order; of templates that are left out as solved there are none.
 
     Args:
         model: what was traced.
@@ -91,7 +91,8 @@ def check_found(pivots: Sequence[Pivot], traces: Traces, options: PivotOptions) 
     solved = opposite - len(traces.usable)
     said = f"{len(traces)} problems traced, {opposite} with an opposite sample"
     if solved:
-        said += f", {solved} of these of templates whose training problems the model all solves"
+        share = traces.options.skip_solved
+        said += f", {solved} of these of templates left out as solved, traces.skip_solved = {share:g}"
     if any(p.split == "train" for p in pivots):
         best = max(p.gain or 0.0 for p in pivots if p.split == "train")
         why = f"at none of {len(pivots)} pivots do the success rates of {options.confirm} sampled completions differ "
@@ -99,7 +100,7 @@ def check_found(pivots: Sequence[Pivot], traces: Traces, options: PivotOptions) 
         raise NothingToLearnError(f"no training problem gave a pivot that counts ({said}): {why}")
     why = cut_off(traces.cut, traces.options.max_new_tokens)
     if not why and solved:
-        why = "set traces.skip_solved=false, or choose harder templates"
+        why = "set traces.skip_solved=0, which leaves none out, or choose harder templates"
     if not why:
         why = "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
         why += "other templates"

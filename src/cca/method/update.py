@@ -102,7 +102,7 @@ def update(
         if not held:
             raise InputError(f"none of the {len(validate)} problems in validate is for validation; give some that are")
         prompts = [model.prompter.prompt(p) for p in held]
-        check_prompts(prompts, max_new_tokens, model.network.config, model.name)
+        check_prompts(prompts, max_new_tokens, model.network.config, model.name, "max_new_tokens")
         check = validator(model, held, max_new_tokens)
     training = train(
         model.network,

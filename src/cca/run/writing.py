@@ -161,7 +161,7 @@ def completions_of(run: "Run", pairs: Sequence[TracePair]) -> Writing:
 
 def answers_of(run: "Run") -> Writing:
     """Of greedy answers: as long as the run's greedy traces."""
-    return Writing(run.config.traces.max_new_tokens, _greedy(run.folder.read("traces.jsonl", TracePair)))
+    return Writing(run.config.answer_limit.tokens, _greedy(run.folder.read("traces.jsonl", TracePair)))
 
 
 def _greedy(pairs: Sequence[TracePair]) -> float:

@@ -66,7 +66,8 @@ COLUMNS = (
 """Headings of a `SetRow` from its name on."""
 NOTES = {
     "no answer": "no answer: the grader found none in the text.",
-    "cut": "cut: traces.max_new_tokens ended the text; where no right answer stood in it by then, it counts as wrong.",
+    "cut": "cut: evaluation.max_new_tokens (where not set: traces.max_new_tokens) ended the text; where no right "
+    "answer stood in it by then, it counts as wrong.",
 }
 """Of columns that are left out where they are empty."""
 SIGN_FLIP = (

@@ -39,7 +39,7 @@ def diagnose(
         return torch.tensor([c.desired - c.undesired for c in choices if c.model == model and c.problem in held_out])
 
     answers = [score for score in scores if score.set == target[0].set]
-    cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens)
+    cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens, config.evaluation.max_new_tokens)
     found = [
         diagnosis.room(result),
         diagnosis.no_answer(answers, config.problems.grader),
@@ -61,7 +61,7 @@ def diagnose(
 def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:
     batch = by_length(problems, run.prompter)[: run.config.evaluation.batch]
     some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
-    network, limit, writing = run.model.network, run.config.traces.max_new_tokens, answers_of(run)
+    network, limit, writing = run.model.network, run.config.answer_limit.tokens, answers_of(run)
     # a batch takes about as long as one of its answers
     with run.display.bar("diagnosis", 1 + len(some), "batches") as bar:
 

@@ -85,7 +85,7 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 
 
 def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
-    network, limit = run.model.network, run.config.traces.max_new_tokens
+    network, limit = run.model.network, run.config.answer_limit.tokens
     writing = answers_of(run)
     there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
     if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in there]:

@@ -121,7 +121,7 @@ def _validations(run: Run, step: int) -> int:
 def _validator(run: Run, bar: Bar) -> Callable[[Intervention], Validation]:
     """A validation that counts its work on a bar within `bar`."""
     held, writing = [p for p in run.problems if p.split == "validation"], answers_of(run)
-    limit, batch = run.config.traces.max_new_tokens, run.config.evaluation.batch
+    limit, batch = run.config.answer_limit.tokens, run.config.evaluation.batch
     answer = validator(run.model, held, limit, batch, writing.watch)
 
     def validate(intervention: Intervention) -> Validation:
