@@ -74,6 +74,13 @@ def test_the_limit_of_answers_is_that_of_traces_until_it_is_set():
         load_config(None, ("evaluation.max_new_tokens=0",))
 
 
+@pytest.mark.parametrize("written", ["1", "1.0", "-0.1", "nan", "true"])
+def test_a_dropout_that_would_leave_nothing_is_refused(written):
+    assert load_config(None, ("update.lora_dropout=0.05",)).update.lora_dropout == 0.05
+    with pytest.raises(InputError, match=r"update\.lora_dropout: "):
+        load_config(None, (f"update.lora_dropout={written}",))
+
+
 @pytest.mark.parametrize("written", ["1.5", "-0.1", "80", "nan", "yes"])
 def test_a_skip_solved_that_is_no_share_is_refused(written):
     with pytest.raises(InputError, match=r"traces\.skip_solved: "):

@@ -153,6 +153,8 @@ class UpdateOptions(Options):
     """Of the methods ``lora`` and ``lora-pivots``, whose matrices are those whose rows components own."""
     lora_alpha: Positive = 16
     """Their change is scaled by alpha / rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of what goes into their adapters that is left out in training, drawn anew for each token and pass."""
     solution_batch: Count = 8
     """Solutions a step of the methods ``lora`` and ``finetune``; their ``steps`` are epochs, for a step of the others
     is a pass over all pivots as well."""
