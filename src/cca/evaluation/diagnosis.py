@@ -1,20 +1,22 @@
 """The method's known failure modes: what a run shows of each, and what to do about it."""
 
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from cca.evaluation.pivot_kinds import CARRIERS, Between, Kind, counted, says
 from cca.evaluation.results import Finding, SetResult
 from cca.method.density import SPARSE, is_near
 from cca.method.traces import CUT_SHARE, share_cut
-from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
+from cca.records import Metric, Score, TracePair, WithoutPivot
 
-MARKS_SHARE = 0.25
-"""More pivots than this on punctuation or white space are a warning."""
+STYLE_SHARE = 0.25
+"""More pivots than this on punctuation, or on the first token, are a warning."""
+LEAST_CARRIERS = 0.1
+"""Where answers are numbers, fewer pivots than this on numbers, operators or the end are a warning."""
 LEAST_YIELD = 0.1
 UNDECIDED = (0.4, 0.6)
 FEW_PIVOTS, FEW_VALIDATED = 25, 30
@@ -32,26 +34,52 @@ def _finding(check: str, fine: bool, message: str, figures: dict[str, Any], advi
     return Finding(check, fine, message, figures, "" if fine else advice)
 
 
-def is_mark(token: str) -> bool:
-    """Whether a token is nothing but punctuation, symbols that carry no arithmetic, and white space."""
-    return all(c.isspace() or (unicodedata.category(c)[0] == "P" and c not in "-*/%") for c in token)
+def pivots_by_kind(turns: Sequence[Between], golds: Sequence[str]) -> Finding:
+    """Where traces turn: most pivots on how an answer is written say little of how it is reasoned.
 
+    A first token with which the answer itself begins, as a letter that is chosen, is none of style. That words alone
+    turn is a warning only where most golds are numbers: of other tasks words may be the answer.
 
-def pivots_on_marks(pivots: Sequence[Pivot], decode: Callable[[list[int]], str]) -> Finding:
-    """Pivots at which both tokens are punctuation or white space seldom decide an outcome."""
-    seen = [(decode([p.desired]), decode([p.undesired])) for p in pivots]
-    marks = [pair for pair in seen if is_mark(pair[0]) and is_mark(pair[1])]
-    share = len(marks) / len(pivots)
-    common = [f"{good!r} not {bad!r}" for (good, bad), _ in Counter(marks).most_common(5)]
-    examples = f", such as {'; '.join(common[:3])}" if common else ""
+    Args:
+        turns: what the pivots choose between.
+        golds: the answers of the training problems.
+    """
+    counts = counted([turn.kind for turn in turns])
+    openings = sum(turn.kind == "first token" and not turn.answers for turn in turns)
+    carriers = sum(turn.answers or turn.kind in CARRIERS for turn in turns)
+    numbers = sum(says(gold) == "digit" for gold in golds) > len(golds) / 2
+    largest = next(iter(counts))
+    common = [
+        f"{good!r} not {bad!r}"
+        for (good, bad), _ in Counter((t.desired, t.undesired) for t in turns if t.kind == largest).most_common(5)
+    ]
+    few = numbers and carriers < LEAST_CARRIERS * len(turns)
+    style: dict[Kind, bool] = {
+        "first token": openings > STYLE_SHARE * len(turns),
+        "punctuation": counts["punctuation"] > STYLE_SHARE * len(turns),
+        "word": few and counts["word"] > STYLE_SHARE * len(turns),
+    }
+    advice = "; ".join(_OF_KIND[kind] for kind, much in style.items() if much)
     return _finding(
-        "pivots on punctuation",
-        share <= MARKS_SHARE,
-        f"{share:.1%} of {len(pivots)} pivots choose between punctuation or white space{examples}",
-        {"share": share, "examples": common},
-        "look at them with cca show pivots; if they are noise, the sampled traces differ in style rather than in "
-        "method: lower the temperatures, or try the other pivots.method",
+        "pivots by kind",
+        not advice,
+        f"{len(turns)} pivots: {', '.join(f'{count} {kind}' for kind, count in counts.items())}; "
+        f"of the kind {largest}, for example {'; '.join(common[:3])}",
+        {"counts": counts, "answers": sum(turn.answers for turn in turns), "numbers": numbers, "examples": common},
+        f"look at them with cca show pivots RUN --kind {next(k for k, much in style.items() if much)!r}; {advice}"
+        if advice
+        else "",
     )
+
+
+_OF_KIND: dict[Kind, str] = {
+    "first token": "at the first token style is still open: settle it before, by prompt.prefill (how the answer "
+    "begins), worked examples, or a prompt.template that asks for one form",
+    "punctuation": "if those on punctuation are noise, the sampled traces differ in style rather than in method: lower "
+    "the temperatures, or try the other pivots.method",
+    "word": "a greedy continuation is chaotic, so a turn at a word may be chance: set pivots.confirm=8, which counts a "
+    "pivot only where sampled completions after both tokens differ in success",
+}
 
 
 def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], found: int) -> Finding:
