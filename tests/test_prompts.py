@@ -77,6 +77,13 @@ def test_a_chat_prompt_is_the_tokenizers_template_with_each_example_a_turn_and_o
     assert words(chat.reference("3")) == "3 <end>"
 
 
+def test_examples_stand_apart_by_the_separator():
+    two = (Example("1 + 1 ?", "2"), Example("1 + 2 ?", "3"))
+    shown = prompter(style="few-shot", preamble="one two\n", separator="\n", examples=two)
+    expected = "one two / / Q : 1 + 1 ? / A : 2 / Q : 1 + 2 ? / A : 3 / Q : How many ? / A :"
+    assert words(shown.prompt(PROBLEM)) == expected
+
+
 def test_chat_style_without_a_chat_template_is_refused():
     with pytest.raises(InputError, match="no chat template"):
         prompter(style="chat").prompt(PROBLEM)
@@ -129,6 +136,10 @@ def test_examples_come_from_a_json_lines_file(tmp_path):
     path = tmp_path / "shots.jsonl"
     lines = [json.dumps({"question": f"q{i}", "solution": f"s{i}", "more": 1}) for i in range(3)]
     path.write_text("\n".join(lines) + "\n\n")
+    said = load_examples(str(path), 2, {"s": "So ", "1": "one"})
+    assert said == (Example("q0", "So 0"), Example("q1", "So one"))
+    with pytest.raises(InputError, match=r"prompt.replace: none of the 2 examples of .* says 's2'; .*'s0'"):
+        load_examples(str(path), 2, {"s2": "x"})
     assert load_examples(str(path), 2) == (Example("q0", "s0"), Example("q1", "s1"))
     with pytest.raises(InputError, match=r"has 3 examples and prompt\.shots is 4"):
         load_examples(str(path), 4)

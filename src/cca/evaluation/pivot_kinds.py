@@ -86,8 +86,8 @@ def kind_of(desired: str, undesired: str, *, position: int, stops: bool) -> Kind
     if stops:
         return "end"
     said = {says(desired), says(undesired)}
-    order: tuple[Kind, ...] = ("digit", "operator", "word")
-    return next((kind for kind in order if kind in said), "punctuation")
+    order: tuple[Kind, ...] = ("digit", "operator", "word", "punctuation")
+    return next(kind for kind in order if kind in said)
 
 
 def token_text(decode: Callable[[list[int]], str], before: Sequence[int], after: Sequence[int]) -> str:

@@ -173,7 +173,7 @@ def _prompter(
     date: datetime | None,
 ) -> Prompter:
     check_prompt(prompt)
-    examples = load_examples(prompt.examples, prompt.shots) if prompt.shots else ()
+    examples = load_examples(prompt.examples, prompt.shots, prompt.replace) if prompt.shots else ()
     dated = {} if date is None else {"date": date}
     return Prompter.of(
         tokenizer, prompt, examples, end_tokens=ends.all, end_token=ends.own, grader=load_grader(grader), **dated

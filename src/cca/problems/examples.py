@@ -1,5 +1,6 @@
 """Worked examples for few-shot prompts: from lm-evaluation-harness, or from a file of one's own."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,15 +14,27 @@ from cca.problems.rows import cell_text
 LM_EVAL = "lm-eval:"
 
 
-def load_examples(source: str, count: int) -> tuple[Example, ...]:
+def load_examples(source: str, count: int, replace: Mapping[str, str] | None = None) -> tuple[Example, ...]:
     """The first `count` examples of ``lm-eval:TASK`` or of a JSON-lines file.
 
+    Args:
+        replace: what their solutions say otherwise: a text for another.
+
     Raises:
-        InputError: as the functions below.
+        InputError: as the functions below, or none of them says what is to be replaced.
     """
     if source.startswith(LM_EVAL):
-        return _lm_eval_examples(source.removeprefix(LM_EVAL), count)
-    return _file_examples(Path(source), count)
+        found = _lm_eval_examples(source.removeprefix(LM_EVAL), count)
+    else:
+        found = _file_examples(Path(source), count)
+    for old, new in (replace or {}).items():
+        if not any(old in example.solution for example in found):
+            raise InputError(
+                f"prompt.replace: none of the {count} examples of {source} says {old!r}; the first ends with "
+                f"{found[0].solution[-60:]!r}"
+            )
+        found = tuple(Example(e.question, e.solution.replace(old, new)) for e in found)
+    return found
 
 
 def _lm_eval_examples(task: str, count: int) -> tuple[Example, ...]:

@@ -51,11 +51,19 @@ class PromptOptions(Options):
     preamble: str = ""
     """Said first, before any example. In a chat it begins the first turn of the user, or is the system turn where the
     chat template wants one."""
+    prefill: str = ""
+    """How the assistant begins each answer of a chat, such as ``Let's think step by step.``, so that its form is
+    settled before the trace begins. It belongs to the prompt; answers of examples begin with it too."""
+    separator: str = "\n\n"
+    """What stands between preamble, examples and question where they are one text (the paper's prompts: one new line; a
+    preamble that ends with one has a blank line after it)."""
     shots: CountOrNone = 0
     """How many examples."""
     examples: str = ""
     """Where they come from: ``lm-eval:TASK`` (those that lm-evaluation-harness shows) or a JSON-lines file with
     ``question`` and ``solution``."""
+    replace: dict[str, str] = Field(default={})
+    """What their solutions say otherwise, for example ``{"The answer is" = "The final answer is"}``."""
     stop: tuple[str, ...] = ()
     """An answer ends before any of these strings, as well as at the model's end token."""
     chat_arguments: dict[str, Annotated[Argument, PlainValidator(_argument)]] = Field(default={})
@@ -78,6 +86,22 @@ def check_prompt(options: PromptOptions, where: str = "") -> None:
         raise InputError(
             f"{where}prompt.shots is {options.shots}, but prompt.examples names none; set it to lm-eval:gsm8k_cot, or "
             "to a JSON-lines file with question and solution"
+        )
+    if options.replace and not options.shots:
+        raise InputError(f"{where}prompt.replace is for worked examples, and prompt.shots is 0; leave it out")
+    if "" in options.replace:
+        raise InputError(f"{where}prompt.replace has an empty text to replace; leave it out")
+    if options.prefill and options.style != "chat":
+        raise InputError(
+            f"{where}prompt.prefill begins the assistant's answer in a chat, and prompt.style is {options.style}; put "
+            "it at the end of prompt.template"
+        )
+    if not options.separator:
+        raise InputError(f"{where}prompt.separator is empty, so that examples run into each other; write a new line")
+    if options.separator != PromptOptions().separator and options.style == "chat":
+        raise InputError(
+            f"{where}prompt.separator is for prompts of one text, and in a chat each example has its own turns; leave "
+            "it out"
         )
     for string in options.stop:
         if not string.strip(" "):
@@ -110,6 +134,8 @@ class Prompter:
             where it adds one); ``chat`` is the tokenizer's chat template with each example as a turn.
         preamble: what stands before everything. In a chat it begins the first turn of the user; where the template
             raises or leaves it out, it is a system turn.
+        prefill: how the assistant begins each answer of a chat.
+        separator: what stands between preamble, examples and question where they are one text.
         examples: worked examples, shown in this order.
         stop: strings before which a trace ends.
         grader: of the target's answers; those of other skills are compared as they stand.
@@ -123,6 +149,8 @@ class Prompter:
     end_tokens: frozenset[int]
     style: Style = "plain"
     preamble: str = ""
+    prefill: str = ""
+    separator: str = "\n\n"
     examples: tuple[Example, ...] = ()
     stop: tuple[str, ...] = ()
     grader: Grader = GRADERS["number"]
@@ -144,7 +172,7 @@ class Prompter:
             InputError: a question, an example or the preamble does not arrive in a prompt.
         """
         template = TEMPLATES[options.style] if options.template is None else options.template
-        same = ("style", "preamble", "stop", "chat_arguments")
+        same = ("style", "preamble", "prefill", "separator", "stop", "chat_arguments")
         made = cls(tokenizer, template, examples=examples, **{name: getattr(options, name) for name in same}, **others)
         for question in PROBES:
             made._ids(question)
@@ -175,11 +203,17 @@ class Prompter:
 
     def _ids(self, question: str) -> tuple[int, ...]:
         if self.style == "chat":
-            text = self._chat.written(self._turns(question), ask=True)
+            text = self._chat.written(self._turns(question), ask=True) + self.prefill
             ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             ids = encoded(self.tokenizer, self._text(question))
-        if _digits(question) not in _digits(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)):
+        arrived = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if not _read(arrived).endswith(_read(self.prefill)):
+            raise InputError(
+                f"prompt.prefill {self.prefill[:60]!r} does not arrive in the prompt; the tokenizer does not know its "
+                "words, so write it in others or leave it out"
+            )
+        if _digits(question) not in _digits(arrived):
             raise InputError(
                 f"the tokenizer loses numbers of the question {question[:60]!r}; use the tokenizer that belongs to the "
                 "model, or other questions"
@@ -191,18 +225,23 @@ class Prompter:
 
     def _text(self, question: str) -> str:
         shown = [f"{self._filled(e.question)}{self._gap}{e.solution}" for e in self.examples]
-        return "\n\n".join(part for part in (self.preamble, *shown, self._filled(question)) if part)
+        return self.separator.join(part for part in (self.preamble, *shown, self._filled(question)) if part)
 
     @property
     def _gap(self) -> str:
-        """What stands between a question and its answer."""
-        return "" if self.template[-1:].isspace() else " "
+        """What stands between what an answer follows and the answer."""
+        before = self.prefill if self.style == "chat" else self.template
+        return "" if not before or before[-1].isspace() else " "
 
     def _turns(self, question: str) -> list[Turn]:
         turns: list[Turn] = []
         for example in self.examples:
-            turns += [Turn("user", self._filled(example.question)), Turn("assistant", example.solution)]
+            turns += [Turn("user", self._filled(example.question)), self._said(example.solution)]
         return [*turns, Turn("user", self._filled(question))]
+
+    def _said(self, solution: str) -> Turn:
+        """The assistant's turn with that solution."""
+        return Turn("assistant", f"{self.prefill}{self._gap}{solution}")
 
     @cached_property
     def _chat(self) -> Chat:
@@ -227,13 +266,14 @@ class Prompter:
 
     def _answered(self, question: Turn, solution: str) -> tuple[str, str]:
         """A prompt, and what the chat template writes after it where the assistant answers `solution`."""
-        context = self._chat.written([question], ask=True)
+        context = self._chat.written([question], ask=True) + self.prefill
+        plain = context, f"{self._gap}{solution}"
         try:
-            whole = self._chat.written([question, Turn("assistant", solution)], ask=False)
+            whole = self._chat.written([question, self._said(solution)], ask=False)
         except InputError:  # it lets no answer be the last turn, or changes this one
-            return context, solution
+            return plain
         if not whole.startswith(context):
-            return context, solution
+            return plain
         text, said = whole.removeprefix(context), solution.strip()
         end = text.rfind(said) + len(said)
         after = self.tokenizer.encode(text[end:], add_special_tokens=False)
