@@ -161,7 +161,7 @@ def stand_in_harness(folder: Path, task: str, more: str = "", package: str = "")
     tasks = folder / "lm_eval" / "tasks" / "sums"
     tasks.mkdir(parents=True)
     (folder / "lm_eval" / "__init__.py").write_text(package)
-    samples = "\n".join(f"  - question: How many is {i}?\n    target: It is {i}." for i in range(8))
+    samples = "\n".join(f"  - question: How many is {i}?\n    target: I count. The answer is {i}." for i in range(8))
     text = f"task: {task}\n{more}fewshot_config:\n  samples:\n{samples}\n"
     (tasks / f"{task.replace('_', '-')}.yaml").write_text(text)
     return tasks

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import stand_in_harness
 from families import family_config
+from rows_made import put
 
 from cca import cli
 from cca.model.checks import load_tokenizer
@@ -51,8 +52,14 @@ def dry_run(capsys, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tmp_path, capsys, harness):
     folder = bare_model(tmp_path / "m", PAPER[name])
-    few = ["--set", "problems.templates=[16, 43]"]
-    found = dry_run(capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), *few)
+    copy = tmp_path / "main" / "test.jsonl"  # as published: 50 instances of each template
+    rows = [
+        {"id": t, "instance": i, "question": f"{t}: {i}?", "answer": f"#### {i}"} for t in (16, 43) for i in range(50)
+    ]
+    put(copy, "\n".join(map(json.dumps, rows)))
+    found = dry_run(
+        capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), "--set", f"problems.source={copy.parent}"
+    )
     parts = find_components(empty_model(family_config(PAPER[name], "gqa"), "m"))
     everything = torch.ones(parts.size, dtype=torch.bool)
     assert found["model"]["type"] == PAPER[name]
@@ -78,7 +85,12 @@ def test_the_papers_configs_differ_in_their_model_alone():
     config = load_config(CONFIGS / "gemma-2-2b-it.toml")
     assert (config.circuit.penalty, config.circuit.learning_rate, config.circuit.patience) == (0.01, 5e-3, 0.2)
     assert (config.update.loss, config.update.learning_rate, config.update.steps) == ("linear", 1e-4, 50)
-    assert (config.prompt.style, config.prompt.shots) == ("few-shot", 8)
+    assert (config.prompt.style, config.prompt.shots, config.prompt.separator) == ("few-shot", 8, "\n")
+    assert config.prompt.replace == {"The answer is": "The final answer is"}
+    assert (config.problems.source, config.problems.grader) == ("apple/GSM-Symbolic:main", "stated")
+    assert (config.traces.max_new_tokens, config.answer_limit.tokens) == (2500, 1500)
+    assert (config.traces.top_k, config.traces.skip_solved, config.model.dtype) == (50, 0.8, "float16")
+    assert (config.update.lora_rank, config.update.lora_alpha, config.update.lora_dropout) == (16, 32, 0.1)
 
 
 def test_a_dry_run_of_the_bundled_model_is_readable_and_makes_no_folder(capsys, tmp_path):

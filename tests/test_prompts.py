@@ -165,7 +165,7 @@ def harness(tmp_path, monkeypatch):
 def test_examples_come_from_the_evaluation_library_without_running_it(harness):
     shown = load_examples("lm-eval:sums_cot", 8)
     assert len(shown) == 8
-    assert shown[7] == Example("How many is 7?", "It is 7.")
+    assert shown[7] == Example("How many is 7?", "I count. The answer is 7.")
     with pytest.raises(InputError, match="shows 0 examples"):
         load_examples("lm-eval:plain", 1)
     with pytest.raises(InputError, match="no task nothing"):
