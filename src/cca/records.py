@@ -224,7 +224,8 @@ class WithoutPivot:
     template: str
     reason: str
     """``no_opposite``: no sample was of opposite correctness; ``template_solved``: of the training
-    problems of its template the base model solves at least the share `traces.skip_solved`, so that it is left out."""
+    problems of its template the base model solves at least the share `traces.skip_solved`, so that it is left out;
+    ``not_confirmed``: sampled completions do not show that the pivot's token decides (`Pivot.counts`)."""
 
 
 @dataclass(frozen=True)

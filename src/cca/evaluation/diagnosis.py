@@ -18,6 +18,7 @@ STYLE_SHARE = 0.25
 LEAST_CARRIERS = 0.1
 """Where answers are numbers, fewer pivots than this on numbers, operators or the end are a warning."""
 LEAST_YIELD = 0.1
+MOSTLY_CONFIRMED = 0.5
 UNDECIDED = (0.4, 0.6)
 FEW_PIVOTS, FEW_VALIDATED = 25, 30
 """Fewer than these are said to be few."""
@@ -80,6 +81,20 @@ _OF_KIND: dict[Kind, str] = {
     "word": "a greedy continuation is chaotic, so a turn at a word may be chance: set pivots.confirm=8, which counts a "
     "pivot only where sampled completions after both tokens differ in success",
 }
+
+
+def confirmed(found: int, counting: int, samples: int, gap: float) -> Finding:
+    """How many of the pivots that were found sampled completions confirm."""
+    return _finding(
+        "confirmed pivots",
+        counting >= MOSTLY_CONFIRMED * found,
+        f"at {counting} of {found} pivots the success rates of {samples} sampled completions after either token differ "
+        f"by {gap:g} or more; the others were not learned from",
+        {"found": found, "confirmed": counting, "samples": samples, "gap": gap},
+        "most turns are chance: the greedy completion is right or wrong whatever the token; settle the form of answers "
+        "(prompt.prefill, worked examples), trace more problems so that enough pivots are left, or find them by "
+        "pivots.method=probability",
+    )
 
 
 def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], found: int) -> Finding:

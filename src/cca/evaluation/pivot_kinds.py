@@ -23,13 +23,14 @@ PIVOT_KINDS: dict[Kind, str] = {
 }
 CARRIERS: tuple[Kind, ...] = ("digit", "operator", "end")
 """The kinds at which a calculation is done rather than told."""
-Outcome = Literal["mended", "already preferred", "broken", "still not preferred", "not evaluated"]
+Outcome = Literal["mended", "already preferred", "broken", "still not preferred", "not evaluated", "not confirmed"]
 OUTCOMES: dict[Outcome, str] = {
     "mended": "the updated model prefers the desired token, the base model did not",
     "already preferred": "both models prefer the desired token",
     "broken": "the base model preferred the desired token, the updated one does not",
     "still not preferred": "neither model prefers the desired token",
     "not evaluated": "what the updated model makes of it is not known before cca evaluate",
+    "not confirmed": "sampled completions do not show that its token decides, so that nothing was learned from it",
 }
 _AHEAD = 6
 """Tokens after a pivot that are looked at: they complete a character, a LaTeX command or the sign of a list."""

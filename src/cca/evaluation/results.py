@@ -126,12 +126,14 @@ class OnSlip:
 @dataclass(frozen=True)
 class OfKind:
     """The `n` pivots of one kind. preferred: those whose desired token the base model prefers already. mended: those
-    whose desired token the updated model prefers and the base model does not.
+    whose desired token the updated model prefers and the base model does not. unconfirmed: so many more were found that
+    do not count, since sampled completions do not show that their token decides.
     """
 
     n: int
     preferred: int
     mended: int
+    unconfirmed: int = 0
 
 
 @dataclass(frozen=True)

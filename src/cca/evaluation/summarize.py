@@ -1,7 +1,7 @@
 """The parts of what a run found (`cca.evaluation.results.Summary`), each from the records that it tells of."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from cca.errors import InputError
@@ -44,6 +44,7 @@ def pivot_summary(
     method: str,
     kinds: Mapping[str, Kind],
     choices: Sequence[Choice],
+    unconfirmed: Collection[str] = (),
 ) -> PivotSummary:
     """Counts of stage 1.
 
@@ -52,8 +53,9 @@ def pivot_summary(
         left_out: those without a pivot.
         pivots: by the method that found them. Of each, the share on the planted slip is told.
         method: the one whose pivots the run goes on with.
-        kinds: of these, by problem.
+        kinds: of these, by problem, and of those that do not count.
         choices: what both models make of these.
+        unconfirmed: problems of those that do not count.
     """
     chosen = pivots[method]
     return PivotSummary(
@@ -64,19 +66,23 @@ def pivot_summary(
         without=dict(Counter(record.reason for record in left_out)),
         completions=sum(p.completions for p in chosen),
         on_slip={name: on_slip(found) for name, found in pivots.items()},
-        by_kind=by_kind(kinds, choices),
+        by_kind=by_kind(kinds, choices, unconfirmed),
     )
 
 
-def by_kind(kinds: Mapping[str, Kind], choices: Sequence[Choice]) -> dict[Kind, OfKind]:
-    """Pivots by kind, with what both models make of them. kinds: by problem."""
+def by_kind(
+    kinds: Mapping[str, Kind], choices: Sequence[Choice], unconfirmed: Collection[str] = ()
+) -> dict[Kind, OfKind]:
+    """Pivots by kind, with what both models make of them. kinds, unconfirmed: as of `pivot_summary`."""
+    weak = Counter(kinds[problem] for problem in unconfirmed)
+    kinds = {problem: kind for problem, kind in kinds.items() if problem not in unconfirmed}
     known = {(c.model, c.problem): c for c in choices}
     became = Counter(
         (kind, outcome(known.get(("base", problem)), known.get(("updated", problem))))
         for problem, kind in kinds.items()
     )
     return {
-        kind: OfKind(n, became[kind, "already preferred"] + became[kind, "broken"], became[kind, "mended"])
+        kind: OfKind(n, became[kind, "already preferred"] + became[kind, "broken"], became[kind, "mended"], weak[kind])
         for kind, n in counted(list(kinds.values())).items()
     }
 

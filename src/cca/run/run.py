@@ -190,11 +190,13 @@ class Run:
     def problems(self) -> list[Problem]:
         return self.folder.read("problems.jsonl", Problem)
 
+    def found_pivots(self) -> list[Pivot]:
+        """All pivots of the run's method."""
+        return [p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == self.config.pivots.method]
+
     def pivots(self) -> list[Pivot]:
-        """The pivots of the run's method that count."""
-        options = self.config.pivots
-        found = (p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == options.method)
-        return [p for p in found if p.counts(options.gap)]
+        """Those of them that count."""
+        return [p for p in self.found_pivots() if p.counts(self.config.pivots.gap)]
 
     def pivots_of(self, split: str) -> list[Pivot]:
         """Those of the training or the validation problems."""

@@ -129,7 +129,8 @@ def show_pivot(console: Console, view: PivotView) -> None:
         text.append_text(safe(_visible(side.token), style)).append_text(safe(side.text))
         console.print(Padding(text, (0, 0, 0, 2)))
         graded = f"answer {side.answer or 'none'}: {side.verdict}, gold {view.gold}"
-        console.print(Padding(safe(f"{graded}; {_odds(side)}", "dim"), (0, 0, 0, 14)))
+        sampled = "" if side.right is None else f"; sampled: {side.right} of {view.samples} right"
+        console.print(Padding(safe(f"{graded}; {_odds(side)}{sampled}", "dim"), (0, 0, 0, 14)))
     console.print()
 
 

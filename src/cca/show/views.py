@@ -39,7 +39,8 @@ class Continuation:
     """How a pivot's trace goes on with one of its two tokens. token and text follow each other; answer, verdict: as
     graded.
 
-    base, updated: the token's probability after the prefix under each model; None where not evaluated.
+    base, updated: the token's probability after the prefix under each model; None where not evaluated. right: how many
+    of the pivot's sampled completions were right; None where none were sampled.
     """
 
     token: str
@@ -49,11 +50,15 @@ class Continuation:
     verdict: Verdict
     base: float | None
     updated: float | None
+    right: int | None
 
 
 @dataclass(frozen=True)
 class PivotView:
-    """A pivot in words. before: the trace up to the pivot. position: the pivot's index among the trace's tokens."""
+    """A pivot in words. before: the trace up to the pivot. position: the pivot's index among the trace's tokens.
+
+    samples: completions that were sampled after each of its tokens.
+    """
 
     problem: str
     split: str
@@ -68,6 +73,7 @@ class PivotView:
     undesired: Continuation
     outcome: Outcome
     kind: Kind
+    samples: int
 
 
 def settings(folder: RunFolder) -> dict[str, Any]:
@@ -81,7 +87,8 @@ def pivot_views(folder: RunFolder, prompter: "Prompter") -> list[PivotView]:
     Raises:
         InputError: the run has none yet.
     """
-    method = settings(folder)["pivots"]["method"]
+    options = settings(folder)["pivots"]
+    method, gap = options["method"], options.get("gap", 0.0)
     problems = {p.id: p for p in folder.read("problems.jsonl", Problem)}
     known = {(c.model, c.problem): c for c in folder.read("choices.jsonl", Choice)}
     pivots = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == method]
@@ -94,13 +101,19 @@ def pivot_views(folder: RunFolder, prompter: "Prompter") -> list[PivotView]:
             prompter,
             known.get(("base", p.problem)),
             known.get(("updated", p.problem)),
+            p.counts(gap),
         )
         for p in pivots
     ]
 
 
 def _pivot_view(
-    pivot: Pivot, problem: Problem, prompter: "Prompter", base: Choice | None, updated: Choice | None
+    pivot: Pivot,
+    problem: Problem,
+    prompter: "Prompter",
+    base: Choice | None,
+    updated: Choice | None,
+    counts: bool,
 ) -> PivotView:
     written = pivot.prefix[len(pivot.prefix) - pivot.position :]
     before = prompter.decode(written)
@@ -117,6 +130,7 @@ def _pivot_view(
             graded.verdict,
             None if base is None else math.exp(getattr(base, of)),
             None if updated is None else math.exp(getattr(updated, of)),
+            getattr(pivot, f"right_after_{of}") if pivot.samples else None,
         )
 
     return PivotView(
@@ -131,8 +145,9 @@ def _pivot_view(
         before=before,
         desired=continuation(pivot.desired, pivot.after_desired, before, "desired"),
         undesired=continuation(pivot.undesired, pivot.after_undesired, before, "undesired"),
-        outcome=outcome(base, updated),
+        outcome=outcome(base, updated) if counts else "not confirmed",
         kind=between(pivot, prompter, problem.answer).kind,
+        samples=pivot.samples,
     )
 
 

@@ -80,6 +80,10 @@ KINDS_MEAN = (
     "updated model has. Where answers are numbers, a digit, an operator and the end are what a calculation turns on; a "
     "first token or punctuation is mostly style, and a word may be chance."
 )
+UNCONFIRMED_MEANS = (
+    "not confirmed: found besides, but sampled completions do not show that the token decides, so that nothing was "
+    "learned from them."
+)
 MINIMUM_DETECTABLE = (
     "min. detectable: where the interval holds 0, the smallest true change in points, at least, found 80% of the time."
 )
@@ -138,14 +142,19 @@ def pivots_found(summary: Summary) -> str:
 
 def kind_table(summary: Summary) -> RunTable:
     """Pivots by kind, without the kinds of which there are none; no rows where they were not told apart."""
-    found = summary.pivots.by_kind
+    found = {kind: of for kind, of in summary.pivots.by_kind.items() if of.n or of.unconfirmed}
     total = sum(of.n for of in found.values())
+    headings = ["kind", "pivots", "share", "preferred before", "mended"]
     cells = [
-        [kind, f"{of.n:,}", percent(of.n / total), f"{of.preferred:,}", f"{of.mended:,}"]
-        for kind, of in found.items()
-        if of.n
+        [kind, f"{of.n:,}", percent(of.n / total), f"{of.preferred:,}", f"{of.mended:,}"] for kind, of in found.items()
     ]
-    return RunTable(["kind", "pivots", "share", "preferred before", "mended"], cells, [KINDS_MEAN] if cells else [])
+    notes = [KINDS_MEAN] if cells else []
+    if any(of.unconfirmed for of in found.values()):
+        headings.append("not confirmed")
+        for row, of in zip(cells, found.values(), strict=True):
+            row.append(f"{of.unconfirmed:,}")
+        notes.append(UNCONFIRMED_MEANS)
+    return RunTable(headings, cells, notes)
 
 
 def kind_counts(kinds: Iterable[Kind]) -> str:

@@ -64,8 +64,13 @@ def work(run: Run) -> None:
     config, folder = run.config, run.folder
     found = comparisons(scores, drifts, config.seed)
     problems = {p.id: p for p in run.problems}
-    turns = {p.problem: between(p, run.prompter, problem_of(p, problems, "pivots.jsonl").answer) for p in run.pivots()}
-    diagnosis = diagnose(run, made_of, list(turns.values()), sets[_TARGET], scores, found[_TARGET])
+    turns = {
+        p.problem: between(p, run.prompter, problem_of(p, problems, "pivots.jsonl").answer) for p in run.found_pivots()
+    }
+    learned = {p.problem for p in run.pivots()}
+    diagnosis = diagnose(
+        run, made_of, [turn for name, turn in turns.items() if name in learned], sets[_TARGET], scores, found[_TARGET]
+    )
     benchmarks = task_comparisons(tasks["base"], tasks["updated"], config.seed) if tasks else {}
     summary = Summary(
         model=ModelRead(config.model.path, run.model.revision),
@@ -80,6 +85,7 @@ def work(run: Run) -> None:
             config.pivots.method,
             {problem: turn.kind for problem, turn in turns.items()},
             made_of,
+            frozenset(turns.keys() - learned),
         ),
         circuit=circuit_summary(Circuit.load(folder.file("circuit.safetensors"))),
         update=update_summary(intervention, folder.read("metrics.jsonl", Metric)),
@@ -95,9 +101,11 @@ def work(run: Run) -> None:
 
 
 def _by_method(run: Run) -> dict[str, list[Pivot]]:
-    found: dict[str, list[Pivot]] = {run.config.pivots.method: []}
+    """The pivots that each method found, of the run's own those that count."""
+    found: dict[str, list[Pivot]] = {run.config.pivots.method: run.pivots()}
     for pivot in run.folder.read("pivots.jsonl", Pivot):
-        found.setdefault(pivot.method, []).append(pivot)
+        if pivot.method != run.config.pivots.method:
+            found.setdefault(pivot.method, []).append(pivot)
     return found
 
 

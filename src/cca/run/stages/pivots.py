@@ -62,13 +62,19 @@ def work(run: Run) -> None:
         shown=shown,
         writing=writing,
     )
-    check_found([p for p in found if p.method == options.method], traces, options)
+    of_method = [p for p in found if p.method == options.method]
+    weak = frozenset(p.problem for p in of_method if not p.counts(options.gap))
+    run.folder.write("without_pivot.jsonl", _without_pivot(traces, weak))
+    check_found(of_method, traces, options)
 
 
-def _without_pivot(traces: Traces) -> list[WithoutPivot]:
+def _without_pivot(traces: Traces, weak: frozenset[str] = frozenset()) -> list[WithoutPivot]:
+    """weak: problems whose pivots do not count."""
     found = []
     for pair in traces:
-        if pair.template in traces.solved or not pair.sampled:
-            reason = "template_solved" if pair.template in traces.solved else str(pair.reason)
+        reason = "template_solved" if pair.template in traces.solved else pair.reason
+        if pair.problem in weak:
+            reason = "not_confirmed"
+        if reason:
             found.append(WithoutPivot(pair.problem, pair.split, pair.template, reason))
     return found

@@ -87,7 +87,8 @@
       `${p.greedy_correct ? "right" : "wrong"}, the sampled one ${p.greedy_correct ? "wrong" : "right"}${slip}`;
     const continued = (name, className, sign, c) => element("div", "", `trace ${className}`,
       element("b", `${sign} ${name} `), element("mark", visible(c.token)), c.text,
-      element("div", "", "", element("b", `answer ${c.answer || "none"}: ${c.verdict}`)));
+      element("div", "", "", element("b", `answer ${c.answer || "none"}: ${c.verdict}`),
+        c.right === null ? "" : `; of ${p.samples} sampled completions ${c.right} right`));
     return [
       element("h3", `${p.problem}: ${p.outcome}`),
       element("p", facts, "note"),
