@@ -85,16 +85,16 @@ def kind_of(desired: str, undesired: str, *, position: int, stops: bool) -> Kind
         return "first token"
     if stops:
         return "end"
-    said = {says(desired), says(undesired)}
-    order: tuple[Kind, ...] = ("digit", "operator", "word")
-    return next((kind for kind in order if kind in said), "punctuation")
+    order: tuple[Kind, ...] = ("digit", "operator", "word", "punctuation")
+    return min(says(desired), says(undesired), key=order.index)
 
 
 def token_text(decode: Callable[[list[int]], str], before: Sequence[int], after: Sequence[int]) -> str:
     """The text of the first token of `after`, where it stands after `before`.
 
-    Part of a character is read as that character, part of a LaTeX command as that command. The sign or the number that
-    begins an item of a list says nothing, as tokens that are no text (a chat marker).
+    Part of a character is read as that character, part of a LaTeX command as that command, and spaces are read on to
+    what they stand before. The sign or the number that begins an item of a list says nothing, as tokens that are no
+    text (a chat marker).
     """
     head, upto, whole = (decode([*before, *after[:count]]) for count in (0, 1, _AHEAD))
     head, read = head.rstrip("\ufffd"), upto.rstrip("\ufffd")
@@ -104,6 +104,9 @@ def token_text(decode: Callable[[list[int]], str], before: Sequence[int], after:
     ):  # a tokenizer that writes a token otherwise after another
         return decode([after[0]])
     text = whole[start:end]
+    if text and not text.strip(" "):  # some tokenizers write a space before a number as a token of its own
+        end = len(whole) - len(whole[end:].lstrip(" ")) + 1
+        text = whole[start:end]
     left, right = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
     if left >= right:
         return text
