@@ -86,7 +86,8 @@ def kind_of(desired: str, undesired: str, *, position: int, stops: bool) -> Kind
     if stops:
         return "end"
     order: tuple[Kind, ...] = ("digit", "operator", "word", "punctuation")
-    return min(says(desired), says(undesired), key=order.index)
+    said = says(desired), says(undesired)
+    return next(kind for kind in order if kind in said)
 
 
 def token_text(decode: Callable[[list[int]], str], before: Sequence[int], after: Sequence[int]) -> str:
