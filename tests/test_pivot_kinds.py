@@ -73,7 +73,7 @@ class Bytes:
         return 257
 
     def decode(self, tokens, **_) -> str:
-        return bytes(tokens).decode(errors="replace")
+        return b"".join(b"</s>" if token == END else bytes([token]) for token in tokens).decode(errors="replace")
 
     def convert_ids_to_tokens(self, token) -> str:
         return {END: "</s>"}[token]
@@ -121,6 +121,10 @@ def pivot(before: str | bytes, good: str | bytes, bad: str | bytes) -> Pivot:
         ("So:\n", "1.5 + 3", "Five", "digit"),
         ("So 7 ", "- 3", ". Then", "operator"),
         ("So:", "\n", " ", "punctuation"),
+        ("So 5", " 3", ".", "digit"),
+        ("So 5", "  and", ".", "word"),
+        ("So 5", "  \n", ".", "punctuation"),
+        ("So:\n", " - five", "Five", "word"),
     ],
 )
 def test_a_pivot_is_read_where_it_stands(before, good, bad, kind):
@@ -128,7 +132,7 @@ def test_a_pivot_is_read_where_it_stands(before, good, bad, kind):
     assert between(pivot(before, bad, good), PROMPTER, "8").kind == kind
 
 
-@given(st.text(min_size=1, max_size=8), st.text(alphabet="9é٣×每😀 a", min_size=1, max_size=4), st.data())
+@given(st.text(min_size=1, max_size=8), st.text(alphabet="9é٣×每😀a", min_size=1, max_size=4), st.data())
 def test_any_part_of_a_character_is_read_as_that_character(before, text, data):
     head, whole = before.encode(), text.encode()
     cut = data.draw(st.integers(0, len(whole) - 1))
@@ -150,6 +154,11 @@ def test_any_part_of_a_character_is_read_as_that_character(before, text, data):
 def test_a_first_token_is_the_answer_itself_where_the_gold_one_begins_with_it(gold, text, answers):
     assert between(pivot("", text, "?"), PROMPTER, gold).answers is answers
     assert not between(pivot("So ", text, "?"), PROMPTER, gold).answers
+
+
+def test_what_says_nothing_is_still_shown_as_the_token_that_it_is():
+    found = between(pivot("So:\n", "- five", ""), PROMPTER, "5")
+    assert (found.kind, found.desired, found.undesired) == ("end", "-", "</s>")
 
 
 def test_both_ends_of_an_answer_are_no_choice_whether_to_stop():

@@ -11,6 +11,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from cca import cli
+from cca.evaluation.pivot_kinds import PIVOT_KINDS
 from cca.folder import RunFolder
 from cca.records import Pivot, Problem, Score, Trial
 from cca.run import compare
@@ -121,6 +122,17 @@ def test_a_table_with_all_its_columns_and_long_names_fits_a_small_desktop(mended
     assert page.locator("#results thead th").all_inner_texts()[-2:] == ["no answer", "cut"]
     hidden = "[...document.querySelectorAll('.scroll')].map(each => each.scrollWidth - each.clientWidth)"
     assert max(page.evaluate(hidden)) == 0
+
+
+def test_a_table_of_all_kinds_of_pivots_fits_a_phone(mended, visit, tmp_path):
+    folder = shutil.copytree(mended, tmp_path / "kinds")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["pivots"]["by_kind"] = {kind: {"n": 1200, "preferred": 300, "mended": 200} for kind in PIVOT_KINDS}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(folder / "report.html", RunFolder.open(folder), Run.load(folder).prompter)
+    page = visit(folder / "report.html", (390, 844))
+    assert page.locator("#kinds tbody tr").count() == len(PIVOT_KINDS)
+    assert page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#kinds').parentElement)") == 0
 
 
 def test_search_and_filters_leave_the_pivots_that_fit(report, visit):

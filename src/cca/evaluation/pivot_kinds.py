@@ -86,25 +86,27 @@ def kind_of(desired: str, undesired: str, *, position: int, stops: bool) -> Kind
         return "first token"
     if stops:
         return "end"
-    said = {says(desired), says(undesired)}
     order: tuple[Kind, ...] = ("digit", "operator", "word", "punctuation")
+    said = says(desired), says(undesired)
     return next(kind for kind in order if kind in said)
 
 
 def token_text(decode: Callable[[list[int]], str], before: Sequence[int], after: Sequence[int]) -> str:
     """The text of the first token of `after`, where it stands after `before`.
 
-    Part of a character is read as that character, part of a LaTeX command as that command. The sign or the number that
-    begins an item of a list says nothing, as tokens that are no text (a chat marker).
+    Part of a character is read as that character, part of a LaTeX command as that command, and spaces are read on to
+    what they stand before. The sign or the number that begins an item of a list says nothing, as tokens that are no
+    text (a chat marker).
     """
     head, upto, whole = (decode([*before, *after[:count]]) for count in (0, 1, _AHEAD))
     head, read = head.rstrip("\ufffd"), upto.rstrip("\ufffd")
     start, end = len(head), len(read) + (read != upto)
-    if not (
-        read.startswith(head) and whole.startswith(read)
-    ):  # a tokenizer that writes a token otherwise after another
+    if not (read.startswith(head) and whole.startswith(read)):  # written otherwise when more follows
         return decode([after[0]])
     text = whole[start:end]
+    if text and not text.strip(" "):  # some tokenizers write a space before a number as a token of its own
+        end = len(whole) - len(whole[end:].lstrip(" ")) + 1
+        text = whole[start:end]
     left, right = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
     if left >= right:
         return text
@@ -116,7 +118,10 @@ def token_text(decode: Callable[[list[int]], str], before: Sequence[int], after:
 
 
 class Between(NamedTuple):
-    """What a pivot chooses between. answers: with its desired token the text begins with the gold answer itself."""
+    """What a pivot chooses between, its tokens as text.
+
+    answers: with the desired one the text begins with the gold answer itself.
+    """
 
     kind: Kind
     desired: str
@@ -134,11 +139,12 @@ def between(pivot: Pivot, prompter: "Prompter", gold: str) -> Between:
     """
     before = list(pivot.prefix[len(pivot.prefix) - pivot.position :])
     sides = [(pivot.desired, *pivot.after_desired[1:]), (pivot.undesired, *pivot.after_undesired[1:])]
-    desired, undesired = (token_text(prompter.decode, before, side) for side in sides)
+    texts = [token_text(prompter.decode, before, side) for side in sides]
     ends = [side[0] in prompter.end_tokens or prompter.stopped([*before, side[0]]) for side in sides]
-    kind = kind_of(desired, undesired, position=pivot.position, stops=ends[0] != ends[1])
+    kind = kind_of(*texts, position=pivot.position, stops=ends[0] != ends[1])
     begins = re.compile(rf"[\W_]*{re.escape(gold.strip())}(?!\w)", re.IGNORECASE)
     answers = bool(gold.strip()) and pivot.position == 0 and bool(begins.match(prompter.decode(sides[0])))
+    desired, undesired = (text or prompter.tokenizer.decode([side[0]]) for text, side in zip(texts, sides, strict=True))
     return Between(kind, desired, undesired, answers)
 
 

@@ -1,7 +1,7 @@
 """The parts of what a run found (`cca.evaluation.results.Summary`), each from the records that it tells of."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from cca.errors import InputError
