@@ -12,7 +12,7 @@ from cca.folder import RunFolder
 from cca.method.options import PivotOptions, TraceOptions
 from cca.method.pivots import check_found, prefix_pivot, search_pivots
 from cca.method.traces import Traces, trace_pairs
-from cca.records import Pivot
+from cca.records import Pivot, WithoutPivot
 from cca.run.config import load_config
 from cca.run.run import Run
 
@@ -153,6 +153,18 @@ def test_a_run_learns_from_the_pivots_that_count_alone_and_keeps_the_others(run)
     assert {p.samples for p in found} == {4}
     assert begun.pivots() == [p for p in found if p.counts(0.9)]
     assert 0 < len(begun.pivots()) < len(found)
+
+
+def test_what_samples_say_of_a_pivot_is_shown_and_those_that_do_not_count_have_their_reason(run, capsys):
+    found = Run.load(run).found_pivots()
+    weak = {p.problem for p in found if not p.counts(0.9)}
+    left_out = RunFolder.open(run).read("without_pivot.jsonl", WithoutPivot)
+    assert {w.problem for w in left_out if w.reason == "not_confirmed"} == weak
+    assert cli.main(["show", "pivots", str(run), "-n", "99"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(": not confirmed (") == len(weak)
+    for pivot in found:
+        assert f"; sampled: {pivot.right_after_desired} of 4 right" in shown
 
 
 def test_a_killed_search_goes_on_to_the_same_rates(run):

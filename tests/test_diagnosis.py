@@ -299,3 +299,16 @@ def test_a_density_that_moves_after_a_plateau_is_found():
 
 def test_without_a_target_one_lambda_is_tried():
     assert [t.penalty for t in search(lambda _: 0.5, 0.05, None)] == [0.05]  # pyright: ignore[reportArgumentType]
+
+
+def test_words_that_samples_confirm_are_no_chance():
+    of_words = turns(word=20, digit=1)
+    assert not diagnosis.pivots_by_kind(of_words, NUMBERS).fine
+    assert diagnosis.pivots_by_kind(of_words, NUMBERS, confirmed=True).fine
+
+
+def test_pivots_of_which_samples_confirm_few_are_a_warning():
+    few = diagnosis.confirmed(40, 19, 8, 0.2)
+    assert not few.fine and few.message.startswith("at 19 of 40 pivots") and "8 sampled completions" in few.message
+    assert "prompt.prefill" in few.advice
+    assert diagnosis.confirmed(40, 20, 8, 0.2).fine

@@ -35,7 +35,7 @@ def _finding(check: str, fine: bool, message: str, figures: dict[str, Any], advi
     return Finding(check, fine, message, figures, "" if fine else advice)
 
 
-def pivots_by_kind(turns: Sequence[Between], golds: Sequence[str]) -> Finding:
+def pivots_by_kind(turns: Sequence[Between], golds: Sequence[str], confirmed: bool = False) -> Finding:
     """Where traces turn: most pivots on how an answer is written say little of how it is reasoned.
 
     A first token with which the answer itself begins, as a letter that is chosen, is none of style. That words alone
@@ -44,6 +44,7 @@ def pivots_by_kind(turns: Sequence[Between], golds: Sequence[str]) -> Finding:
     Args:
         turns: what the pivots choose between.
         golds: the answers of the training problems.
+        confirmed: sampled completions show that the tokens decide, so that no turn at a word is chance.
     """
     counts = counted([turn.kind for turn in turns])
     openings = sum(turn.kind == "first token" and not turn.answers for turn in turns)
@@ -54,7 +55,7 @@ def pivots_by_kind(turns: Sequence[Between], golds: Sequence[str]) -> Finding:
         f"{good!r} not {bad!r}"
         for (good, bad), _ in Counter((t.desired, t.undesired) for t in turns if t.kind == largest).most_common(5)
     ]
-    few = numbers and carriers < LEAST_CARRIERS * len(turns)
+    few = numbers and not confirmed and carriers < LEAST_CARRIERS * len(turns)
     style: dict[Kind, bool] = {
         "first token": openings > STYLE_SHARE * len(turns),
         "punctuation": counts["punctuation"] > STYLE_SHARE * len(turns),

@@ -52,7 +52,7 @@ def diagnose(
         diagnosis.room(result),
         diagnosis.no_answer(answers, config.problems.grader),
         diagnosis.sample_sizes(len(train), kept.n),
-        diagnosis.pivots_by_kind(turns, [p.answer for p in run.problems if p.split == "train"]),
+        diagnosis.pivots_by_kind(turns, [p.answer for p in run.problems if p.split == "train"], pivots.confirm > 0),
         *(sampled if pivots.confirm else ()),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
