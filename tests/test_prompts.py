@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import reference
-from conftest import stand_in_harness
+from conftest import few_shot, stand_in_harness
 from families import family_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -129,14 +129,14 @@ def test_examples_come_from_a_json_lines_file(tmp_path):
     path = tmp_path / "shots.jsonl"
     lines = [json.dumps({"question": f"q{i}", "solution": f"s{i}", "more": 1}) for i in range(3)]
     path.write_text("\n".join(lines) + "\n\n")
-    assert load_examples(str(path), 2) == (Example("q0", "s0"), Example("q1", "s1"))
+    assert load_examples(few_shot(path, 2)) == (Example("q0", "s0"), Example("q1", "s1"))
     with pytest.raises(InputError, match=r"has 3 examples and prompt\.shots is 4"):
-        load_examples(str(path), 4)
+        load_examples(few_shot(path, 4))
     path.write_text(lines[0] + '\n{"question": "q"}\n')
     with pytest.raises(InputError, match="line 2"):
-        load_examples(str(path), 2)
+        load_examples(few_shot(path, 2))
     with pytest.raises(InputError, match="cannot read"):
-        load_examples(str(tmp_path / "none"), 1)
+        load_examples(few_shot(tmp_path / "none", 1))
 
 
 @pytest.fixture
@@ -152,19 +152,19 @@ def harness(tmp_path, monkeypatch):
 
 
 def test_examples_come_from_the_evaluation_library_without_running_it(harness):
-    shown = load_examples("lm-eval:sums_cot", 8)
-    assert len(shown) == 8
-    assert shown[7] == Example("How many is 7?", "It is 7.")
+    found = load_examples(few_shot("lm-eval:sums_cot", 8))
+    assert len(found) == 8
+    assert found[7] == Example("How many is 7?", "It is 7.")
     with pytest.raises(InputError, match="shows 0 examples"):
-        load_examples("lm-eval:plain", 1)
+        load_examples(few_shot("lm-eval:plain", 1))
     with pytest.raises(InputError, match="no task nothing"):
-        load_examples("lm-eval:nothing", 1)
+        load_examples(few_shot("lm-eval:nothing", 1))
 
 
 def test_a_missing_evaluation_library_is_named_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setattr("cca.problems.examples.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'lm-eval>="):
-        load_examples("lm-eval:gsm8k_cot", 8)
+        load_examples(few_shot("lm-eval:gsm8k_cot", 8))
 
 
 # ---- what the model can read ----

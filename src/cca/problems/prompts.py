@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -15,7 +15,7 @@ from cca.errors import InputError
 from cca.grading.answers import GRADERS, Graded, Grader
 from cca.options import CountOrNone, Options
 from cca.problems.chat import PROBES, Argument, Chat, Turn, open_chat
-from cca.problems.tokens import completed, continued, decoded, encoded, markers
+from cca.problems.tokens import completed, continued, decoded, encoded, is_marker, markers
 from cca.records import Problem, Trace
 
 Style = Literal["plain", "few-shot", "chat"]
@@ -51,11 +51,20 @@ class PromptOptions(Options):
     preamble: str = ""
     """Said first, before any example. In a chat it begins the first turn of the user, or is the system turn where the
     chat template wants one."""
+    separator: str = "\n\n"
+    """What stands between preamble, worked examples and question where they are one text, ``plain`` and ``few-shot``:
+    between any two of them, the preamble too. In a chat the chat template separates turns."""
     shots: CountOrNone = 0
     """How many examples."""
     examples: str = ""
     """Where they come from: ``lm-eval:TASK`` (those that lm-evaluation-harness shows) or a JSON-lines file with
     ``question`` and ``solution``."""
+    replace: dict[str, str] = Field(default={})
+    """Rewrites their solutions, each text by the other: ``{'The answer is' = 'The final answer is'}``."""
+    prefill: str = ""
+    """Of ``chat``: how each answer of the assistant begins, such as ``Let's think step by step.``. It ends the prompt,
+    so that it is no part of an answer, and stop strings are looked for after it. It begins the worked examples' turns
+    too; there a space follows it, unless it ends with white space."""
     stop: tuple[str, ...] = ()
     """An answer ends before any of these strings, as well as at the model's end token."""
     chat_arguments: dict[str, Annotated[Argument, PlainValidator(_argument)]] = Field(default={})
@@ -79,6 +88,11 @@ def check_prompt(options: PromptOptions, where: str = "") -> None:
             f"{where}prompt.shots is {options.shots}, but prompt.examples names none; set it to lm-eval:gsm8k_cot, or "
             "to a JSON-lines file with question and solution"
         )
+    if options.replace and not options.shots:
+        raise InputError(f"{where}prompt.replace rewrites worked examples, and prompt.shots shows none; leave it out")
+    if "" in options.replace:
+        raise InputError(f"{where}prompt.replace replaces a text of no characters; name one, or leave it out")
+    _check_joined(options, where)
     for string in options.stop:
         if not string.strip(" "):
             raise InputError(f"{where}prompt.stop has {string!r}, at which every answer ends; leave it out")
@@ -89,6 +103,27 @@ def check_prompt(options: PromptOptions, where: str = "") -> None:
         )
     if taken := sorted(_NOT_ARGUMENTS & set(options.chat_arguments)):
         raise InputError(f"{where}prompt.chat_arguments.{taken[0]} is for cca to say; leave it out")
+
+
+def _check_joined(options: PromptOptions, where: str) -> None:
+    """See that separator and prefill are of the style."""
+    if options.style == "chat" and options.separator != PromptOptions().separator:
+        raise InputError(
+            f"{where}prompt.separator stands between examples that are one text, and in a chat the chat template "
+            "separates them; leave it out"
+        )
+    if not options.separator:
+        raise InputError(f"{where}prompt.separator is empty, so that examples run into each other; write a line break")
+    if found := re.search(r"\\[nrt]", options.separator):
+        raise InputError(
+            f"{where}prompt.separator has a backslash and the letter {found[0][1]}, and no line break or tab; in TOML "
+            "write it in double quotes, in a shell with single ones around: --set 'prompt.separator=\"\\n\"'"
+        )
+    if options.prefill and options.style != "chat":
+        raise InputError(
+            f"{where}prompt.prefill begins each answer of a chat, and prompt.style is {options.style}; put it at the end "
+            "of prompt.template"
+        )
 
 
 class Example(NamedTuple):
@@ -110,6 +145,8 @@ class Prompter:
             where it adds one); ``chat`` is the tokenizer's chat template with each example as a turn.
         preamble: what stands before everything. In a chat it begins the first turn of the user; where the template
             raises or leaves it out, it is a system turn.
+        separator: between preamble, examples and question, but in a chat.
+        prefill: how each answer of a chat begins; it is the end of the prompt.
         examples: worked examples, shown in this order.
         stop: strings before which a trace ends.
         grader: of the target's answers; those of other skills are compared as they stand.
@@ -123,6 +160,8 @@ class Prompter:
     end_tokens: frozenset[int]
     style: Style = "plain"
     preamble: str = ""
+    separator: str = "\n\n"
+    prefill: str = ""
     examples: tuple[Example, ...] = ()
     stop: tuple[str, ...] = ()
     grader: Grader = GRADERS["number"]
@@ -141,14 +180,38 @@ class Prompter:
             **others: further attributes.
 
         Raises:
-            InputError: a question, an example or the preamble does not arrive in a prompt.
+            InputError: a question, an example, the preamble or the prefill does not arrive in a prompt.
         """
         template = TEMPLATES[options.style] if options.template is None else options.template
-        same = ("style", "preamble", "stop", "chat_arguments")
+        same = ("style", "preamble", "separator", "prefill", "stop", "chat_arguments")
         made = cls(tokenizer, template, examples=examples, **{name: getattr(options, name) for name in same}, **others)
+        if made.prefill:
+            made._check_prefill()
         for question in PROBES:
             made._ids(question)
         return made
+
+    def _check_prefill(self) -> None:
+        """See that answers can begin with the prefill.
+
+        Raises:
+            InputError: the chat template drops it from the examples' turns, the tokenizer loses it, or it ends a turn.
+        """
+        without, asks = replace(self, prefill=""), PROBES[0]
+        bare = without._ids(asks)  # what is wrong without it, too, is said as such
+        refused = f"prompt.prefill {self.prefill!r}"
+        try:
+            ids = self._ids(asks)
+        except InputError as error:
+            raise InputError(f"{refused} is lost: {error}; or leave the prefill out") from error
+        text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if ids == bare or not _read(text).endswith(_read(self.prefill)):
+            raise InputError(
+                f"{refused} is lost: the tokenizer reads {text[-60:]!r}; write it otherwise, or leave it out"
+            )
+        own = self.tokenizer.encode(self.prefill, add_special_tokens=False)
+        if any(token in self.end_tokens and is_marker(self.tokenizer, token) for token in own):
+            raise InputError(f"{refused} ends the answer that it begins; leave its end token out")
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids.
@@ -175,7 +238,7 @@ class Prompter:
 
     def _ids(self, question: str) -> tuple[int, ...]:
         if self.style == "chat":
-            text = self._chat.written(self._turns(question), ask=True)
+            text = self._chat.written(self._turns(question), ask=True) + self._begun
             ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             ids = encoded(self.tokenizer, self._text(question))
@@ -191,17 +254,33 @@ class Prompter:
 
     def _text(self, question: str) -> str:
         shown = [f"{self._filled(e.question)}{self._gap}{e.solution}" for e in self.examples]
-        return "\n\n".join(part for part in (self.preamble, *shown, self._filled(question)) if part)
+        return self.separator.join(part for part in (self.preamble, *shown, self._filled(question)) if part)
 
     @property
     def _gap(self) -> str:
-        """What stands between a question and its answer."""
-        return "" if self.template[-1:].isspace() else " "
+        """What stands between the end of a prompt and its answer."""
+        end = self.prefill if self.style == "chat" else self.template
+        return "" if end[-1:].isspace() or (self.style == "chat" and not end) else " "
+
+    @cached_property
+    def _begun(self) -> str:
+        """The prefill, after the white space that the chat template writes where an answer begins."""
+        if not self.prefill:
+            return ""
+        asks, says = Turn("user", self._filled(PROBES[0])), Turn("assistant", PROBES[1])
+        try:
+            whole = self._chat.written([asks, says], ask=False)
+        except InputError:  # it lets no answer be the last turn
+            return self.prefill
+        context = self._chat.written([asks], ask=True)
+        before = whole.removeprefix(context).partition(says.content)[0] if whole.startswith(context) else ""
+        return before + self.prefill if before.isspace() else self.prefill
 
     def _turns(self, question: str) -> list[Turn]:
         turns: list[Turn] = []
         for example in self.examples:
-            turns += [Turn("user", self._filled(example.question)), Turn("assistant", example.solution)]
+            answer = f"{self.prefill}{self._gap}{example.solution}"
+            turns += [Turn("user", self._filled(example.question)), Turn("assistant", answer)]
         return [*turns, Turn("user", self._filled(question))]
 
     @cached_property
@@ -227,13 +306,14 @@ class Prompter:
 
     def _answered(self, question: Turn, solution: str) -> tuple[str, str]:
         """A prompt, and what the chat template writes after it where the assistant answers `solution`."""
-        context = self._chat.written([question], ask=True)
+        context = self._chat.written([question], ask=True) + self._begun
+        said = f"{self._gap}{solution}"
         try:
-            whole = self._chat.written([question, Turn("assistant", solution)], ask=False)
+            whole = self._chat.written([question, Turn("assistant", self.prefill + said)], ask=False)
         except InputError:  # it lets no answer be the last turn, or changes this one
-            return context, solution
+            return context, said
         if not whole.startswith(context):
-            return context, solution
+            return context, said
         text, said = whole.removeprefix(context), solution.strip()
         end = text.rfind(said) + len(said)
         after = self.tokenizer.encode(text[end:], add_special_tokens=False)
@@ -259,7 +339,7 @@ class Prompter:
 
     @cached_property
     def _silent(self) -> frozenset[int]:
-        kept = " ".join((*self.stop, *(e.solution for e in self.examples)))
+        kept = " ".join((*self.stop, self.prefill, *(e.solution for e in self.examples)))
         return self.end_tokens | markers(self.tokenizer, kept)
 
     def stopped(self, tokens: Sequence[int]) -> bool:
