@@ -121,8 +121,8 @@ def _check_joined(options: PromptOptions, where: str) -> None:
         )
     if options.prefill and options.style != "chat":
         raise InputError(
-            f"{where}prompt.prefill begins each answer of a chat, and prompt.style is {options.style}; put it at the end "
-            "of prompt.template"
+            f"{where}prompt.prefill begins each answer of a chat, and prompt.style is {options.style}; "
+            "put it at the end of prompt.template"
         )
 
 
