@@ -26,7 +26,7 @@ import reference
 
 from cca.method.objective import pivot_loss
 from cca.method.options import TraceOptions
-from cca.method.pivots import branching_pivots
+from cca.method.pivots import search_pivots
 from cca.method.prefixes import CachedPrefixes
 from cca.method.traces import trace_pairs
 from cca.method.update import full_gradient
@@ -75,7 +75,7 @@ def branch_search(model: Model, problems: list[Problem], traces: int) -> tuple[d
     counted = _CountTokens()
     began = time.perf_counter()
     with counted.on(network):
-        fast = branching_pivots(network, prompter, compared, by_id, max_new_tokens=LIMIT, slots=64)
+        fast = search_pivots(network, prompter, compared, by_id, max_new_tokens=LIMIT, slots=64)
     fast_seconds = time.perf_counter() - began
     assert [(p.prefix, p.desired, p.undesired) for p in fast] == [(p.prefix, p.desired, p.undesired) for p in plain]
     figures = {
@@ -85,7 +85,7 @@ def branch_search(model: Model, problems: list[Problem], traces: int) -> tuple[d
         "plain_seconds": plain_seconds,
         "cca_seconds": fast_seconds,
     }
-    return figures, branching_pivots(network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    return figures, search_pivots(network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
 
 
 class _CountTokens:

@@ -107,7 +107,7 @@ train = 5
 validation = 3
 test = 3
 [traces]
-skip_solved = false
+skip_solved = 0
 [circuit]
 lambda = 0.1
 target_density = 0.05

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TopKLogitsWarper
 
 from cca.model.components import Components
+from cca.model.sampling import pick, stream
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
 
@@ -23,6 +25,14 @@ def greedy(model, prompt: Sequence[int], max_new_tokens: int, end_tokens: frozen
         if tokens[-1] in end_tokens:
             break
     return tokens
+
+
+def chances(logits: Tensor, temperature: float, top_k: int) -> Tensor:
+    """The chance (V,) of each token, as transformers' warpers leave it; of tokens that are not drawn exactly 0."""
+    scores = logits.float()[None] / temperature
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(torch.empty(1, 0, dtype=torch.long), scores)  # pyright: ignore[reportArgumentType]
+    return scores[0].softmax(-1)
 
 
 def completions(
@@ -83,6 +93,38 @@ def branching_pivot(
             )
             return found, generated
     raise AssertionError("the whole sampled trace is graded like the greedy trace")
+
+
+@torch.no_grad()
+def right_completions(
+    model, prompter: Prompter, pair: TracePair, problem: Problem, node: tuple[int, int], count: int, limit: int, **how
+) -> int:
+    """How many of `count` sampled completions of the trace's first k tokens and one more, `node`, are right.
+
+    Each alone, reading everything again for each token. how: `temperature` and `seed`.
+    """
+    assert pair.sampled is not None
+    k, token = node
+    right = 0
+    for n in range(count):
+        uniforms = torch.from_numpy(stream(how["seed"], problem.id, k, token, n).random(limit - k))
+        tokens = [*pair.sampled.tokens[:k], token]
+        while len(tokens) < limit and tokens[-1] not in prompter.end_tokens:
+            logits = model(input_ids=torch.tensor([[*pair.prompt, *tokens]]), use_cache=False).logits[:, -1]
+            tokens.append(int(pick(logits, how["temperature"], uniforms[[len(tokens) - k]])))
+        right += prompter.trace(problem, tokens).correct
+    return right
+
+
+def halved(rates: Sequence[int], upwards: bool) -> int:
+    """The place i at which `rates` go up (or down) most, by halving: from rates[i] to rates[i + 1]."""
+    if len(rates) == 2:
+        return 0
+    middle = (len(rates) - 1) // 2
+    first, second = rates[middle] - rates[0], rates[-1] - rates[middle]
+    if (first >= second) if upwards else (first <= second):
+        return halved(rates[: middle + 1], upwards)
+    return middle + halved(rates[middle:], upwards)
 
 
 @contextmanager

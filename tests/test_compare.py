@@ -25,7 +25,7 @@ validation = 2
 test = 3
 held_out = 0.25
 [traces]
-skip_solved = false
+skip_solved = 0
 [circuit]
 learning_rate = 0.2
 epochs = 3

@@ -59,6 +59,34 @@ def _is_key(lines: list[str], number: int, line: str, key: str, section: str, ki
     return inside and line.removeprefix("# ").startswith(f"{key} =")
 
 
+@pytest.mark.parametrize(("written", "share"), [("0.8", 0.8), ("0", 0.0), ("1", 1.0), ("false", 0.0), ("true", 1.0)])
+def test_skip_solved_is_a_share_of_which_false_is_none_and_true_is_all(written, share):
+    found = load_config(None, (f"traces.skip_solved={written}",)).traces.skip_solved
+    assert (type(found), found) == (float, share)
+
+
+def test_the_limit_of_answers_is_that_of_traces_until_it_is_set():
+    assert load_config(None, ("traces.max_new_tokens=7",)).answer_limit == (7, "traces.max_new_tokens")
+    own = load_config(None, ("traces.max_new_tokens=7", "evaluation.max_new_tokens=5"))
+    assert own.answer_limit == (5, "evaluation.max_new_tokens")
+    assert parse_config(tomllib.loads(dump_toml(own)), "test") == own
+    with pytest.raises(InputError, match=r"evaluation\.max_new_tokens"):
+        load_config(None, ("evaluation.max_new_tokens=0",))
+
+
+@pytest.mark.parametrize("written", ["1", "1.0", "-0.1", "nan", "true"])
+def test_a_dropout_that_would_leave_nothing_is_refused(written):
+    assert load_config(None, ("update.lora_dropout=0.05",)).update.lora_dropout == 0.05
+    with pytest.raises(InputError, match=r"update\.lora_dropout: "):
+        load_config(None, (f"update.lora_dropout={written}",))
+
+
+@pytest.mark.parametrize("written", ["1.5", "-0.1", "80", "nan", "yes"])
+def test_a_skip_solved_that_is_no_share_is_refused(written):
+    with pytest.raises(InputError, match=r"traces\.skip_solved: "):
+        load_config(None, (f"traces.skip_solved={written}",))
+
+
 def test_a_prompt_without_the_question_is_refused():
     with pytest.raises(InputError, match="question"):
         load_config(None, ('prompt.template="hello"',))

@@ -7,14 +7,17 @@ import pytest
 from conftest import TEMPLATES
 
 import cca
+import cca.method.traces
 from cca.cli import main
 from cca.errors import InputError
 from cca.evaluation.results import Change
 from cca.evaluation.summarize import comparisons
 from cca.folder import RunFolder
+from cca.method.options import PivotOptions
 from cca.method.pivots import check_found
 from cca.method.traces import Traces
-from cca.records import Score, Trace, TracePair
+from cca.records import Metric, Score, Trace, TracePair
+from cca.run.run import Run
 from cca.show import words
 
 
@@ -49,6 +52,30 @@ def test_an_evaluation_tells_which_answers_were_cut(bundled, few):
     assert found.target.cut == Change(1.0, 1.0)
     assert {score.verdict for score in found.scores} == {"cut"}
     assert "100% cut" in repr(found)
+
+
+def test_validation_evaluation_and_diagnosis_answer_within_a_limit_of_their_own(mended, tmp_path, monkeypatch):
+    folder, limits = shutil.copytree(mended, tmp_path / "run"), list[int]()
+    write = cca.method.traces.write
+
+    def counted(network, rows, **how):
+        limits.extend(row.limit for row in rows)
+        write(network, rows, **how)
+
+    monkeypatch.setattr(cca.method.traces, "write", counted)
+    with Run.resume(folder, redo="update", changes=("evaluation.max_new_tokens=5", "update.steps=1")) as run:
+        run.execute()
+    assert set(limits) == {5}
+    before, after = (folder.read("metrics.jsonl", Metric)[0] for folder in (RunFolder.open(mended), run.folder))
+    assert after.accuracy < before.accuracy
+    scores = run.folder.read("scores.jsonl", Score)
+    assert max(score.tokens for score in scores) == 5
+    assert all(score.cut for score in scores if score.split == "test")
+    found = next(finding for finding in run.summary.diagnosis if finding.check == "cut answers")
+    assert "100.0% of the answers to the target at evaluation.max_new_tokens = 5" in found.message
+    assert found.advice.startswith("raise evaluation.max_new_tokens:")
+    assert main(["merge", str(folder), str(tmp_path / "merged")]) == 0
+    assert "max_new_tokens=5" in (tmp_path / "merged" / "README.md").read_text()
 
 
 def test_a_run_whose_traces_are_cut_says_so_when_it_gives_up_and_in_its_warnings(tmp_path, capsys):
@@ -94,5 +121,9 @@ def test_a_problem_is_shown_with_the_verdict_on_each_answer(mended, tmp_path, ca
 def test_templates_that_the_model_solves_are_named_where_no_pivot_is_left():
     trace = Trace((1,), "", "1", True)
     pair = TracePair("p", "train", "0", (1,), trace, replace(trace, correct=False), 1, None)
-    with pytest.raises(InputError, match=r"1 with an opposite sample, 1 of .* traces.skip_solved=false"):
-        check_found([], Traces((pair,), {}, cca.TraceOptions()))
+    for share in (1.0, 0.8):
+        said = rf"1 with an opposite sample, 1 of .*skip_solved = {share:g}\): set traces.skip_solved=0,"
+        with pytest.raises(InputError, match=said):
+            check_found([], Traces((pair,), {}, cca.TraceOptions(skip_solved=share)), PivotOptions())
+    with pytest.raises(InputError, match=r"1 with an opposite sample\): the model is right or wrong"):
+        check_found([], Traces((pair,), {}, cca.TraceOptions(skip_solved=0)), PivotOptions())

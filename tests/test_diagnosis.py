@@ -5,34 +5,64 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_pivots
 
 from cca.evaluation import diagnosis
+from cca.evaluation.pivot_kinds import PIVOT_KINDS, Between
 from cca.evaluation.results import Interval, SetResult
 from cca.method.density import missed, next_penalty
 from cca.records import Metric, Score, Trace, TracePair, Trial, WithoutPivot
 
-WORDS = {1: ".", 2: ",\n", 3: " 7", 4: " -", 5: " +", 6: "The"}
+NUMBERS, LETTERS = ["72", "$1,200", "one half"], ["B", "yes", "no"]
 
 
-def decode(tokens: list[int]) -> str:
-    return "".join(WORDS[t] for t in tokens)
+def turns(answers: bool = False, **counts: int) -> list[Between]:
+    """So many pivots of each kind; `first_token` stands for the one of two words."""
+    return [
+        Between(kind, f" {kind} {i // 3}", " can", answers and kind == "first token")
+        for kind in PIVOT_KINDS
+        for i in range(counts.get(kind.replace(" ", "_"), 0))
+    ]
 
 
-def pivots(*pairs: tuple[int, int]):
-    return [replace(p, desired=d, undesired=u) for p, (d, u) in zip(random_pivots(len(pairs), 9), pairs, strict=True)]
+def test_pivots_are_counted_by_kind_with_the_commonest_of_the_largest():
+    found = diagnosis.pivots_by_kind(turns(word=7, first_token=4, digit=9, operator=4), NUMBERS)
+    assert found.fine
+    assert found.message.startswith("24 pivots: 9 digit, 7 word, 4 first token, 4 operator, 0 punctuation, 0 end; ")
+    assert found.message.endswith("of the kind digit, for example ' digit 0' not ' can'; ' digit 1' not ' can'; "
+                                  "' digit 2' not ' can'")  # fmt: skip
+    assert found.figures["counts"] == {
+        "digit": 9, "word": 7, "first token": 4, "operator": 4, "punctuation": 0, "end": 0,
+    }  # fmt: skip
 
 
-def test_pivots_between_punctuation_are_counted_with_examples():
-    found = diagnosis.pivots_on_marks(pivots((1, 2), (1, 2), (3, 1), (4, 5)), decode)
-    assert not found.fine
-    assert found.figures["share"] == 0.5
-    assert "'.' not ',\\n'" in found.message
-    assert found.advice
-
-
-def test_signs_of_arithmetic_and_a_mark_against_a_digit_are_no_punctuation_pivots():
-    assert diagnosis.pivots_on_marks(pivots((4, 5), (3, 1), (6, 3)), decode).fine
+@pytest.mark.parametrize(
+    ("counts", "golds", "advice"),
+    [
+        ({"punctuation": 5, "digit": 15}, NUMBERS, []),
+        ({"punctuation": 6, "digit": 15}, NUMBERS, ["pivots.method"]),
+        ({"first_token": 5, "digit": 15}, NUMBERS, []),
+        ({"first_token": 6, "digit": 15}, NUMBERS, ["prompt.prefill"]),
+        ({"first_token": 6, "digit": 15, "answers": True}, NUMBERS, []),
+        ({"first_token": 20, "answers": True}, LETTERS, []),
+        ({"word": 18, "end": 2}, NUMBERS, []),
+        ({"word": 19, "operator": 1}, NUMBERS, ["pivots.confirm=8"]),
+        ({"word": 19, "operator": 1}, LETTERS, []),
+        ({"word": 19, "first_token": 1, "answers": True}, NUMBERS, ["pivots.confirm=8"]),
+        (
+            {"word": 14, "first_token": 10, "punctuation": 6, "digit": 1},
+            NUMBERS,
+            ["prompt.prefill", "pivots.confirm=8"],
+        ),
+        ({"word": 14, "first_token": 10, "punctuation": 6, "digit": 1}, LETTERS, ["prompt.prefill"]),
+        ({"punctuation": 3}, NUMBERS, ["pivots.method"]),
+    ],
+)
+def test_pivots_of_style_are_a_warning_whose_advice_is_that_of_their_kind(counts, golds, advice):
+    found = diagnosis.pivots_by_kind(turns(**counts), golds)
+    told = [name for name in ("prompt.prefill", "pivots.method", "pivots.confirm=8") if name in found.advice]
+    assert told == advice
+    assert found.fine is (not advice)
+    assert ("--kind" in found.advice) is bool(advice)
 
 
 def _pairs(count: int, right: int) -> list[TracePair]:
@@ -47,6 +77,12 @@ def test_a_low_yield_of_pivots_is_named_with_its_reasons(found, fine):
     assert result.fine is fine
     assert f"{100 - found} no opposite" in result.message
     assert "98% of the greedy traces are right" in result.message
+
+
+def test_a_yield_that_is_low_for_solved_templates_advises_about_them():
+    left_out = [WithoutPivot(f"p-{i}", "train", "0", "template_solved" if i < 60 else "no_opposite") for i in range(98)]
+    assert "traces.skip_solved=0" in diagnosis.pivot_yield(_pairs(100, 98), left_out, 2).advice
+    assert "traces.samples" in diagnosis.pivot_yield(_pairs(100, 98), left_out[30:], 2).advice
 
 
 def test_a_circuit_is_too_dense_over_two_percent_or_off_its_target():
@@ -185,6 +221,24 @@ def test_answers_that_depend_on_the_batch_are_named():
     found = diagnosis.batch_size_matters(["4-1"], 8)
     assert not found.fine
     assert found.figures["changed"] == ["4-1"]
+
+
+@pytest.mark.parametrize(
+    ("traces", "answers", "raised"),
+    [
+        (30, 0, "traces.max_new_tokens"),
+        (0, 30, "evaluation.max_new_tokens"),
+        (30, 30, "traces.max_new_tokens and evaluation.max_new_tokens"),
+    ],
+)
+def test_advice_about_cut_texts_is_about_the_limit_that_cut_them(traces, answers, raised):
+    pairs = [replace(p, greedy=replace(p.greedy, cut=i < traces)) for i, p in enumerate(_pairs(100, 50))]
+    cut = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60, 30)
+    assert f"{traces}.0% of the traces were cut at traces.max_new_tokens = 60" in cut.message
+    assert f"{answers}.0% of the answers to the target at evaluation.max_new_tokens = 30" in cut.message
+    assert cut.advice.startswith(f"raise {raised}:")
+    waits = diagnosis.after_cut(diagnosis.sample_sizes(3, 3), cut)
+    assert waits.advice.startswith(f"first raise {raised}:")
 
 
 def test_where_most_texts_are_cut_other_advice_waits_for_that():

@@ -48,6 +48,11 @@ def _plain_drift(model, delta: Delta, texts) -> tuple[float, float]:
     return total / count, math.exp(-likelier / count)
 
 
+def test_answers_that_do_not_fit_the_model_are_refused_by_the_name_of_the_argument(bundled, problems):
+    with pytest.raises(InputError, match=r", and max_new_tokens is 9999"):
+        evaluate(bundled, problems, Delta({}), max_new_tokens=9999)
+
+
 def test_drift_is_the_mean_divergence_and_perplexity_ratio_over_the_written_tokens(
     bundled, prompter, problems, changed, monkeypatch
 ):

@@ -14,7 +14,7 @@ from families import CASES, FAMILIES, MIXTURES, VOCABULARY, family_config, famil
 from cca.method.circuit import learn_gates
 from cca.method.objective import pivot_loss
 from cca.method.options import TraceOptions
-from cca.method.pivots import branching_pivots
+from cca.method.pivots import search_pivots
 from cca.method.prefixes import CachedPrefixes
 from cca.method.traces import trace_pairs
 from cca.method.update import full_gradient
@@ -370,7 +370,7 @@ def _traced(model, problems):
 
 def _pivots(model, pairs, problems):
     by_id = {p.id: p for p in problems}
-    return branching_pivots(model, ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT, slots=64)  # pyright: ignore[reportArgumentType]
+    return search_pivots(model, ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT, slots=64)  # pyright: ignore[reportArgumentType]
 
 
 def test_decoding_in_batches_equals_reading_everything_again_for_each_token(model):

@@ -301,6 +301,24 @@ def test_the_same_seed_gives_the_same_change_and_another_seed_another(model, lor
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_lora_is_trained_with_dropout_on_its_input_which_repeats_and_is_off_while_it_is_measured(model):
+    dropping = LORA._replace(dropout=0.5)
+    seen = []
+
+    def look(epoch: int, loss: float | None) -> Metric:
+        with torch.no_grad():
+            seen.append([float(plain_loss(model, examples())) for _ in range(2)])
+        return rising(epoch, loss)
+
+    one = tuned(model, look, lora=dropping, validate_at={1, 2}).intervention.weights
+    assert all(first == second for first, second in seen)
+    torch.manual_seed(99)
+    close(tuned(model, lora=dropping).intervention.weights, one)
+    close(tuned(model, lora=dropping, recompute=list(model.model.layers)).intervention.weights, one)
+    without = tuned(model, lora=LORA).intervention.weights
+    assert all((one[name] - without[name]).norm() > 0.05 * without[name].norm() for name in one)
+
+
 def test_activations_computed_again_give_the_same_change(model, monkeypatch):
     calls = []
     once = cca.model.recompute.checkpoint

@@ -6,6 +6,8 @@ import pytest
 import reference
 import torch
 from conftest import tiny_qwen2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cca.model.attention import attend
 from cca.model.generate import Row, Watch, _Writing, generate_greedy, write
@@ -71,7 +73,7 @@ def _many(count: int, shared: int = 0) -> list[list[int]]:
     return [[*start, *(draw.randrange(1, 40) for _ in range(draw.randrange(1, 50)))] for _ in range(count)]
 
 
-def _written(model, prompts, numbers, slots, temperature, limits=(24, 9, 17)) -> dict[int, list[int]]:
+def _written(model, prompts, numbers, slots, temperature, limits=(24, 9, 17), top_k=(0,)) -> dict[int, list[int]]:
     """The rows `numbers`, in that order."""
     rows = {
         n: Row(
@@ -79,6 +81,7 @@ def _written(model, prompts, numbers, slots, temperature, limits=(24, 9, 17)) ->
             limits[n % len(limits)],
             (place,),
             temperature=temperature[n % len(temperature)],
+            top_k=top_k[n % len(top_k)],
             uniforms=stream(3, n).random(max(limits)),
         )
         for place, n in enumerate(numbers)
@@ -95,6 +98,19 @@ def test_a_row_is_the_same_to_the_last_token_whatever_the_slots_the_order_and_th
     shuffled = random.Random(1).sample(range(21), 21)
     for slots, numbers in ((3, range(21)), (7, shuffled), (16, shuffled[::-1]), (64, shuffled[:5]), (1, shuffled[:4])):
         assert _written(model, prompts, numbers, slots, (0.0, 0.9)) == {n: together[n] for n in numbers}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_of_different_top_k_are_written_side_by_side_as_each_would_be_alone(dtype):
+    model, prompts, ks = tiny_qwen2().to(dtype), _many(20), (0, 1, 3, 7)
+    together = _written(model, prompts, range(20), 64, (0.0, 0.9, 1.4), top_k=ks)
+    for slots, numbers in ((7, random.Random(1).sample(range(20), 20)), (1, (3, 6, 9, 10))):
+        assert _written(model, prompts, numbers, slots, (0.0, 0.9, 1.4), top_k=ks) == {n: together[n] for n in numbers}
+    greedy = _written(model, prompts, range(20), 64, (0.0,))
+    assert {n: together[n] for n in range(0, 20, 3)} == {n: greedy[n] for n in range(0, 20, 3)}, "rows that do not draw"
+    free = _written(model, prompts, range(20), 64, (0.0, 0.9, 1.4))
+    assert {n for n in together if together[n] != free[n]} <= {n for n in range(20) if n % 3 and n % 4}
+    assert any(together[n] != free[n] for n in range(20))
 
 
 @pytest.fixture(params=[1, 2])
@@ -310,6 +326,73 @@ def test_sampling_from_a_large_vocabulary_follows_the_distribution():
     assert rest.max() <= 4, "the rest is spread over all tokens"
     assert int((rest[:BLOCK] > 0).sum()) > 500
     assert int((rest[2 * BLOCK :] > 0).sum()) > 5, "those of the last, shorter block among them"
+
+
+NUMBERS = torch.from_numpy(stream(0, "test").random(4_000))
+
+
+@pytest.mark.parametrize(
+    ("logits", "k", "left"),
+    [
+        ([3.0, 1.0, 2.0, 0.0], 2, [0, 2]),
+        ([1.0, 3.0, 1.0, 2.0, 1.0], 3, [0, 1, 2, 3, 4]),
+        ([2.0, 1.0, 2.0], 1, [0, 2]),
+        ([0.0, 5.0, 1.0], 1, [1]),
+        ([1.0] * 6, 2, range(6)),
+        ([1.0, 2.0, 1.5], 3, range(3)),
+        ([1.0, 2.0, 1.5], 50, range(3)),
+        ([-torch.inf, 1.0, -torch.inf, 2.0], 3, [1, 3]),
+        ([-torch.inf, 1.0, 0.5, 2.0], 2, [1, 3]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sample_is_one_of_the_k_likeliest_and_of_those_that_equal_the_last_of_them(logits, k, left, dtype):
+    row = torch.tensor(logits, dtype=dtype)
+    found = torch.bincount(pick(row.expand(4_000, -1), 1.3, NUMBERS, k), minlength=len(row)) / 4_000
+    expected = reference.chances(row, 1.3, k)
+    assert expected.nonzero()[:, 0].tolist() == found.nonzero()[:, 0].tolist() == list(left)
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+
+
+def test_the_k_likeliest_are_found_in_all_blocks_of_a_large_vocabulary():
+    vocabulary = 2 * BLOCK + 100
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
+    high = [7, BLOCK - 1, BLOCK, BLOCK + 5, vocabulary - 1]
+    logits[high] = torch.tensor([5.0, 5.5, 6.0, 5.0, 6.5])
+    found = torch.bincount(pick(logits.expand(4_000, -1), 1.3, NUMBERS, 4), minlength=vocabulary) / 4_000
+    assert found.nonzero()[:, 0].tolist() == high, "two are as likely as the fourth"
+    torch.testing.assert_close(found, reference.chances(logits, 1.3, 4), atol=0.03, rtol=0)
+
+
+@given(
+    vocabulary=st.sampled_from([1, 2, 9, 60, BLOCK, BLOCK + 1, 2 * BLOCK + 17]),
+    k=st.integers(1, 70) | st.just(10**6),
+    levels=st.integers(1, 400),
+    hidden=st.sampled_from([0.0, 0.5, 0.99]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_no_sample_is_a_token_that_transformers_would_not_draw_and_none_depends_on_other_rows(
+    vocabulary, k, levels, hidden, dtype, seed
+):
+    """With few levels many are equal, and a part of them is impossible."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randint(0, levels, (5, vocabulary), generator=generator) / 7).to(dtype)
+    impossible = torch.rand(5, vocabulary, generator=generator) < hidden
+    impossible[:, seed % vocabulary] = False
+    logits = logits.masked_fill(impossible, -torch.inf)
+    uniforms = torch.rand(5, generator=generator, dtype=torch.float64)
+    together = pick(logits, 0.8, uniforms, k).tolist()
+    for n, token in enumerate(together):
+        assert reference.chances(logits[n], 0.8, k)[token] > 0
+        assert pick(logits[n : n + 1], 0.8, uniforms[n : n + 1], k).tolist() == [token]
+    if k >= vocabulary:
+        assert together == pick(logits, 0.8, uniforms).tolist()
+    if k == 1:
+        assert logits.gather(1, torch.tensor(together)[:, None])[:, 0].tolist() == logits.amax(-1).tolist()
+    assert pick(logits, 0.0, uniforms, k).tolist() == argmax(logits).tolist()
 
 
 @pytest.mark.parametrize("vocabulary", [1, 50, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17])

@@ -1,5 +1,8 @@
 """The controls: each intervention does what it says, nothing where it is zero, and leaves the model as it was."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import random_pivots, tiny_qwen2
@@ -16,6 +19,8 @@ from cca.method.options import UpdateOptions
 from cca.method.update import Validation, full_gradient, train
 from cca.model.components import find_components
 from cca.model.delta import Delta
+from cca.run.run import Run
+from cca.run.stages import update
 
 VOCABULARY = 96
 IDS = torch.arange(1, 11).reshape(2, 5)
@@ -141,6 +146,122 @@ def test_low_rank_matrices_equal_the_weights_plus_their_product(family):
         weight = model.get_parameter(name)
         dense[name] = change if weight.shape == change.shape else change.T
     torch.testing.assert_close(logits(model, intervention), logits(model, WeightChange(dense)), atol=1e-5, rtol=1e-5)
+
+
+def _dropped(model, name: str, adapters: LowRank, passes: int = 1) -> list[torch.Tensor]:
+    """By pass, the factor (N, E) on each number that goes into the adapter of a weight as wide as it is high."""
+    found: list[torch.Tensor] = []
+    module = model.get_submodule(name.removesuffix(".weight"))
+    with torch.no_grad(), adapters.attached(model):
+        for _ in range(passes):
+            given: list[torch.Tensor] = []
+            hook = module.register_forward_hook(lambda _, args, out: given.extend((args[0][0], out[0])))  # noqa: B023
+            model(IDS[:1])
+            hook.remove()
+            x, out = given
+            found.append((out - x @ model.get_parameter(name).T) / x)
+    return found
+
+
+@pytest.fixture
+def square():
+    """A model of whose first layer the adapter of the query projection gives back what it gets."""
+    model = tiny_qwen2(vocab_size=VOCABULARY, num_attention_heads=4, num_key_value_heads=4)
+    name, width = "model.layers.0.self_attn.q_proj.weight", model.config.hidden_size
+    model.get_parameter(name.replace("weight", "bias")).data.zero_()
+    return model, name, LowRank({name: torch.eye(width)}, {name: torch.eye(width)}, 1.0)
+
+
+def test_dropout_leaves_out_a_share_of_the_adapters_input_and_scales_the_rest(square):
+    model, name, adapters = square
+    factors = torch.stack([_dropped(model, name, adapters.dropping(0.25, 0, step))[0] for step in range(40)])
+    assert bool((factors.abs().lt(1e-3) | (factors - 1 / 0.75).abs().lt(1e-3)).all())
+    assert abs(float(factors.lt(0.5).float().mean()) - 0.25) < 0.02
+    torch.testing.assert_close(factors.mean((0, 1)), torch.ones(factors.shape[2]), atol=0.25, rtol=0)
+
+
+def test_what_dropout_leaves_out_depends_on_seed_step_pass_and_place_alone(square):
+    model, name, adapters = square
+    left_out = lambda seed, step: [f.lt(0.5) for f in _dropped(model, name, adapters.dropping(0.5, seed, step), 2)]
+    torch.manual_seed(1)
+    first, second = left_out(0, 1)
+    before = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    assert [torch.equal(a, b) for a, b in zip(left_out(0, 1), (first, second), strict=True)] == [True, True]
+    torch.manual_seed(1)
+    assert torch.equal(torch.random.get_rng_state(), before), "the process's own random state is as it was"
+    others = [second, left_out(1, 1)[0], left_out(0, 2)[0]]
+    assert not any(torch.equal(first, other) for other in others)
+    assert len({tuple(row.tolist()) for row in first}) == len(first), "each token has its own"
+
+
+def test_outside_of_a_training_step_nothing_is_left_out(model):
+    adapters = shaken(interventions(model)["lora"])
+    dropping = adapters.dropping(0.5, 0, 1)
+    assert torch.equal(logits(model, dropping), logits(model, adapters))
+    with torch.no_grad(), dropping.attached(model):
+        assert not torch.equal(model(IDS).logits, logits(model, adapters))
+    assert not model._forward_pre_hooks
+    assert torch.equal(logits(model), model(IDS).logits)
+
+
+@pytest.mark.parametrize("start", [0, 20])
+def test_layers_that_are_computed_again_leave_out_the_same(model, start):
+    """With a start that all prefixes share, which a pass computes once, and without."""
+    pivots = [replace(p, prefix=(*range(1, start + 1), *p.prefix)) for p in random_pivots(7, VOCABULARY)]
+    dropping, layers = shaken(interventions(model)["lora"]).dropping(0.5, 3, 2), list(model.model.layers)
+    once, plain = full_gradient(model, dropping, pivots, 3)
+    again, repeated = full_gradient(model, dropping, pivots, 3, recompute=layers)
+    assert once == pytest.approx(again, abs=1e-6)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(repeated[name], gradient, atol=1e-6, rtol=1e-4)
+    other, _ = full_gradient(model, dropping, pivots, 3)
+    assert other == once
+    without, _ = full_gradient(model, interventions(model)["lora"], pivots, 3)
+    assert abs(without - once) > 1e-4
+
+
+def test_lora_with_dropout_that_is_killed_and_goes_on_gives_the_same_adapters(model, tmp_path):
+    pivots, state, rising = random_pivots(6, VOCABULARY), tmp_path / "state.safetensors", iter(range(1000))
+
+    def trained(share: float, **more):
+        torch.manual_seed(len(more))  # another process has another state
+        options = UpdateOptions(learning_rate=0.05, steps=5, patience=9, batch=2, validate_every=2)
+        start = interventions(model)["lora"]
+        validate = lambda _: Validation(next(rising) / 1000, 9)
+        in_step = lambda adapters, step: adapters.dropping(share, 7, step)
+        how = {"optimizer": "adam", "in_step": in_step if share else None, **more}
+        return train(model, start, pivots, pivots, validate, options, **how).intervention
+
+    def interrupt(step, *_) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    whole, without = trained(0.4), trained(0.0)
+    assert type(whole) is LowRank
+    with pytest.raises(KeyboardInterrupt):
+        trained(0.4, state_path=state, progress=interrupt)
+    resumed = trained(0.4, state_path=state)
+    for name, value in whole.parameters.items():
+        assert torch.equal(resumed.parameters[name], value)
+    assert any(not torch.equal(without.parameters[name], value) for name, value in whole.parameters.items())
+
+
+def test_a_run_trains_lora_on_pivots_with_the_dropout_that_is_set(mended, tmp_path):
+    found, rising = [], iter(range(100))
+    for share in (0.0, 0.5, 0.5):
+        folder = shutil.copytree(mended, tmp_path / f"run-{len(found)}")
+        changes = ('update.arm="lora-pivots"', "update.learning_rate=0.003", "update.steps=1", "update.patience=9")
+        with Run.resume(folder, redo="update", changes=(*changes, f"update.lora_dropout={share}")) as run:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(update, "_validator", lambda *_: lambda _: Validation(next(rising) / 100, 9))
+                run.execute(("update",))
+            adapters = load_intervention(run.folder.file("delta.safetensors"))
+            assert type(adapters) is LowRank
+            found.append(adapters.parameters)
+    without, one, two = found
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], without[name]) for name in one)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for a name that is about to go

@@ -347,7 +347,7 @@ validation = 1
 test = 2
 held_out = 0.0
 [traces]
-skip_solved = false
+skip_solved = 0
 [circuit]
 lambda = 0.0
 learning_rate = 0.3

@@ -66,7 +66,7 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     assert found["work"]["validations"] == 15, "steps 0, 2, 4, 6, 8, 10, 15 ... 50"
     memory = found["memory_gib"]
     assert memory["peak"] == pytest.approx(
-        memory["weights"] + max(memory[s] for s in ("trace", "circuit", "update")), abs=2e-3
+        memory["weights"] + max(memory[s] for s in ("trace", "circuit", "update", "evaluate")), abs=2e-3
     )
 
 
@@ -105,6 +105,18 @@ def test_prefixes_over_the_budget_are_said_to_be_read_again(capsys):
     assert less["update"] < kept["update"] / 2
 
 
+def test_answers_are_planned_with_their_own_limit(capsys):
+    few = ["--set", "problems.templates=[16, 43]"]
+    as_traces = dry_run(capsys, *few)
+    assert as_traces["work"]["answer_tokens"] == as_traces["work"]["max_new_tokens"] == 160
+    assert as_traces["memory_gib"]["evaluate"] == as_traces["memory_gib"]["trace"]
+    own = dry_run(capsys, *few, "--set", "evaluation.max_new_tokens=320")
+    assert (own["work"]["answer_tokens"], own["work"]["max_new_tokens"]) == (320, 160)
+    for part in ("trace", "circuit", "update"):
+        assert own["memory_gib"][part] == as_traces["memory_gib"][part]
+    assert own["memory_gib"]["evaluate"] > as_traces["memory_gib"]["evaluate"]
+
+
 def test_a_dry_run_refuses_what_the_run_would(capsys, tmp_path, harness):
     few = ["--set", "problems.templates=[16]", "--dry-run"]
     folder = bare_model(tmp_path / "m", "gpt2")
@@ -113,6 +125,8 @@ def test_a_dry_run_refuses_what_the_run_would(capsys, tmp_path, harness):
     assert "tokenizer" in capsys.readouterr().err
     assert cli.main(["run", *few, "--set", "traces.max_new_tokens=9999"]) == 2
     assert "traces.max_new_tokens is 9999" in capsys.readouterr().err
+    assert cli.main(["run", *few, "--set", "evaluation.max_new_tokens=9999"]) == 2
+    assert "evaluation.max_new_tokens is 9999" in capsys.readouterr().err
     for settings, message in (
         (['prompt.style="few-shot"'], "with no examples"),
         (["prompt.shots=2"], "a plain prompt shows none"),

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from cca import cli
 from cca.errors import InputError
@@ -44,7 +45,7 @@ def state(path: Path) -> tuple[dict[str, str], dict, dict]:
 
 
 def test_every_setting_belongs_to_a_stage_and_every_stage_names_settings_that_there_are():
-    whole = tomllib.loads(dump_toml(CONFIG))
+    whole = tomllib.loads(dump_toml(load_config(None, ("evaluation.max_new_tokens=9",))))
     keys = differences({}, whole).keys()
     named = {name for stage in STAGES.values() for name in stage.settings}
     assert {key.partition(".")[0] for key in keys} <= {name for name in named if "." not in name}
@@ -52,8 +53,54 @@ def test_every_setting_belongs_to_a_stage_and_every_stage_names_settings_that_th
     where = {"seed": "trace", "model.dtype": "trace", "prompt.template": "trace", "problems.grader": "trace"}
     where |= {"traces.max_new_tokens": "trace", "evaluation.per_skill": "trace", "evaluation.transfer": "trace"}
     where |= {"pivots.method": "pivots", "circuit.lambda": "circuit", "update.arm": "update", "rounds": "update"}
-    where |= {"evaluation.batch": "update", "evaluation.text": "evaluate", "evaluation.task_limit": "evaluate"}
+    where |= {
+        "evaluation.batch": "update",
+        "evaluation.max_new_tokens": "update",
+        "evaluation.text": "evaluate",
+        "evaluation.task_limit": "evaluate",
+    }
     assert {key: first_to_use(key) for key in where} == where
+
+
+UNNAMED = sorted(differences({}, tomllib.loads(dump_toml(CONFIG))))
+
+
+@pytest.mark.parametrize("key", ["traces.top_k", "update.batch", *UNNAMED[:: len(UNNAMED) // 4]])
+def test_a_begun_run_whose_config_does_not_name_a_setting_goes_on_with_its_default(tmp_path, key):
+    """As those do that were begun before there was such a setting."""
+    path = finished(tmp_path / "run")
+    folder = RunFolder.open(path)
+    older = tomllib.loads(folder.config)
+    section, _, name = key.rpartition(".")
+    del (older[section] if section else older)[name]
+    folder.manifest["config"] = tomli_w.dumps(older)
+    folder.save_manifest()
+    folder.file("config.toml").write_text(folder.manifest["config"])
+    for _ in range(2):
+        open_folder(path, config_of(path)).close()
+    assert RunFolder.open(path).manifest["stages"].keys() == STAGES.keys()
+    open_folder(path, config_of(path), redo="report").close()
+    assert tomllib.loads(RunFolder.open(path).config) == tomllib.loads(dump_toml(CONFIG))
+
+
+def test_a_begun_run_whose_config_does_not_name_a_setting_is_not_one_of_another_value(tmp_path):
+    path = tmp_path / "run"
+    RunFolder.create(path, dump_toml(CONFIG).replace("top_k = 0\n", "")).close()
+    RunFolder.open(path).file("problems.jsonl").write_text("")
+    with pytest.raises(
+        InputError, match=r"there traces.top_k = None, here 50.*cca trace .* --redo --set traces.top_k=50"
+    ):
+        open_folder(path, load_config(None, ("traces.top_k=50",)))
+
+
+@pytest.mark.parametrize(("older", "now"), [("true", "1.0"), ("false", "0")])
+def test_a_run_begun_when_skip_solved_was_true_or_false_goes_on(tmp_path, older, now):
+    path = tmp_path / "run"
+    RunFolder.create(path, dump_toml(CONFIG).replace("skip_solved = 1.0\n", f"skip_solved = {older}\n")).close()
+    RunFolder.open(path).file("problems.jsonl").write_text("")
+    for config in (config_of(path), load_config(None, (f"traces.skip_solved={now}",))):
+        open_folder(path, config).close()
+    assert f"skip_solved = {older}" in RunFolder.open(path).config
 
 
 @pytest.mark.parametrize("stage", ORDER)

@@ -140,6 +140,14 @@ def test_search_and_filters_leave_the_pivots_that_fit(report, visit):
     assert page.locator("#list li").count() == sum(p.template == pivots[-1].template for p in pivots)
     page.select_option("#template", "")
     outcome = page.locator("#outcome option").nth(1).get_attribute("value")
+    kinds = page.locator("#kinds tbody tr").all_inner_texts()
+    assert len(kinds) > 1
+    for kind, count, *_ in (row.split("\t") for row in kinds):
+        page.select_option("#kind", kind)
+        assert page.inner_text("#count") == f"{count} of {everything}"
+        assert f"kind: {kind};" in page.inner_text("#pivot")
+    page.press("#search", "Escape")
+    assert page.locator("#list li").count() == everything
     page.select_option("#outcome", outcome)
     assert page.inner_text("#pivot h3").endswith(outcome)
     assert page.inner_text("#count") == f"{page.locator('#list li').count()} of {everything}"

@@ -19,7 +19,7 @@ test = 3
 split_by = "template"
 grader = "exact"
 [traces]
-skip_solved = false
+skip_solved = 0
 [circuit]
 learning_rate = 0.2
 epochs = 3

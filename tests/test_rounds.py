@@ -29,7 +29,7 @@ test = 2
 held_out = 0.0
 [traces]
 samples = 4
-skip_solved = false
+skip_solved = 0
 [circuit]
 lambda = 0.02
 learning_rate = 0.3

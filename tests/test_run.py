@@ -32,7 +32,7 @@ test = 2
 held_out = 0.2
 [traces]
 batch = 8
-skip_solved = false
+skip_solved = 0
 [circuit]
 lambda = 0.0
 learning_rate = 0.3

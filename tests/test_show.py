@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import cca
 from cca import cli
 from cca.errors import InputError
 from cca.evaluation.evaluate import Evaluation
+from cca.evaluation.pivot_kinds import PIVOT_KINDS
 from cca.evaluation.results import Interval, SetResult
 from cca.evaluation.stats import Outcomes, paired, paired_shares, pooled
 from cca.folder import RunFolder
@@ -73,6 +75,36 @@ def test_as_many_pivots_are_shown_as_were_asked_for_and_those_off_their_slip_alo
     missed = [p for p in RunFolder.open(mended).read("pivots.jsonl", Pivot) if p.on_slip is False]
     found = json.loads(shown(capsys, "pivots", str(mended), "-n", "500", "--off-slip", "--json"))
     assert [p["problem"] for p in found] == [p.problem for p in missed if p.method == "branching"]
+
+
+def test_pivots_are_shown_with_their_kind_counted_by_kind_and_one_kind_alone(mended, capsys):
+    folder = RunFolder.open(mended)
+    views = pivot_views(folder, Run.load(mended).prompter)
+    counts, found = Counter(v.kind for v in views), json.loads((mended / "summary.json").read_text())["pivots"]
+    assert {kind: of["n"] for kind, of in found["by_kind"].items()} == {kind: counts[kind] for kind in PIVOT_KINDS}
+    for kind in counts:
+        shown_views = json.loads(shown(capsys, "pivots", str(mended), "-n", "500", "--kind", kind, "--json"))
+        assert [v["problem"] for v in shown_views] == [v.problem for v in views if v.kind == kind]
+        became = Counter(v.outcome for v in views if v.kind == kind)
+        of = found["by_kind"][kind]
+        assert (of["preferred"], of["mended"]) == (became["already preferred"] + became["broken"], became["mended"])
+        text = one_line(shown(capsys, "pivots", str(mended), "-n", "1", "--kind", kind))
+        assert text.startswith(f"1 of {counts[kind]} pivots of the kind {kind}. By kind, all of the run: ")
+        assert all(f"{count} {name}" in text for name, count in counts.items())
+        assert f"({kind}; " in text
+    assert "0 of 0 pivots of the kind end." in shown(capsys, "pivots", str(mended), "--kind", "end")
+    table = one_line(shown(capsys, "scores", str(mended)))
+    for kind, of in found["by_kind"].items():
+        row = f"{kind} │ {of['n']} │ {words.percent(of['n'] / len(views))} │ {of['preferred']} │ {of['mended']}"
+        assert (row in table) is (of["n"] > 0)
+
+
+def test_a_run_whose_pivots_were_not_told_apart_is_shown_without_that_table(mended, capsys, tmp_path):
+    shutil.copytree(mended, tmp_path / "run")
+    summary = json.loads((mended / "summary.json").read_text())
+    del summary["pivots"]["by_kind"]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    assert "preferred before" not in shown(capsys, "scores", str(tmp_path / "run"))
 
 
 def test_the_circuit_is_shown_by_layer_and_overlaps_with_itself_completely(mended, capsys):
@@ -145,6 +177,7 @@ def test_markup_in_model_output_is_shown_as_it_is(mended, tmp_path, capsys):
     [
         (["pivots", "RUN", "-n", "0"], ["at least 1"]),
         (["pivots", "RUN", "--problem", "nobody"], ["no pivot of problem 'nobody'", "cca show problem"]),
+        (["pivots", "RUN", "--kind", "verb"], ["--kind 'verb'", "'first token'", "'digit'"]),
         (["problem", "RUN", "nobody"], ["no problem 'nobody'", "for example"]),
         (["circuit", "RUN", "RUN", "RUN"], ["one run or two"]),
         (["scores", "EMPTY"], ["not finished", "cca run --out"]),
@@ -209,16 +242,16 @@ def test_steps_of_several_rounds_follow_each_other_from_the_step_that_was_kept(m
 
 
 def test_a_pivot_s_outcome_compares_the_two_models():
-    from cca.show.views import _outcome
+    from cca.evaluation.pivot_kinds import outcome
 
     def choice(model: Which, preferred: bool) -> Choice:
         return Choice(model, "p", -1.0 if preferred else -2.0, -1.5)
 
-    assert _outcome(choice("base", False), choice("updated", True)) == "mended"
-    assert _outcome(choice("base", True), choice("updated", False)) == "broken"
-    assert _outcome(choice("base", True), choice("updated", True)) == "already preferred"
-    assert _outcome(choice("base", False), choice("updated", False)) == "still not preferred"
-    assert _outcome(None, None) == "not evaluated"
+    assert outcome(choice("base", False), choice("updated", True)) == "mended"
+    assert outcome(choice("base", True), choice("updated", False)) == "broken"
+    assert outcome(choice("base", True), choice("updated", True)) == "already preferred"
+    assert outcome(choice("base", False), choice("updated", False)) == "still not preferred"
+    assert outcome(None, None) == "not evaluated"
 
 
 def test_a_pivot_s_text_is_its_trace_cut_at_the_pivot(mended):
@@ -242,7 +275,7 @@ def test_a_run_is_data_frames_and_the_figures_of_the_report(mended):
     assert len(frames.components) == 3260
     assert frames.components.selected.sum() == summary.circuit.selected
     assert len(frames.pivots) == summary.pivots.found
-    assert {"desired_token", "undesired_updated", "outcome"} <= set(frames.pivots.columns)
+    assert {"desired_token", "undesired_updated", "outcome", "kind"} <= set(frames.pivots.columns)
     updated = frames.scores[(frames.scores.model == "updated") & (frames.scores.split == "test")]
     assert updated.correct.mean() == pytest.approx(summary.target.updated)
     assert set(frames.problems.index) >= set(frames.traces.problem)

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cca import cli
 from cca.errors import InputError
 from cca.evaluation.slip_truth import mark_on_slip, slip_position
-from cca.method import pivots, traces
+from cca.method import search, traces
 from cca.method.options import TraceOptions
-from cca.method.pivots import branching_pivots, prefix_pivot
-from cca.method.traces import greedy_traces, trace_pairs, waves
+from cca.method.pivots import prefix_pivot, search_pivots
+from cca.method.traces import Traces, greedy_traces, trace_pairs, waves
 from cca.model.generate import Row
 from cca.model.read import Text
-from cca.records import Trace, TracePair
+from cca.records import Split, Trace, TracePair
 from cca.run.run import Run
 
 LIMIT = 160
@@ -90,6 +93,53 @@ def test_the_memory_of_problems_that_are_done_is_free(bundled, prompter, traced)
     assert max(held) > 1
 
 
+def test_samples_of_top_k_traces_draw_from_the_likeliest_tokens_alone_and_greedy_traces_stay(
+    bundled, prompter, traced, pairs
+):
+    few, found = traced[:12], []
+    options = TraceOptions(max_new_tokens=LIMIT, batch=5, top_k=2, temperature_if_correct=3.0, temperature_if_wrong=3.0)
+    trace_pairs(bundled.network, prompter, few, options, 0, found.append)
+    assert any(pair.sampled for pair in found)
+    for pair in found:
+        assert pair.greedy == pairs[pair.problem].greedy
+        if y := pair.sampled and pair.sampled.tokens:
+            logits = bundled.network(input_ids=torch.tensor([[*pair.prompt, *y]])).logits[0, len(pair.prompt) - 1 : -1]
+            second = logits.topk(2).values[:, -1]
+            drawn = logits.gather(1, torch.tensor(y)[:, None])[:, 0]
+            assert bool((drawn >= second - 1e-4).all())
+
+
+def _answered(template: str, split: Split, right: int, of: int) -> list[TracePair]:
+    """Pairs of a template, all with both traces, of which `right` greedy ones are correct."""
+    trace = [Trace((1,), "", "1", correct) for correct in (True, False)]
+    return [
+        TracePair(f"{template}-{split}-{n}", split, template, (1,), trace[n >= right], trace[n < right], 1, None)
+        for n in range(of)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "solved"),
+    [(1.0, {"all"}), (0.81, {"all"}), (0.8, {"all", "4 of 5"}), (0.5, {"all", "4 of 5", "3 of 5"}), (0, set())],
+)
+def test_templates_that_the_model_solves_in_the_share_skip_solved_or_more_are_left_out(share, solved):
+    validated = _answered("3 of 5", "validation", 9, 9) + _answered("only validated", "validation", 3, 3)
+    pairs = [*_answered("all", "train", 5, 5), *_answered("4 of 5", "train", 4, 5), *_answered("3 of 5", "train", 3, 5)]
+    pairs += _answered("none", "train", 0, 5)
+    found = Traces((*pairs, *validated), {}, TraceOptions(skip_solved=share))
+    assert found.solved == solved
+    assert {pair.template for pair in found.usable} == {pair.template for pair in found} - solved
+
+
+@given(st.integers(1, 300), st.data())
+def test_a_template_at_the_very_share_is_left_out(of, data):
+    right = data.draw(st.integers(0, of))
+    hundredths = data.draw(st.integers(1, 100))
+    share = float(f"{hundredths / 100:.2f}")
+    found = Traces(tuple(_answered("t", "train", right, of)), {}, TraceOptions(skip_solved=share))
+    assert bool(found.solved) == (100 * right >= hundredths * of)
+
+
 def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):
     assert _trace(bundled, prompter, traced, 64, seed=1) != pairs
 
@@ -109,7 +159,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
     usable = [pair for pair in pairs.values() if pair.sampled][:34]
     assert len(usable) >= 30, "too few traces to compare; trace more problems"
     by_id = {p.id: p for p in problems}
-    fast = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    fast = search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     for pair, pivot in zip(usable, fast, strict=True):
         plain, _ = reference.branching_pivot(bundled.network, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
@@ -118,10 +168,10 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
 
 def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, problems, pairs, monkeypatch):
     begun: list[Row] = []
-    monkeypatch.setattr(pivots, "Row", lambda *args, **how: begun.append(Row(*args, **how)) or begun[-1])
+    monkeypatch.setattr(search, "Row", lambda *args, **how: begun.append(Row(*args, **how)) or begun[-1])
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     assert begun
     for row in begun[:20]:
         pair = usable[row.order[0]]
@@ -134,7 +184,7 @@ def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, p
 def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    found = branching_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    found = search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     found.sort(key=lambda pivot: -pivot.completions)
     assert found[0].completions > 0, "some must come from a completion and not from a trace"
     for pivot in found[:16]:
@@ -162,8 +212,8 @@ def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
     how: dict[str, Any] = {"max_new_tokens": LIMIT, "slots": 64}
-    together = branching_pivots(bundled.network, prompter, usable, by_id, **how)
-    apart = [branching_pivots(bundled.network, prompter, [p], by_id, **how)[0] for p in usable[:10]]
+    together = search_pivots(bundled.network, prompter, usable, by_id, **how)
+    apart = [search_pivots(bundled.network, prompter, [p], by_id, **how)[0] for p in usable[:10]]
     assert together[:10] == apart
 
 

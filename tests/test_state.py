@@ -113,7 +113,7 @@ class Work:
         cca.trace(self.model, self.problems, samples=2, max_new_tokens=4, batch=2, progress=stop)
 
     def find_pivots(self, stop: Callable[..., None]) -> None:
-        traces = cca.trace(self.model, self.problems, samples=8, max_new_tokens=4, skip_solved=False)
+        traces = cca.trace(self.model, self.problems, samples=8, max_new_tokens=4, skip_solved=0)
         cca.find_pivots(self.model, traces, progress=stop)
 
     def learn_circuit(self, stop: Callable[..., None]) -> None:

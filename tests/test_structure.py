@@ -107,6 +107,7 @@ PURE = {
     "records": {"torch"},
     "folder": {"torch"},
     "grading/answers": {"torch", "sympy"},
+    "evaluation/pivot_kinds": {"torch", "transformers", "scipy", "numpy"},
     "evaluation/results": {"torch", "scipy", "numpy"},
     "evaluation/stats": {"torch"},
     "method/options": {"torch"},

@@ -161,7 +161,7 @@ class Pivot:
     split: Split = "train"
     template: str = ""
     method: str = "own"
-    """``branching``, ``prefix`` or ``own``."""
+    """``branching``, ``prefix``, ``probability`` or ``own``."""
     position: int = 0
     """Index in the trace of the token that turned it."""
     greedy_correct: bool = True
@@ -174,6 +174,12 @@ class Pivot:
     """How the base model's text goes on after the prefix where it goes on with `desired`, which comes first: greedily
     (Branching method) or as that trace does (Prefix method)."""
     after_undesired: tuple[int, ...] = ()
+    samples: int = 0
+    """Completions that were sampled after each of the two tokens (`pivots.confirm`); 0: none were."""
+    right_after_desired: int = 0
+    """How many of them are right, after the desired token ..."""
+    right_after_undesired: int = 0
+    """... and after the undesired one."""
 
     def __post_init__(self) -> None:
         try:
@@ -199,6 +205,15 @@ class Pivot:
         """What messages call it."""
         return f"the pivot of {self.problem}" if self.problem else f"a pivot after {list(self.prefix[-4:])}"
 
+    @property
+    def gain(self) -> float | None:
+        """By how much the desired token raises the success rate of sampled completions; None: none were sampled."""
+        return (self.right_after_desired - self.right_after_undesired) / self.samples if self.samples else None
+
+    def counts(self, gap: float) -> bool:
+        """Whether it is to be learned from: its gain is at least `gap`, or nothing was sampled."""
+        return self.gain is None or self.gain >= gap - 1e-9
+
 
 @dataclass(frozen=True)
 class WithoutPivot:
@@ -208,8 +223,8 @@ class WithoutPivot:
     split: Split
     template: str
     reason: str
-    """``no_opposite``: no sample was of opposite correctness; ``template_solved``: the base model solves all
-    training problems of its template, which is left out."""
+    """``no_opposite``: no sample was of opposite correctness; ``template_solved``: of the training
+    problems of its template the base model solves at least the share `traces.skip_solved`, so that it is left out."""
 
 
 @dataclass(frozen=True)

@@ -138,16 +138,18 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "  trace": f"{memory.trace:.2f}",
         "  circuit": f"{memory.circuit:.2f}{memory.notes['circuit']}",
         "  update": f"{memory.update:.2f}{memory.notes['update']}",
+        "  evaluate": f"{memory.evaluate:.2f}",
         "problems": f"at most {splits}",
         "prompts": f"about {work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
         "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
         f"each of at most {work.max_new_tokens} tokens",
-        "pivots": f"at most {work.pivots:,} to train on; one completion for each deviation that is tried",
+        "pivots": f"at most {work.pivots:,} to train on; one completion for each deviation that is tried"
+        + (f", and at most {work.sampled_completions:,} samples" if work.sampled_completions else ""),
         "circuit": f"at most {work.circuit_steps:,} steps of {work.circuit_batch} pivots, one token each",
         "update": f"at most {work.update_steps:,} steps over all pivots, {work.validations} validations of "
         f"{work.validation_problems:,} problems",
         **({"rounds": f"at most {work.rounds} of these four stages"} if work.rounds > 1 else {}),
-        "evaluate": f"{work.answers:,} answers, half of them the base model's"
+        "evaluate": f"{work.answers:,} answers of at most {work.answer_tokens} tokens, half of them the base model's"
         + (f"; {', '.join(work.benchmarks)} on both" if work.benchmarks else ""),
     }
     table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)

@@ -26,6 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     pivots.add_argument("-n", type=int, default=10, metavar="N", help="how many, spread over the run (default 10)")
     pivots.add_argument("--problem", metavar="ID", help="only that of this problem")
     pivots.add_argument("--off-slip", action="store_true", help="only those that miss their trace's planted slip")
+    pivots.add_argument(
+        "--kind", metavar="KIND", help="only those of this kind: first token, word, punctuation, digit, operator or end"
+    )
     circuit = known.add_parser("circuit", help="heads and neurons per layer; with two runs, what they share")
     circuit.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     problem = known.add_parser("problem", help="a problem with the answers of base and updated model side by side")
@@ -71,15 +74,19 @@ def _scores(options: argparse.Namespace, console: "Console") -> Any:
 
 
 def _pivots(options: argparse.Namespace, console: "Console") -> Any:
+    from cca.evaluation.pivot_kinds import PIVOT_KINDS
     from cca.run.run import Run
+    from cca.show import words
     from cca.show.terminal import show_pivot
     from cca.show.views import pivot_views
 
     if options.n < 1:
         raise InputError(f"-n {options.n} shows nothing; give at least 1")
+    if options.kind is not None and options.kind not in PIVOT_KINDS:
+        raise InputError(f"--kind {options.kind!r} is none; give one of: {', '.join(map(repr, PIVOT_KINDS))}")
     opened = Run.load(options.run)
     views = pivot_views(opened.folder, opened.prompter)
-    what, count = "pivots", len(views)
+    kinds, what, count = words.kind_counts(v.kind for v in views), "pivots", len(views)
     if options.problem:
         views = [v for v in views if v.problem == options.problem]
         if not views:
@@ -87,11 +94,14 @@ def _pivots(options: argparse.Namespace, console: "Console") -> Any:
                 f"{options.run} has no pivot of problem {options.problem!r}; see cca show problem {options.run} "
                 f"{options.problem}, or leave --problem out"
             )
+    if options.kind:
+        views, what = [v for v in views if v.kind == options.kind], f"pivots of the kind {options.kind}"
+        count = len(views)
     if options.off_slip:
-        views, what = [v for v in views if v.on_slip is False], "pivots that miss their planted slip"
+        views, what = [v for v in views if v.on_slip is False], f"{what} that miss their planted slip"
         count = len(views)
     chosen = [views[i * len(views) // options.n] for i in range(options.n)] if len(views) > options.n else views
-    console.print(f"{len(chosen)} of {count} {what}.\n")
+    console.print(f"{len(chosen)} of {count} {what}. By kind, all of the run: {kinds}.\n")
     for view in chosen:
         show_pivot(console, view)
     return [asdict(v) for v in chosen]

@@ -57,14 +57,16 @@ class Solved(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """LoRA (Hu et al. 2021): weight + alpha / rank x B A, with B 0 at first, no dropout and no biases.
+    """LoRA (Hu et al. 2021): weight + alpha / rank x B A, with B 0 at first, and no biases.
 
-    targets: modules or weights of linear layers, by whole name or by its last parts (``q_proj``).
+    targets: modules or weights of linear layers, by whole name or by its last parts (``q_proj``). dropout: the share of
+    the input to A that is left out in training.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    dropout: float = 0.0
 
 
 def check_installed() -> None:
@@ -306,7 +308,7 @@ def _adapter(lora: Lora, names: list[str]) -> Any:
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=0.0,
+        lora_dropout=lora.dropout,
         target_modules=names,
         task_type="CAUSAL_LM",
     )

@@ -1,20 +1,22 @@
 """The method's known failure modes: what a run shows of each, and what to do about it."""
 
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from cca.evaluation.pivot_kinds import CARRIERS, Between, Kind, counted, says
 from cca.evaluation.results import Finding, SetResult
 from cca.method.density import SPARSE, is_near
 from cca.method.traces import CUT_SHARE, share_cut
-from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
+from cca.records import Metric, Score, TracePair, WithoutPivot
 
-MARKS_SHARE = 0.25
-"""More pivots than this on punctuation or white space are a warning."""
+STYLE_SHARE = 0.25
+"""More pivots than this on punctuation, or on the first token, are a warning."""
+LEAST_CARRIERS = 0.1
+"""Where answers are numbers, fewer pivots than this on numbers, operators or the end are a warning."""
 LEAST_YIELD = 0.1
 UNDECIDED = (0.4, 0.6)
 FEW_PIVOTS, FEW_VALIDATED = 25, 30
@@ -32,26 +34,52 @@ def _finding(check: str, fine: bool, message: str, figures: dict[str, Any], advi
     return Finding(check, fine, message, figures, "" if fine else advice)
 
 
-def is_mark(token: str) -> bool:
-    """Whether a token is nothing but punctuation, symbols that carry no arithmetic, and white space."""
-    return all(c.isspace() or (unicodedata.category(c)[0] == "P" and c not in "-*/%") for c in token)
+def pivots_by_kind(turns: Sequence[Between], golds: Sequence[str]) -> Finding:
+    """Where traces turn: most pivots on how an answer is written say little of how it is reasoned.
 
+    A first token with which the answer itself begins, as a letter that is chosen, is none of style. That words alone
+    turn is a warning only where most golds are numbers: of other tasks words may be the answer.
 
-def pivots_on_marks(pivots: Sequence[Pivot], decode: Callable[[list[int]], str]) -> Finding:
-    """Pivots at which both tokens are punctuation or white space seldom decide an outcome."""
-    seen = [(decode([p.desired]), decode([p.undesired])) for p in pivots]
-    marks = [pair for pair in seen if is_mark(pair[0]) and is_mark(pair[1])]
-    share = len(marks) / len(pivots)
-    common = [f"{good!r} not {bad!r}" for (good, bad), _ in Counter(marks).most_common(5)]
-    examples = f", such as {'; '.join(common[:3])}" if common else ""
+    Args:
+        turns: what the pivots choose between.
+        golds: the answers of the training problems.
+    """
+    counts = counted([turn.kind for turn in turns])
+    openings = sum(turn.kind == "first token" and not turn.answers for turn in turns)
+    carriers = sum(turn.answers or turn.kind in CARRIERS for turn in turns)
+    numbers = sum(says(gold) == "digit" for gold in golds) > len(golds) / 2
+    largest = next(iter(counts))
+    common = [
+        f"{good!r} not {bad!r}"
+        for (good, bad), _ in Counter((t.desired, t.undesired) for t in turns if t.kind == largest).most_common(5)
+    ]
+    few = numbers and carriers < LEAST_CARRIERS * len(turns)
+    style: dict[Kind, bool] = {
+        "first token": openings > STYLE_SHARE * len(turns),
+        "punctuation": counts["punctuation"] > STYLE_SHARE * len(turns),
+        "word": few and counts["word"] > STYLE_SHARE * len(turns),
+    }
+    advice = "; ".join(_OF_KIND[kind] for kind, much in style.items() if much)
     return _finding(
-        "pivots on punctuation",
-        share <= MARKS_SHARE,
-        f"{share:.1%} of {len(pivots)} pivots choose between punctuation or white space{examples}",
-        {"share": share, "examples": common},
-        "look at them with cca show pivots; if they are noise, the sampled traces differ in style rather than in "
-        "method: lower the temperatures, or try the other pivots.method",
+        "pivots by kind",
+        not advice,
+        f"{len(turns)} pivots: {', '.join(f'{count} {kind}' for kind, count in counts.items())}; "
+        f"of the kind {largest}, for example {'; '.join(common[:3])}",
+        {"counts": counts, "answers": sum(turn.answers for turn in turns), "numbers": numbers, "examples": common},
+        f"look at them with cca show pivots RUN --kind {next(k for k, much in style.items() if much)!r}; {advice}"
+        if advice
+        else "",
     )
+
+
+_OF_KIND: dict[Kind, str] = {
+    "first token": "at the first token style is still open: settle it before, by prompt.prefill (how the answer "
+    "begins), worked examples, or a prompt.template that asks for one form",
+    "punctuation": "if those on punctuation are noise, the sampled traces differ in style rather than in method: lower "
+    "the temperatures, or try the other pivots.method",
+    "word": "a greedy continuation is chaotic, so a turn at a word may be chance: set pivots.confirm=8, which counts a "
+    "pivot only where sampled completions after both tokens differ in success",
+}
 
 
 def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], found: int) -> Finding:
@@ -60,13 +88,17 @@ def pivot_yield(pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], fo
     reasons = dict(Counter(record.reason for record in left_out))
     said = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items()) or "none left out"
     greedy = sum(pair.greedy.correct for pair in pairs) / len(pairs)
+    mostly_solved = 2 * reasons.get("template_solved", 0) > len(left_out)
     return _finding(
         "pivot yield",
         share >= LEAST_YIELD,
         f"{found} of {len(pairs)} problems gave a pivot ({said}); {greedy:.0%} of the greedy traces are right",
         {"share": share, "without": reasons, "greedy_accuracy": greedy},
-        "few problems are both solved and missed by sampling: the model has little latent skill here, or too little is "
-        "sampled; raise traces.samples or the temperatures, or choose harder or easier problems",
+        "most problems without one are of templates left out as solved: set traces.skip_solved=0, which leaves none "
+        "out, or choose harder problems"
+        if mostly_solved
+        else "few problems are both solved and missed by sampling: the model has little latent skill here, or too "
+        "little is sampled; raise traces.samples or the temperatures, or choose harder or easier problems",
     )
 
 
@@ -114,26 +146,47 @@ def sample_sizes(pivots: int, validation: int) -> Finding:
     )
 
 
-def unfinished(pairs: Sequence[TracePair], answers: Sequence[Score], limit: int) -> Finding:
-    """Texts that the limit of tokens ended, among the traces and both models' answers to the target."""
+def unfinished(
+    pairs: Sequence[TracePair], answers: Sequence[Score], limit: int, answer_limit: int | None = None
+) -> Finding:
+    """Texts that the limit of tokens ended, among the traces and both models' answers to the target.
+
+    answer_limit: of answers, where they have one of their own.
+    """
     traces = [trace for pair in pairs for trace in pair.by_kind().values()]
     shares = {"traces": share_cut(traces), "answers to the target": share_cut(answers)}
-    told = " and ".join(f"{share:.1%} of the {what}" for what, share in shares.items())
+    limits = {"limit": limit} if answer_limit is None else {"limit": limit, "answer_limit": answer_limit}
+    traced, answered = (f"{share:.1%} of the {what}" for what, share in shares.items())
+    if answer_limit is None:
+        told = f"{traced} and {answered} were cut at traces.max_new_tokens = {limit}"
+    else:
+        told = f"{traced} were cut at traces.max_new_tokens = {limit}, and {answered} at evaluation.max_new_tokens = "
+        told += str(answer_limit)
+    figures: dict[str, Any] = {**limits, **shares}
     return _finding(
         "cut answers",
         max(shares.values()) < CUT_SHARE,
-        f"{told} were cut at traces.max_new_tokens = {limit}",
-        {"limit": limit, **shares},
-        "raise traces.max_new_tokens: what is cut counts as wrong unless the right answer came before, so what is "
-        "learned and measured is in part the limit",
+        told,
+        figures,
+        f"raise {_limits_to_raise(figures, CUT_SHARE)}: what is cut counts as wrong unless the right answer came "
+        "before, so what is learned and measured is in part the limit",
     )
+
+
+def _limits_to_raise(cut: Mapping[str, Any], share: float) -> str:
+    """The settings that ended at least such a share of texts, by the figures of `unfinished`."""
+    of_answers = "evaluation.max_new_tokens" if "answer_limit" in cut else "traces.max_new_tokens"
+    found = {"traces.max_new_tokens": cut["traces"] >= share}
+    found[of_answers] = found.get(of_answers, False) or cut["answers to the target"] >= share
+    return " and ".join(name for name, much in found.items() if much)
 
 
 def after_cut(finding: Finding, cut: Finding) -> Finding:
     """`finding`, whose advice waits where so many texts were cut that it may be about the limit alone."""
     if finding.fine or max(cut.figures["traces"], cut.figures["answers to the target"]) < MOSTLY_CUT:
         return finding
-    return replace(finding, advice="first raise traces.max_new_tokens: this may come of the cut answers alone")
+    first = _limits_to_raise(cut.figures, MOSTLY_CUT)
+    return replace(finding, advice=f"first raise {first}: this may come of the cut answers alone")
 
 
 def no_answer(answers: Sequence[Score], grader: str) -> Finding:

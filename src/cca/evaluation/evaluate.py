@@ -95,7 +95,7 @@ def evaluate(
             "give some with the split test, held_out, transfer or retention, as load_problems does"
         )
     prompts = [model.prompter.prompt(p) for found in sets.values() for p in found]
-    check_prompts(prompts, max_new_tokens, model.network.config, model.name)
+    check_prompts(prompts, max_new_tokens, model.network.config, model.name, "max_new_tokens")
     scores: list[Score] = []
     counted = itertools.count(1)
 

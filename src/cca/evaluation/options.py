@@ -1,8 +1,17 @@
 """What can be set of the evaluation, with its default."""
 
 from pathlib import Path
+from typing import NamedTuple
 
+from cca.method.options import TraceOptions
 from cca.options import Count, CountOrNone, Options
+
+
+class Limit(NamedTuple):
+    """How many tokens an answer may have, and the setting that says so."""
+
+    tokens: int
+    setting: str
 
 
 class EvaluationOptions(Options):
@@ -24,6 +33,9 @@ class EvaluationOptions(Options):
     """Problems a skill."""
     batch: Count = 128
     """Problems answered together."""
+    max_new_tokens: Count | None = None
+    """Tokens an answer of the base or the updated model may have, in the validation of stage 3 too. Not set: as many as
+    a trace, ``traces.max_new_tokens``. The paper's runs have 2,500 for traces and 1,500 for answers."""
     drift_problems: Count = 100
     """Problems a set whose solutions measure drift, at most."""
     text: tuple[str, ...] = ()
@@ -33,3 +45,9 @@ class EvaluationOptions(Options):
     def task_folder(self) -> Path | None:
         """`task_data` as a path; None where the benchmarks come from the hub."""
         return Path(self.task_data) if self.task_data else None
+
+    def answer_limit(self, traces: TraceOptions) -> Limit:
+        """Of answers; by default that of traces."""
+        if self.max_new_tokens is None:
+            return Limit(traces.max_new_tokens, "traces.max_new_tokens")
+        return Limit(self.max_new_tokens, "evaluation.max_new_tokens")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
+from cca.evaluation.pivot_kinds import Kind
 from cca.records import ProblemSizes
 
 
@@ -123,8 +124,22 @@ class OnSlip:
 
 
 @dataclass(frozen=True)
+class OfKind:
+    """The `n` pivots of one kind. preferred: those whose desired token the base model prefers already. mended: those
+    whose desired token the updated model prefers and the base model does not.
+    """
+
+    n: int
+    preferred: int
+    mended: int
+
+
+@dataclass(frozen=True)
 class PivotSummary:
-    """Counts of stage 1. without: by reason. on_slip: by method; None for a model without planted slips."""
+    """Counts of stage 1. without: by reason. on_slip: by method; None for a model without planted slips.
+
+    by_kind: of all kinds, the commonest first.
+    """
 
     problems: int
     traces: int
@@ -133,6 +148,7 @@ class PivotSummary:
     without: dict[str, int]
     completions: int
     on_slip: dict[str, OnSlip | None]
+    by_kind: dict[Kind, OfKind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

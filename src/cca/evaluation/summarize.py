@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from cca.errors import InputError
 from cca.evaluation import stats
+from cca.evaluation.pivot_kinds import Kind, counted, outcome
 from cca.evaluation.results import (
     Change,
     CircuitSummary,
     Drift,
+    OfKind,
     OnSlip,
     PivotSummary,
     SetResult,
@@ -21,6 +23,7 @@ from cca.model.intervention import Intervention
 from cca.records import (
     KINDS,
     Answered,
+    Choice,
     Metric,
     Pivot,
     ProblemSet,
@@ -35,7 +38,12 @@ from cca.records import (
 
 
 def pivot_summary(
-    pairs: Sequence[TracePair], left_out: Sequence[WithoutPivot], pivots: Mapping[str, Sequence[Pivot]], method: str
+    pairs: Sequence[TracePair],
+    left_out: Sequence[WithoutPivot],
+    pivots: Mapping[str, Sequence[Pivot]],
+    method: str,
+    kinds: Mapping[str, Kind],
+    choices: Sequence[Choice],
 ) -> PivotSummary:
     """Counts of stage 1.
 
@@ -44,6 +52,8 @@ def pivot_summary(
         left_out: those without a pivot.
         pivots: by the method that found them. Of each, the share on the planted slip is told.
         method: the one whose pivots the run goes on with.
+        kinds: of these, by problem.
+        choices: what both models make of these.
     """
     chosen = pivots[method]
     return PivotSummary(
@@ -54,7 +64,21 @@ def pivot_summary(
         without=dict(Counter(record.reason for record in left_out)),
         completions=sum(p.completions for p in chosen),
         on_slip={name: on_slip(found) for name, found in pivots.items()},
+        by_kind=by_kind(kinds, choices),
     )
+
+
+def by_kind(kinds: Mapping[str, Kind], choices: Sequence[Choice]) -> dict[Kind, OfKind]:
+    """Pivots by kind, with what both models make of them. kinds: by problem."""
+    known = {(c.model, c.problem): c for c in choices}
+    became = Counter(
+        (kind, outcome(known.get(("base", problem)), known.get(("updated", problem))))
+        for problem, kind in kinds.items()
+    )
+    return {
+        kind: OfKind(n, became[kind, "already preferred"] + became[kind, "broken"], became[kind, "mended"])
+        for kind, n in counted(list(kinds.values())).items()
+    }
 
 
 def on_slip(pivots: Sequence[Pivot]) -> OnSlip | None:

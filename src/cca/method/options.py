@@ -9,6 +9,7 @@ from cca.errors import InputError
 from cca.options import Count, CountOrNone, Options, Positive, Share
 
 Loss = Literal["linear", "logistic"]
+PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
@@ -22,19 +23,48 @@ class TraceOptions(Options):
     """Temperature where the greedy trace is correct (a wrong sample is wanted)."""
     temperature_if_wrong: Positive = 0.8
     """Temperature where the greedy trace is wrong (a correct sample is wanted)."""
+    top_k: CountOrNone = 0
+    """Samples draw from so many of the likeliest tokens, and those as likely as the last of them. 0: from all. The
+    paper's runs draw from 50."""
     max_new_tokens: Count = 160
     """Tokens a trace may have."""
     batch: Count = 128
     """Traces that are written at once."""
-    skip_solved: bool = True
-    """Leave out templates whose training instances the base model all solves."""
+    skip_solved: Share = 1.0
+    """Leave out of training the templates whose training problems the base model solves in at least this share: 1.0
+    those that it solves entirely, 0 none. The paper's runs leave out from 0.8 on."""
 
 
 class PivotOptions(Options):
     """Stage 1b (paper section 3.1): where a pair of traces turns."""
 
-    method: Literal["branching", "prefix"] = "branching"
-    """``branching``: where the greedy completion changes its outcome; ``prefix``: where the two traces part."""
+    method: PivotMethod = "branching"
+    """``branching``: where the greedy completion changes its outcome; ``prefix``: where the two traces part;
+    ``probability``: where the success rate of sampled completions changes (needs ``confirm``)."""
+    confirm: CountOrNone = 0
+    """Completions sampled after each of a pivot's two tokens, to see whether the token decides. 0: none, and every
+    pivot counts. The fewer, the more pivots pass by chance; 16 tell rates apart that differ by a half."""
+    gap: Share = 0.2
+    """A pivot counts where the success rate after the desired token is higher by at least this (arXiv 2412.08905)."""
+    temperature: Positive = 1.0
+    """Temperature of these completions."""
+
+    def sampled(self, limit: int) -> int:
+        """Completions that are sampled for one pivot, at most, where a trace has up to `limit` tokens."""
+        places = 2 + math.ceil(math.log2(limit)) if self.method == "probability" else 2
+        return places * self.confirm
+
+    def check(self, where: str = "") -> None:
+        """See that the options go together.
+
+        Raises:
+            InputError: they do not. Its message begins with `where` they stand.
+        """
+        if self.method == "probability" and not self.confirm:
+            raise InputError(
+                f"{where}pivots.method is probability, which compares sampled completions, and pivots.confirm is 0; "
+                "set pivots.confirm, for example to 16"
+            )
 
 
 class CircuitOptions(Options):
@@ -123,6 +153,8 @@ class UpdateOptions(Options):
     """Of the methods ``lora`` and ``lora-pivots``, whose matrices are those whose rows components own."""
     lora_alpha: Positive = 16
     """Their change is scaled by alpha / rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of what goes into their adapters that is left out in training, drawn anew for each token and pass."""
     solution_batch: Count = 8
     """Solutions a step of the methods ``lora`` and ``finetune``; their ``steps`` are epochs, for a step of the others
     is a pass over all pivots as well."""

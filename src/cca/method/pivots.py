@@ -1,9 +1,7 @@
 """Stage 1b: the token at which a sampled trace leaves the greedy trace's outcome (paper section 3.1).
 
-Branching method: the smallest k for which the greedy completion of prompt + y_<=k is graded unlike the greedy
-trace. Only deviations, positions whose token is not the argmax, can be that k: where y_k is the argmax, the
-completion from y_<=k is the one from y_<k. One pass over y finds the deviations and the keys and values
-of every prefix; only deviations need a completion, and after the last one the completion is y itself.
+How one is found stands in the module of its method: `cca.method.branching`, `cca.method.probability`, and below for the
+Prefix method. All pairs are searched at once.
 """
 
 import itertools
@@ -15,7 +13,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from cca.errors import InputError, NothingToLearnError
-from cca.method.options import PivotOptions
+from cca.method.branching import Branching
+from cca.method.options import PivotMethod, PivotOptions
+from cca.method.probability import Probability
+from cca.method.search import Search, Terms, first_difference, pivot_of
 from cca.method.traces import Traces, cut_off
 from cca.model.generate import Row, Watch, write
 from cca.model.open import Model, opened
@@ -33,66 +34,77 @@ def find_pivots(
     traces: Traces,
     options: PivotOptions | None = None,
     *,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     **changes: Any,
 ) -> list[Pivot]:
-    """The pivot of each pair of `traces`, in their order; of templates that the model solves there are none.
+    """The pivot of each pair of `traces`, in their order; of templates that are left out as solved there are none.
 
     Args:
         model: what was traced.
         traces: as `cca.trace` returns them.
         options: which method; by default `PivotOptions()`, the branching one.
+        seed: of sampled completions (`confirm`). They depend on seed, problem, position and token alone.
         progress: told after each pair how many are done, and of how many.
         **changes: fields of `PivotOptions` that differ from `options`.
 
     Returns:
-        The pivots, those of validation problems among them.
+        The pivots that count, those of validation problems among them.
 
     Raises:
-        NothingToLearnError: no training problem gave a pivot.
+        InputError: the options do not go together.
+        NothingToLearnError: no training problem gave a pivot that counts.
     """
     opened(model)
     if not isinstance(traces, Traces):
         raise InputError(f"a {type(traces).__name__} is not what cca.trace returned; give that")
     options = PivotOptions.of(options, changes)
+    options.check()
     usable, found = traces.usable, list[Pivot]()
-    if options.method == "prefix":
-        found = [prefix_pivot(pair) for pair in usable]
-    elif usable:
+    if usable:
         counted = itertools.count(1)
         with frozen(model.network):
-            found = branching_pivots(
+            found = search_pivots(
                 model.network,
                 model.prompter,
                 usable,
                 traces.problems,
+                options,
+                seed=seed,
                 max_new_tokens=traces.options.max_new_tokens,
                 slots=traces.options.batch,
                 done=lambda _: progress(next(counted), len(usable)) if progress else None,
             )
-    check_found(found, traces)
-    return found
+    return check_found(found, traces, options)
 
 
-def check_found(pivots: Sequence[Pivot], traces: Traces) -> None:
-    """See that there is something to train on.
+def check_found(pivots: Sequence[Pivot], traces: Traces, options: PivotOptions) -> list[Pivot]:
+    """Those of `pivots` that count.
 
     Raises:
-        NothingToLearnError: no training problem gave a pivot.
+        NothingToLearnError: none of them is of a training problem.
     """
-    if not any(p.split == "train" for p in pivots):
-        opposite = sum(pair.sampled is not None for pair in traces)
-        solved = opposite - len(traces.usable)
-        said = f"{len(traces)} problems traced, {opposite} with an opposite sample"
-        if solved:
-            said += f", {solved} of these of templates whose training problems the model all solves"
-        why = cut_off(traces.cut, traces.options.max_new_tokens)
-        if not why and solved:
-            why = "set traces.skip_solved=false, or choose harder templates"
-        if not why:
-            why = "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
-            why += "other templates"
-        raise NothingToLearnError(f"no training problem gave a pivot ({said}): {why}")
+    counting = [p for p in pivots if p.counts(options.gap)]
+    if any(p.split == "train" for p in counting):
+        return counting
+    opposite = sum(pair.sampled is not None for pair in traces)
+    solved = opposite - len(traces.usable)
+    said = f"{len(traces)} problems traced, {opposite} with an opposite sample"
+    if solved:
+        share = traces.options.skip_solved
+        said += f", {solved} of these of templates left out as solved, traces.skip_solved = {share:g}"
+    if any(p.split == "train" for p in pivots):
+        best = max(p.gain or 0.0 for p in pivots if p.split == "train")
+        why = f"at none of {len(pivots)} pivots do the success rates of {options.confirm} sampled completions differ "
+        why += f"by pivots.gap = {options.gap:g} (at most by {best:g}); lower pivots.gap, or set pivots.confirm=0"
+        raise NothingToLearnError(f"no training problem gave a pivot that counts ({said}): {why}")
+    why = cut_off(traces.cut, traces.options.max_new_tokens)
+    if not why and solved:
+        why = "set traces.skip_solved=0, which leaves none out, or choose harder templates"
+    if not why:
+        why = "the model is right or wrong whatever is sampled; raise traces.samples or problems.train, or choose "
+        why += "other templates"
+    raise NothingToLearnError(f"no training problem gave a pivot ({said}): {why}")
 
 
 def prefix_pivot(pair: TracePair) -> Pivot:
@@ -103,67 +115,44 @@ def prefix_pivot(pair: TracePair) -> Pivot:
     """
     if pair.sampled is None:
         raise InputError(f"{pair.problem} has no sampled trace ({pair.reason}), so it has no pivot")
-    k = _first_difference(pair)
-    return _pivot(pair, "prefix", k, after_argmax=pair.greedy.tokens[k:], after_token=pair.sampled.tokens[k:])
+    k = first_difference(pair)
+    return pivot_of(pair, "prefix", k, after_argmax=pair.greedy.tokens[k:], after_token=pair.sampled.tokens[k:])
 
 
-def _first_difference(pair: TracePair) -> int:
-    assert pair.sampled is not None
-    for k, (a, b) in enumerate(zip(pair.greedy.tokens, pair.sampled.tokens, strict=False)):
-        if a != b:
-            return k
-    raise InputError(f"{pair.problem}: one trace is the start of the other; raise max_new_tokens")
+class Prefix(Search):
+    """The search of the prefix method, whose pivot is known and only has to be confirmed."""
+
+    method = "prefix"
+    predicts = False
+
+    def begin(self) -> list[Row]:
+        return self.found(prefix_pivot(self.pair))
 
 
-def _pivot(
-    pair: TracePair,
-    method: str,
-    k: int,
-    *,
-    after_argmax: tuple[int, ...],
-    after_token: tuple[int, ...],
-    completions: int = 0,
-    deviations: int = 0,
-) -> Pivot:
-    """after_argmax, after_token: what follows the prefix, from the argmax and from the trace's own token on."""
-    assert pair.sampled is not None
-    good, bad = (after_argmax, after_token) if pair.greedy.correct else (after_token, after_argmax)
-    return Pivot(
-        problem=pair.problem,
-        split=pair.split,
-        template=pair.template,
-        method=method,
-        prefix=(*pair.prompt, *pair.sampled.tokens[:k]),
-        desired=good[0],
-        undesired=bad[0],
-        position=k,
-        greedy_correct=pair.greedy.correct,
-        completions=completions,
-        deviations=deviations,
-        after_desired=good,
-        after_undesired=bad,
-    )
+SEARCHES: dict[PivotMethod, type[Search]] = {search.method: search for search in (Branching, Prefix, Probability)}
 
 
-def branching_pivots(
+def search_pivots(
     network: PreTrainedModel,
     prompter: Prompter,
     pairs: Sequence[TracePair],
     problems: Mapping[str, Problem],
+    options: PivotOptions = PivotOptions(),  # noqa: B008 (frozen)
     *,
+    seed: int = 0,
     max_new_tokens: int,
     slots: int,
     done: Callable[[Pivot], None] | None = None,
     watch: Watch | None = None,
 ) -> list[Pivot]:
-    """The pivots of the branching method for `pairs` (each with a sampled trace), in their order.
+    """The pivots of `pairs` (each with a sampled trace), in their order, whether they count or not.
 
     Deviations are tried in their order, all pairs at once; slots that this leaves free try the next deviations of the
     same traces ahead of time. The smallest that turns the outcome counts, so that this changes nothing but the time.
 
     Args:
         slots: completions that are written at once.
-        done: told of each pivot as soon as it is found.
+        done: told of each pivot as soon as it is found and, where that is asked for, confirmed.
         watch: sees the writing go on.
     """
     found: dict[int, Pivot] = {}
@@ -175,15 +164,20 @@ def branching_pivots(
         if done:
             done(pivot)
 
-    sampled = [pair.sampled for pair in pairs if pair.sampled]
-    sequences = [(*pair.prompt, *trace.tokens) for pair, trace in zip(pairs, sampled, strict=True)]
+    if options.method == "prefix" and not options.confirm:  # nothing is to be read
+        for number, pair in enumerate(pairs):
+            finished(number, prefix_pivot(pair))
+        return list(found.values())
+    terms = Terms(prompter, options, seed, max_new_tokens)
     searches = [
-        _Search(number, prompter, pair, problems[pair.problem], text, max_new_tokens, partial(finished, number))
-        for number, (pair, text) in enumerate(zip(pairs, texts(sequences, prompter.start), strict=True))
+        SEARCHES[options.method](number, pair, problems[pair.problem], terms, partial(finished, number))
+        for number, pair in enumerate(pairs)
     ]
+    for search, text in zip(searches, texts([(*s.pair.prompt, *s.y) for s in searches], prompter.start), strict=True):
+        search.takes(text)
     unread = deque(by_budget([search.text for search in searches], Text.own_length, network))
     kept_free = max(0, slots - _AHEAD) if network.device.type == "cpu" else 0
-    begun: list[_Search] = []
+    begun: list[Search] = []
 
     def more(free: int) -> list[Row]:
         """The first completions of traces that are read now, and when all are read, the next ones of those at hand."""
@@ -201,104 +195,3 @@ def branching_pivots(
 
     write(network, (), slots=slots, end_tokens=prompter.end_tokens, idle=more, watch=watch)
     return [found[number] for number in range(len(pairs))]
-
-
-class _Search:
-    """Where the search in one trace stands.
-
-    tried: deviations whose completions are known to keep the outcome. ahead: those whose completions were begun.
-    unturned: the last completion that kept the greedy trace's outcome.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        prompter: Prompter,
-        pair: TracePair,
-        problem: Problem,
-        text: Text,
-        limit: int,
-        done: Callable[[Pivot], None],
-    ):
-        assert pair.sampled is not None
-        self.number, self.prompter, self.pair, self.problem = number, prompter, pair, problem
-        self.text, self.limit, self.done = text, limit, done
-        text.predict_from = len(pair.prompt) - 1
-        self.y, self.unturned = pair.sampled.tokens, pair.greedy.tokens
-        self.tried, self.ahead, self.is_over = 0, 0, False
-        self.written: dict[int, tuple[int, ...]] = {}
-        self.rows: list[Row] = []
-
-    def begin(self) -> list[Row]:
-        """The first completion, once the trace is read."""
-        self.argmax = list(self.text.predictions)
-        self.deviations = [k for k, token in enumerate(self.y) if token != self.argmax[k]]
-        if not self.deviations:  # where two logits are as good as equal, reading may see it otherwise than writing did
-            k = _first_difference(self.pair)
-            self.argmax[k], self.deviations = self.pair.greedy.tokens[k], [k]
-        return self._advance()
-
-    def ahead_of_time(self) -> list[Row]:
-        """The next completion, though it may turn out that it is not needed."""
-        return [self._row()] if self.ahead < len(self.deviations) - 1 else []
-
-    def _advance(self) -> list[Row]:
-        """Look at what is written, in the order of the deviations, and go on to the next where nothing is decided."""
-        while not self.is_over:
-            number = self.tried
-            if number == len(self.deviations) - 1:  # after the last one the completion is y, whose outcome is opposite
-                self._found(self.y)
-            elif number in self.written:
-                tokens = self.written.pop(number)
-                self.tried += 1
-                if self.prompter.trace(self.problem, tokens).correct is not self.pair.greedy.correct:
-                    self._found(tokens, number)
-                else:
-                    self.unturned = tokens
-            else:
-                return [self._row()] if number == self.ahead else []
-        return []
-
-    def _row(self) -> Row:
-        """The completion after the next deviation. Up to the one after that it is y itself."""
-        number, self.ahead = self.ahead, self.ahead + 1
-        k = self.deviations[number + 1]
-        head = self.y[:k]
-
-        def ended(tokens: list[int]) -> list[Row]:
-            self.written[number] = (*head, *tokens)
-            return self._advance()
-
-        self.rows.append(
-            Row(
-                self.text,
-                self.limit - k,
-                (self.number, number),
-                length=len(self.pair.prompt) + k,
-                first=self.argmax[k],
-                stop=self.prompter.stop_rule(head),
-                then=ended,
-            )
-        )
-        return self.rows[-1]
-
-    def _found(self, turned: tuple[int, ...], number: int = -1) -> None:
-        k = self.deviations[number]
-        start, argmax = self.y[:k], self.argmax[k]
-        # 16-bit rounding may part the greedy trace from y elsewhere than at the first deviation
-        known = self.unturned[: k + 1] == (*start, argmax)
-        self.is_over = True
-        for row in self.rows:
-            row.drop()
-        self.text.forget()
-        self.done(
-            _pivot(
-                self.pair,
-                "branching",
-                k,
-                after_argmax=self.unturned[k:] if known else (argmax,),
-                after_token=turned[k:],
-                completions=self.tried,
-                deviations=len(self.deviations),
-            )
-        )

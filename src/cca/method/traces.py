@@ -54,12 +54,13 @@ class Traces:
 
     @cached_property
     def solved(self) -> frozenset[str]:
-        """Templates whose training problems the base model all solves (none where `skip_solved` is off)."""
-        outcomes: dict[str, list[bool]] = {}
-        for pair in self.pairs if self.options.skip_solved else ():
+        """Templates whose training problems the base model solves in at least the share `skip_solved` (0: none)."""
+        share, outcomes = self.options.skip_solved, dict[str, list[bool]]()
+        for pair in self.pairs if share else ():
             if pair.split == "train":
                 outcomes.setdefault(pair.template, []).append(pair.greedy.correct)
-        return frozenset(t for t, correct in outcomes.items() if all(correct))
+        # a quotient is rounded as a decimal is, so 4 of 5 are 0.8
+        return frozenset(t for t, correct in outcomes.items() if sum(correct) / len(correct) >= share)
 
     @property
     def usable(self) -> list[TracePair]:
@@ -246,6 +247,7 @@ class _Tracing:
             self._row(
                 (self.number, n),
                 temperature=temperature,
+                top_k=options.top_k,
                 uniforms=stream(self.seed, self.problem.id, n).random(options.max_new_tokens),
                 then=partial(self._sample_ended, n),
             )

@@ -102,7 +102,7 @@ def update(
         if not held:
             raise InputError(f"none of the {len(validate)} problems in validate is for validation; give some that are")
         prompts = [model.prompter.prompt(p) for p in held]
-        check_prompts(prompts, max_new_tokens, model.network.config, model.name)
+        check_prompts(prompts, max_new_tokens, model.network.config, model.name, "max_new_tokens")
         check = validator(model, held, max_new_tokens)
     training = train(
         model.network,
@@ -226,6 +226,7 @@ def train(
     options: UpdateOptions,
     *,
     optimizer: Literal["descent", "adam"] = "descent",
+    in_step: Callable[[T, int], Trainable] | None = None,
     recompute: Sequence[nn.Module] = (),
     state_path: Path | None = None,
     progress: Progress | None = None,
@@ -240,6 +241,8 @@ def train(
         validate: accuracy under an intervention; called at step 0 and where the options say. None: the last step is
             kept, and nothing is measured.
         optimizer: ``descent`` is the paper's; ``adam`` is for interventions whose parameters are not the model's.
+        in_step: from the intervention and a step's number what that step computes its gradient through, with the same
+            parameters: for LoRA with dropout. By default the intervention itself.
         recompute: layers whose activations are computed again in the backward pass.
         state_path: state goes there after each step, and a later call resumes from there, bit for bit.
         progress: see `Progress`.
@@ -282,7 +285,8 @@ def train(
         if not course.metrics:
             measure(None)
         while step < options.steps and not (course.metrics and course.exhausted):
-            loss = _descend(network, intervention, pivots, options, rule, recompute, step + 1, batch_read)
+            through = in_step(intervention, step + 1) if in_step else intervention
+            loss = _descend(network, through, pivots, options, rule, recompute, step + 1, batch_read)
             step, read = step + 1, 0
             if progress:
                 progress(step, options.steps, None)

@@ -168,8 +168,14 @@ def _ids(path: str, settings: Any, file: str) -> list[int]:
     return ids
 
 
-def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: Any, path: str) -> None:
-    """See that the model can read `prompts` and write an answer of `max_new_tokens` after each.
+def check_prompts(
+    prompts: list[tuple[int, ...]],
+    max_new_tokens: int,
+    config: Any,
+    path: str,
+    setting: str = "traces.max_new_tokens",
+) -> None:
+    """See that the model can read `prompts` and write an answer of `max_new_tokens`, which `setting` says, after each.
 
     Raises:
         InputError: its context is too short, or a prompt has a token that the model does not know.
@@ -185,9 +191,9 @@ def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: A
     if context and longest + max_new_tokens > context:
         raise InputError(
             f"the longest prompt has {longest} tokens, which leaves {context - longest} of the context of {path} "
-            f"({context}), and traces.max_new_tokens is {max_new_tokens}; lower that, or prompt.shots"
+            f"({context}), and {setting} is {max_new_tokens}; lower that, or prompt.shots"
         )
-    _check_rotation(text, longest + max_new_tokens, path)
+    _check_rotation(text, longest + max_new_tokens, path, setting)
     largest = max(max(p) for p in prompts)
     if largest >= text.vocab_size:
         raise InputError(
@@ -196,7 +202,7 @@ def check_prompts(prompts: list[tuple[int, ...]], max_new_tokens: int, config: A
         )
 
 
-def _check_rotation(text: Any, longest: int, path: str) -> None:
+def _check_rotation(text: Any, longest: int, path: str, setting: str) -> None:
     """See that positions are rotated alike whatever stands beside them in a pass.
 
     Raises:
@@ -209,7 +215,7 @@ def _check_rotation(text: Any, longest: int, path: str) -> None:
             raise InputError(
                 f"a prompt and its answer may have {longest} tokens, and after {before} {path} rotates positions by "
                 f"the longest sequence of a pass ({rope['rope_type']}), so that answers would depend on those beside "
-                "them; lower traces.max_new_tokens or prompt.shots, or choose another model"
+                f"them; lower {setting} or prompt.shots, or choose another model"
             )
 
 

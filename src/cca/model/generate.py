@@ -37,9 +37,10 @@ class Row:
     text: what it continues, which is read once for all rows that begin in it; None once the row has begun.
     limit: new tokens at most, the first included. order: the lowest goes first; the first number is that of the unit
     that it is written for. length: how many of the tokens of `text` it begins with, by default all. first: its first
-    new token, where that is known. temperature: 0 for the argmax. uniforms: (limit,) its random stream. stop: whether
-    it ends with its new tokens, besides at an end token. then: told of its new tokens when it has ended, an end token
-    included; rows that it gives are written too. tokens: its new tokens so far.
+    new token, where that is known. temperature: 0 for the argmax. top_k: of how many of the likeliest tokens one is
+    drawn, 0 for all. uniforms: (limit,) its random stream. stop: whether it ends with its new tokens, besides at an end
+    token. then: told of its new tokens when it has ended, an end token included; rows that it gives are written too.
+    tokens: its new tokens so far.
     """
 
     text: Text | None
@@ -48,6 +49,7 @@ class Row:
     length: int | None = None
     first: int | None = None
     temperature: float = 0.0
+    top_k: int = 0
     uniforms: np.ndarray | None = None
     stop: Callable[[Sequence[int]], bool] | None = None
     then: Callable[[list[int]], Iterable["Row"]] | None = None
@@ -224,7 +226,7 @@ class _Writing:
         assert text is not None and text.last is not None, "a row is written once"
         if row.first is None:
             uniform = torch.zeros(1) if row.uniforms is None else torch.from_numpy(row.uniforms[:1])
-            row.first = int(pick(text.last[None], row.temperature, uniform))
+            row.first = int(pick(text.last[None], row.temperature, uniform, row.top_k))
         row.tokens.append(row.first)
         if row.ended(self.end_tokens):
             self._told(row)
@@ -318,16 +320,16 @@ class _Writing:
     def _chosen(self, logits: Tensor) -> Tensor:
         """The next token of each row."""
         chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-        rows: dict[float, list[int]] = {}
+        rows: dict[tuple[float, int], list[int]] = {}
         for number, row in enumerate(self.at_work):
-            rows.setdefault(row.temperature, []).append(number)
-        for temperature, numbers in rows.items():
+            rows.setdefault((row.temperature, row.top_k), []).append(number)
+        for (temperature, top_k), numbers in rows.items():
             at = torch.tensor(numbers, device=logits.device)
             drawn = [
                 r.uniforms[len(r.tokens)] for r in map(self.at_work.__getitem__, numbers) if r.uniforms is not None
             ]
             part = logits if len(rows) == 1 else logits[at]
-            chosen[at] = argmax(part) if temperature == 0 else pick(part, temperature, torch.tensor(drawn))
+            chosen[at] = argmax(part) if temperature == 0 else pick(part, temperature, torch.tensor(drawn), top_k)
         return chosen
 
     def _attention(self, base: str) -> Callable[..., Any]:

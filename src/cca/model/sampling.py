@@ -5,6 +5,7 @@ on the batch it was made in nor on the order.
 """
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +32,13 @@ def argmax(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
     return at.gather(1, _of(logits, at).argmax(-1, keepdim=True))[:, 0]
 
 
-def pick(logits: Float[Tensor, "B V"], temperature: float, uniforms: Shaped[Tensor, " B"]) -> Int[Tensor, " B"]:
+def pick(
+    logits: Float[Tensor, "B V"], temperature: float, uniforms: Shaped[Tensor, " B"], top_k: int = 0
+) -> Int[Tensor, " B"]:
     """Next tokens (B,): the argmax at temperature 0, otherwise a sample that `uniforms` (B,) decide.
+
+    With `top_k` it is one of the k likeliest tokens; those as likely as the k-th are among them, as in transformers'
+    `TopKLogitsWarper`. (That comes after the temperature there, which leaves the order as it is.) 0: any token.
 
     The Gumbel-max way, first for a block of tokens by its share, then for a token of that block: each one's noise is a
     hash of the row's uniform number and the block or token. The rounding of a batch of another size (1e-5) changes a
@@ -43,6 +49,10 @@ def pick(logits: Float[Tensor, "B V"], temperature: float, uniforms: Shaped[Tens
     if temperature == 0:
         return argmax(logits)
     key = _mixed((uniforms.double() * 2**53).to(torch.int64).to(logits.device))
+    if 0 < top_k < logits.shape[1]:
+        top = _top(logits, top_k)
+        scores = top.logits.float() / temperature + _noise(key, top.tokens)
+        return top.tokens.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
     # rows one by one stay in a processor's cache
     shares = torch.cat([_shares(part, temperature) for part in logits.split(1 if logits.device.type == "cpu" else 64)])
     blocks = torch.arange(shares.shape[1], device=logits.device)
@@ -50,6 +60,27 @@ def pick(logits: Float[Tensor, "B V"], temperature: float, uniforms: Shaped[Tens
     at = _tokens(chosen, logits)
     scores = _of(logits, at).float() / temperature + _noise(key, at)
     return at.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
+
+
+class _Top(NamedTuple):
+    """Tokens of each row in their order, and their logits; of those that are not among the likeliest -inf."""
+
+    tokens: Int[Tensor, "B n"]
+    logits: Float[Tensor, "B n"]
+
+
+def _top(logits: Float[Tensor, "B V"], k: int) -> _Top:
+    """The k likeliest tokens of each row, and those as likely as the k-th."""
+    count, size = k, logits.shape[1]
+    while True:
+        count = min(2 * count, size)
+        highest, tokens = logits.topk(count)
+        least = highest[:, k - 1 : k]
+        if count == size or not ((highest[:, -1:] == least) & least.isfinite()).any():
+            break  # else there may be more that are equal
+    highest = highest.masked_fill(highest < least, -torch.inf)
+    tokens, order = tokens.sort()  # how many were looked at, and so the order of equal ones, depends on the other rows
+    return _Top(tokens, highest.gather(1, order))
 
 
 def _blocks(values: Tensor) -> list[Tensor]:

@@ -137,7 +137,7 @@ def _code(run: Run, model: Model, how: Asked, example: Problem, folder: Path) ->
         f"ids = torch.tensor([tokenizer.encode(prompt{options})])",
         "written = model.generate(",
         f"    ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens="
-        f"{run.config.traces.max_new_tokens}{more}",
+        f"{run.config.answer_limit.tokens}{more}",
         ")",
         "answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)",
         *(f"answer = answer.split({text!r})[0]" for text in stop),

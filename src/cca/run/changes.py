@@ -30,10 +30,10 @@ def open_folder(path: Path, config: Config, redo: str | None = None) -> RunFolde
     text = dump_toml(config)
     folder = RunFolder.create(path, text)
     try:
-        changed = differences(tomllib.loads(folder.config), tomllib.loads(text))
-        if changed:
+        begun = folder.config
+        if changed := _changed(begun, text):
             _check_covered(path, changed, redo)
-        folder.manifest["config"] = text
+        folder.manifest["config"] = text if redo else begun
         if folder.lost:
             gone = f"warning: {path / 'manifest.json'} is gone; the traces and pivots there are kept, as those of"
             print(gone, folder.file("config.toml"), file=sys.stderr)
@@ -45,6 +45,14 @@ def open_folder(path: Path, config: Config, redo: str | None = None) -> RunFolde
     except BaseException:
         folder.close()
         raise
+
+
+def _changed(begun: str, here: str) -> dict[str, tuple[Any, Any]]:
+    """What the settings of a begun run and those here differ in. One that it does not name, since there was none when
+    it was begun, had its default."""
+    defaults = {key: new for key, (_, new) in differences({}, tomllib.loads(dump_toml(Config()))).items()}
+    found = differences(tomllib.loads(begun), tomllib.loads(here))
+    return {key: (old, new) for key, (old, new) in found.items() if old is not None or new != defaults.get(key)}
 
 
 def _check_covered(path: Path, changed: Mapping[str, tuple[Any, Any]], redo: str | None) -> None:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from cca.controls.methods import OF_ROWS
 from cca.errors import InputError
-from cca.evaluation.options import EvaluationOptions
+from cca.evaluation.options import EvaluationOptions, Limit
 from cca.io import user_text
 from cca.method.options import CircuitOptions, PivotOptions, TraceOptions, UpdateOptions
 from cca.model.options import ModelOptions
@@ -36,6 +36,11 @@ class Config(Options):
     circuit: CircuitOptions = CircuitOptions()
     update: UpdateOptions = UpdateOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+
+    @property
+    def answer_limit(self) -> Limit:
+        """Of the answers of stage 3's validation, of the evaluation and of the diagnosis."""
+        return self.evaluation.answer_limit(self.traces)
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -136,6 +141,7 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         raise InputError(f"config from {source}: {all_explained(error, Config)}") from error
     check_prompt(config.prompt, f"config from {source}: ")
+    config.pivots.check(f"config from {source}: ")
     if config.rounds > 1 and config.update.method not in OF_ROWS:
         raise InputError(
             f"config from {source}: rounds is {config.rounds}, but update.arm {config.update.method} has one"

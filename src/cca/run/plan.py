@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cca.problems.splits import how_split
-from cca.records import Problem
+from cca.records import Problem, Split
 from cca.run.config import Config
-from cca.run.problems import draw_problems, target_source
+from cca.run.problems import check_fit, draw_problems, target_source
 
 if TYPE_CHECKING:
     from cca.model.components import Components, Layer
@@ -49,7 +49,7 @@ class PlannedCircuit:
 
 @dataclass(frozen=True)
 class Memory:
-    """GiB, estimated. trace, circuit, update: what the hungriest moment of each stage takes beside the weights.
+    """GiB, estimated. trace, circuit, update, evaluate: what each stage's hungriest moment takes beside the weights.
 
     notes: what of, by stage.
     """
@@ -58,6 +58,7 @@ class Memory:
     trace: float
     circuit: float
     update: float
+    evaluate: float
     peak: float
     notes: dict[str, str]
 
@@ -72,7 +73,7 @@ class PromptTokens:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, at most. problems: by split. answers: of both models.
+    """What there is to do, at most. problems: by split. max_new_tokens: of a trace. answers: of both models.
 
     prompt_tokens: over all rows of a file, or a few problems of each template where they are drawn.
     """
@@ -83,6 +84,7 @@ class Work:
     greedy_traces: int
     sampled_traces: int
     pivots: int
+    sampled_completions: int
     circuit_steps: int
     circuit_batch: int
     update_steps: int
@@ -90,6 +92,7 @@ class Work:
     validation_problems: int
     rounds: int
     answers: int
+    answer_tokens: int
     benchmarks: list[str]
 
 
@@ -112,7 +115,7 @@ def make_plan(config: Config) -> Plan:
         InputError: As the run itself would before it loads weights.
     """
     from cca.model.bundled import location
-    from cca.model.checks import check_device, check_model, check_prompts
+    from cca.model.checks import check_device, check_model
     from cca.model.gguf.header import is_gguf
     from cca.model.open import open_prompter
     from cca.model.weights import empty_model, has_weights
@@ -125,7 +128,7 @@ def make_plan(config: Config) -> Plan:
     prompter = open_prompter(config.model, config.prompt, config.problems.grader)
     groups = _groups(config)
     prompts = [[prompter.prompt(p) for p in group.problems] for group in groups]
-    check_prompts([p for found in prompts for p in found], config.traces.max_new_tokens, model_config, path)
+    check_fit(config, ((g.split, p) for g, found in zip(groups, prompts, strict=True) for p in found), model_config)
     config.circuit.check_reach(sum(group.size for group in groups if group.split == "train"))
     model = empty_model(model_config, path, trust_remote_code=trust)
     lengths = [[len(p) for p in found] for found in prompts]
@@ -135,7 +138,7 @@ def make_plan(config: Config) -> Plan:
 class _Group(NamedTuple):
     """Problems of one template or skill in one split, and how many of them the run will have, at most."""
 
-    split: str
+    split: Split
     problems: list[Problem]
     size: int
 
@@ -155,7 +158,7 @@ def _groups(config: Config) -> list[_Group]:
         few = options.changed({split: min(count, A_FEW) for split, count in options.counts().items()})
         skills = config.evaluation.changed({"per_skill": min(per_skill, A_FEW)})
         config = config.model_copy(update={"problems": few, "evaluation": skills})
-    found: dict[tuple[str, str], list[Problem]] = {}
+    found: dict[tuple[Split, str], list[Problem]] = {}
     for problem in draw_problems(config, source):
         found.setdefault((problem.split, problem.skill or problem.template), []).append(problem)
     return [
@@ -192,21 +195,25 @@ def _memory(config: Config, text: Any, parts: "Components", parameters: int, wor
     longest = work.prompt_tokens.longest + config.traces.max_new_tokens
     typical = work.prompt_tokens.mean + config.traces.max_new_tokens / 2
     cached = size * sum(layer.key.rows.numel() + layer.value.rows.numel() for layer in parts.layers)
-    # each row's place, what it continues, and logits with a copy
-    sampling = config.traces.batch * ((longest + work.prompt_tokens.longest) * cached + 2 * size * text.vocab_size)
+
+    def writing(rows: int, limit: int) -> float:
+        """Each row's place, what it continues, and logits with a copy."""
+        return rows * ((2 * work.prompt_tokens.longest + limit) * cached + 2 * size * text.vocab_size)
+
     prefixes = work.pivots * typical * cached
     kept = prefixes <= config.circuit.cache_gib * 2**30
     step = 2 * config.circuit.batch * longest * cached
     a_layer = [size * _activations(layer, text) for layer in parts.layers]
     again = config.update.gradient_checkpointing
     held = max(a_layer) + size * text.hidden_size * len(a_layer) if again else sum(a_layer)
-    weights, trace, circuit, update = (
+    weights, trace, circuit, update, evaluate = (
         round(taken / 2**30, 3)
         for taken in (
             parameters * size,
-            sampling,
+            writing(config.traces.batch, config.traces.max_new_tokens),
             (prefixes if kept else 0) + step,
             min(config.update.batch * longest, max(longest, *TOKENS.values())) * held,
+            writing(config.evaluation.batch, work.answer_tokens),
         )
     )
     over = f"all prefixes take {prefixes / 2**30:.1f}, over circuit.cache_gib, so each step reads its own again"
@@ -217,7 +224,8 @@ def _memory(config: Config, text: Any, parts: "Components", parameters: int, wor
         "circuit": f" ({'keys and values of all prefixes' if kept else over})",
         "update": " (activations of one layer at a time)" if again else " (activations)",
     }
-    return Memory(weights, trace, circuit, update, round(weights + max(trace, circuit, update), 3), notes)
+    peak = round(weights + max(trace, circuit, update, evaluate), 3)
+    return Memory(weights, trace, circuit, update, evaluate, peak, notes)
 
 
 def _activations(layer: "Layer", text: Any) -> float:
@@ -247,6 +255,7 @@ def _work(config: Config, groups: Sequence[_Group], lengths: Sequence[Sequence[i
         greedy_traces=traced,
         sampled_traces=traced * config.traces.samples,
         pivots=splits["train"],
+        sampled_completions=traced * config.pivots.sampled(config.traces.max_new_tokens),
         circuit_steps=config.circuit.epochs * config.circuit.steps(splits["train"]),
         circuit_batch=config.circuit.batch,
         update_steps=config.update.steps,
@@ -254,5 +263,6 @@ def _work(config: Config, groups: Sequence[_Group], lengths: Sequence[Sequence[i
         validation_problems=splits["validation"],
         rounds=config.rounds,
         answers=2 * (splits.total() - traced),
+        answer_tokens=config.answer_limit.tokens,
         benchmarks=list(config.evaluation.tasks),
     )

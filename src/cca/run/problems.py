@@ -1,11 +1,14 @@
-"""The problems of a run. Needs no torch."""
+"""The problems of a run. Needs no torch, but to see whether prompts fit a model."""
+
+from collections.abc import Iterable
+from typing import Any
 
 from cca.errors import InputError
 from cca.problems.examples import load_examples
 from cca.problems.rows import same_question
 from cca.problems.sources import Source
 from cca.problems.splits import build_problems, chosen_source, how_split
-from cca.records import Problem
+from cca.records import Problem, Split
 from cca.run.config import Config
 
 
@@ -53,3 +56,21 @@ def draw_problems(config: Config, source: Source | None = None) -> list[Problem]
         shown=_shown(config),
         seed=config.seed,
     )
+
+
+def check_fit(config: Config, prompts: Iterable[tuple[Split, tuple[int, ...]]], model_config: Any) -> None:
+    """See that the model can read the prompts of each split's problems, and write after each as much as it may.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from cca.method.traces import TRACED
+    from cca.model.checks import check_prompts
+
+    given = list(prompts)
+    traced = [prompt for split, prompt in given if split in TRACED]
+    answered = [prompt for split, prompt in given if split != "train"]
+    limits = (config.traces.max_new_tokens, "traces.max_new_tokens"), config.answer_limit
+    for found, (tokens, setting) in zip((traced, answered), limits, strict=True):
+        if found:
+            check_prompts(found, tokens, model_config, config.model.path, setting)

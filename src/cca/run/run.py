@@ -191,8 +191,10 @@ class Run:
         return self.folder.read("problems.jsonl", Problem)
 
     def pivots(self) -> list[Pivot]:
-        """The pivots of the run's method."""
-        return [p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == self.config.pivots.method]
+        """The pivots of the run's method that count."""
+        options = self.config.pivots
+        found = (p for p in self.folder.read("pivots.jsonl", Pivot) if p.method == options.method)
+        return [p for p in found if p.counts(options.gap)]
 
     def pivots_of(self, split: str) -> list[Pivot]:
         """Those of the training or the validation problems."""

@@ -150,15 +150,18 @@ def rows_of_a_problem(samples: int) -> tuple[float, ...]:
 
 
 def completions_of(run: "Run", pairs: Sequence[TracePair]) -> Writing:
-    """Of pairs' completions: each half a greedy trace; some pairs need one, some two, some more."""
-    limit = run.config.traces.max_new_tokens
+    """Of pairs' completions: each half a greedy trace; some pairs need one, some two, some more, besides samples."""
+    limit, pivots = run.config.traces.max_new_tokens, run.config.pivots
     read = sum(len(pair.prompt) + len(pair.sampled.tokens) for pair in pairs if pair.sampled) / max(1, len(pairs))
-    return Writing(limit, _greedy(pairs) / 2, (1, 1, 2, 4), limit, read)
+    searched = {"branching": (1, 1, 2, 4), "prefix": (0,)}
+    # halving looks at some more places than the two that are compared at the end
+    rows = [2 * pivots.confirm + n for n in searched.get(pivots.method, [n * pivots.confirm for n in (0, 1, 2, 4)])]
+    return Writing(limit, _greedy(pairs) / 2, rows, limit + max(rows), read)
 
 
 def answers_of(run: "Run") -> Writing:
     """Of greedy answers: as long as the run's greedy traces."""
-    return Writing(run.config.traces.max_new_tokens, _greedy(run.folder.read("traces.jsonl", TracePair)))
+    return Writing(run.config.answer_limit.tokens, _greedy(run.folder.read("traces.jsonl", TracePair)))
 
 
 def _greedy(pairs: Sequence[TracePair]) -> float:

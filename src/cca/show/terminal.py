@@ -58,6 +58,15 @@ def show_summary(console: Console, summary: Summary) -> None:
     console.print(f"\nPivots: {words.pivots_found(summary)}.")
     for line in words.on_slips(summary):
         console.print(f"  {line}.")
+    if (kinds := words.kind_table(summary)).cells:
+        by_kind = Table(show_edge=False, pad_edge=False)
+        for name in kinds.headings:
+            by_kind.add_column(name, justify="left" if name == kinds.headings[0] else "right")
+        for row in kinds.cells:
+            by_kind.add_row(*row)
+        console.print(by_kind)
+        for note in kinds.notes:
+            console.print(note)
     console.print(f"Circuit: {words.circuit_size(summary)}.")
     console.print(f"Update: {words.what_was_kept(summary)}.")
     if summary.seconds:
@@ -112,7 +121,7 @@ def show_pivot(console: Console, view: PivotView) -> None:
     """A trace with its pivot marked, and how both tokens go on."""
     slip = {True: ", on its slip", False: ", not on its slip", None: ""}[view.on_slip]
     wrong = "sampled" if view.greedy_correct else "greedy"
-    console.print(safe(f"{view.problem}: {view.outcome} ({wrong} trace wrong{slip})", "bold"))
+    console.print(safe(f"{view.problem}: {view.outcome} ({view.kind}; {wrong} trace wrong{slip})", "bold"))
     console.print(Padding(safe(view.question, "dim"), (0, 0, 0, 2)))
     console.print(Padding(safe(f"{view.before.lstrip()} ..." if view.before else "(the first token)"), (0, 0, 0, 2)))
     for name, style, sign, side in (("desired", GOOD, "✓", view.desired), ("undesired", BAD, "✗", view.undesired)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cca.errors import InputError
+from cca.evaluation.pivot_kinds import Kind, Outcome, between, outcome
 from cca.evaluation.results import Summary
 from cca.folder import RunFolder
 from cca.records import (
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
 
 REPORT = "report"
 """The stage that no figures come from."""
-Outcome = Literal["mended", "already preferred", "broken", "still not preferred", "not evaluated"]
-OUTCOMES: dict[Outcome, str] = {
-    "mended": "the updated model prefers the desired token, the base model did not",
-    "already preferred": "both models prefer the desired token",
-    "broken": "the base model preferred the desired token, the updated one does not",
-    "still not preferred": "neither model prefers the desired token",
-    "not evaluated": "what the updated model makes of it is not known before cca evaluate",
-}
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,7 @@ class PivotView:
     desired: Continuation
     undesired: Continuation
     outcome: Outcome
+    kind: Kind
 
 
 def settings(folder: RunFolder) -> dict[str, Any]:
@@ -137,22 +131,14 @@ def _pivot_view(
         before=before,
         desired=continuation(pivot.desired, pivot.after_desired, before, "desired"),
         undesired=continuation(pivot.undesired, pivot.after_undesired, before, "undesired"),
-        outcome=_outcome(base, updated),
+        outcome=outcome(base, updated),
+        kind=between(pivot, prompter, problem.answer).kind,
     )
 
 
 def _rest(whole: str, start: str, otherwise: str) -> str:
     """What `whole` adds to `start`: a token decoded alone may lose its space, or be part of a character."""
     return whole[len(start) :] if whole.startswith(start) else otherwise
-
-
-def _outcome(base: Choice | None, updated: Choice | None) -> Outcome:
-    if base is None or updated is None:
-        return "not evaluated"
-    before, after = base.desired > base.undesired, updated.desired > updated.undesired
-    if after:
-        return "already preferred" if before else "mended"
-    return "broken" if before else "still not preferred"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The figures of a run in words, for terminal and report alike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from cca.evaluation.pivot_kinds import Kind, counted
 from cca.evaluation.results import (
     Change,
     Interval,
@@ -66,12 +67,18 @@ COLUMNS = (
 """Headings of a `SetRow` from its name on."""
 NOTES = {
     "no answer": "no answer: the grader found none in the text.",
-    "cut": "cut: traces.max_new_tokens ended the text; where no right answer stood in it by then, it counts as wrong.",
+    "cut": "cut: evaluation.max_new_tokens (where not set: traces.max_new_tokens) ended the text; where no right "
+    "answer stood in it by then, it counts as wrong.",
 }
 """Of columns that are left out where they are empty."""
 SIGN_FLIP = (
     "sign-flip p: of the test over templates that the models differ by chance alone; over problems where they are of "
     "one template. Fewer than six are too few for 0.05."
+)
+KINDS_MEAN = (
+    "preferred before: the base model has the desired token above the other already; mended: only the "
+    "updated model has. Where answers are numbers, a digit, an operator and the end are what a calculation turns on; a "
+    "first token or punctuation is mostly style, and a word may be chance."
 )
 MINIMUM_DETECTABLE = (
     "min. detectable: where the interval holds 0, the smallest true change in points, at least, found 80% of the time."
@@ -105,21 +112,21 @@ def _change(shares: Change | None) -> str:
     return f"{percent(shares.base)} -> {percent(shares.updated)}" if shares else ""
 
 
-class SetTable(NamedTuple):
-    """The table of a run. headings: of `cells`, whose rows begin with a name; notes: what to say below it."""
+class RunTable(NamedTuple):
+    """A table of a run. headings: of `cells`, whose rows begin with a name; notes: what to say below it."""
 
     headings: list[str]
     cells: list[list[str]]
     notes: list[str]
 
 
-def set_table(summary: Summary) -> SetTable:
+def set_table(summary: Summary) -> RunTable:
     """The rows of `set_rows` from the name on, without the columns of `NOTES` that are empty."""
     rows = [row[1:] for row in set_rows(summary)]
     kept = [i for i, name in enumerate(COLUMNS) if name not in NOTES or any(row[i] for row in rows)]
     headings = [COLUMNS[i] for i in kept]
     notes = [SIGN_FLIP, MINIMUM_DETECTABLE] + [note for heading, note in NOTES.items() if heading in headings]
-    return SetTable(headings, [[row[i] for i in kept] for row in rows], notes)
+    return RunTable(headings, [[row[i] for i in kept] for row in rows], notes)
 
 
 def pivots_found(summary: Summary) -> str:
@@ -127,6 +134,23 @@ def pivots_found(summary: Summary) -> str:
     return (
         f"{found.found} from {found.problems} problems ({summary.pivot_method} method, {found.completions} completions)"
     )
+
+
+def kind_table(summary: Summary) -> RunTable:
+    """Pivots by kind, without the kinds of which there are none; no rows where they were not told apart."""
+    found = summary.pivots.by_kind
+    total = sum(of.n for of in found.values())
+    cells = [
+        [kind, f"{of.n:,}", percent(of.n / total), f"{of.preferred:,}", f"{of.mended:,}"]
+        for kind, of in found.items()
+        if of.n
+    ]
+    return RunTable(["kind", "pivots", "share", "preferred before", "mended"], cells, [KINDS_MEAN] if cells else [])
+
+
+def kind_counts(kinds: Iterable[Kind]) -> str:
+    """How many pivots there are of each kind that there is."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counted(list(kinds)).items() if count)
 
 
 def on_slips(summary: Summary) -> Iterator[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cca.evaluation import diagnosis
+from cca.evaluation.pivot_kinds import Between
 from cca.evaluation.results import Finding, SetResult
 from cca.method.circuit import Circuit
 from cca.method.traces import by_length, greedy_traces
@@ -18,12 +19,17 @@ ALONE = 8
 
 
 def diagnose(
-    run: Run, choices: Sequence[Choice], target: Sequence[Problem], scores: Sequence[Score], result: SetResult
+    run: Run,
+    choices: Sequence[Choice],
+    turns: Sequence[Between],
+    target: Sequence[Problem],
+    scores: Sequence[Score],
+    result: SetResult,
 ) -> list[Finding]:
     """Every check of `cca.evaluation.diagnosis`, in the order of the stages.
 
-    choices: what both models make of all pivots. target: its problems, of which some are answered alone. scores: of all
-    problems. result: the target's.
+    choices: what both models make of all pivots. turns: what these choose between. target: its problems, of which some
+    are answered alone. scores: of all problems. result: the target's.
     """
     folder, config = run.folder, run.config
     circuit = Circuit.load(folder.file("circuit.safetensors"))
@@ -39,12 +45,12 @@ def diagnose(
         return torch.tensor([c.desired - c.undesired for c in choices if c.model == model and c.problem in held_out])
 
     answers = [score for score in scores if score.set == target[0].set]
-    cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens)
+    cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens, config.evaluation.max_new_tokens)
     found = [
         diagnosis.room(result),
         diagnosis.no_answer(answers, config.problems.grader),
         diagnosis.sample_sizes(len(train), kept.n),
-        diagnosis.pivots_on_marks(train, run.model.tokenizer.decode),
+        diagnosis.pivots_by_kind(turns, [p.answer for p in run.problems if p.split == "train"]),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),
@@ -61,7 +67,7 @@ def diagnose(
 def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:
     batch = by_length(problems, run.prompter)[: run.config.evaluation.batch]
     some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
-    network, limit, writing = run.model.network, run.config.traces.max_new_tokens, answers_of(run)
+    network, limit, writing = run.model.network, run.config.answer_limit.tokens, answers_of(run)
     # a batch takes about as long as one of its answers
     with run.display.bar("diagnosis", 1 + len(some), "batches") as bar:
 

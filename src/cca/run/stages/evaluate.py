@@ -11,6 +11,7 @@ from cca.evaluation.choices import choices
 from cca.evaluation.drift import Text, drift, plain_texts, solution_texts
 from cca.evaluation.harness.run import Progress as TaskProgress
 from cca.evaluation.harness.run import check_tasks, run_tasks
+from cca.evaluation.pivot_kinds import between
 from cca.evaluation.results import Drift, ModelRead, RoundSummary, Summary
 from cca.evaluation.scores import answer, evaluated_sets
 from cca.evaluation.summarize import (
@@ -26,7 +27,19 @@ from cca.method.circuit import Circuit
 from cca.method.traces import by_length
 from cca.model.intervention import Intervention
 from cca.problems.splits import ProblemSizes
-from cca.records import Choice, Metric, Pivot, Problem, ProblemSet, Score, TaskScore, TracePair, Which, WithoutPivot
+from cca.records import (
+    Choice,
+    Metric,
+    Pivot,
+    Problem,
+    ProblemSet,
+    Score,
+    TaskScore,
+    TracePair,
+    Which,
+    WithoutPivot,
+    problem_of,
+)
 from cca.run.journal import Keep, journalled
 from cca.run.run import Run, read_text
 from cca.run.stages.diagnose import diagnose
@@ -50,7 +63,9 @@ def work(run: Run) -> None:
     tasks = _tasks(run, intervention)
     config, folder = run.config, run.folder
     found = comparisons(scores, drifts, config.seed)
-    diagnosis = diagnose(run, made_of, sets[_TARGET], scores, found[_TARGET])
+    problems = {p.id: p for p in run.problems}
+    turns = {p.problem: between(p, run.prompter, problem_of(p, problems, "pivots.jsonl").answer) for p in run.pivots()}
+    diagnosis = diagnose(run, made_of, list(turns.values()), sets[_TARGET], scores, found[_TARGET])
     benchmarks = task_comparisons(tasks["base"], tasks["updated"], config.seed) if tasks else {}
     summary = Summary(
         model=ModelRead(config.model.path, run.model.revision),
@@ -63,6 +78,8 @@ def work(run: Run) -> None:
             folder.read("without_pivot.jsonl", WithoutPivot),
             _by_method(run),
             config.pivots.method,
+            {problem: turn.kind for problem, turn in turns.items()},
+            made_of,
         ),
         circuit=circuit_summary(Circuit.load(folder.file("circuit.safetensors"))),
         update=update_summary(intervention, folder.read("metrics.jsonl", Metric)),
@@ -85,7 +102,7 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 
 
 def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
-    network, limit = run.model.network, run.config.traces.max_new_tokens
+    network, limit = run.model.network, run.config.answer_limit.tokens
     writing = answers_of(run)
     there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
     if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in there]:

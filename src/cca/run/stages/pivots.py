@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cca.evaluation.slip_truth import mark_on_slip
-from cca.method.pivots import branching_pivots, check_found, prefix_pivot
+from cca.method.pivots import check_found, prefix_pivot, search_pivots
 from cca.method.traces import Traces
 from cca.model.bundled import slip_kinds
 from cca.records import Pivot, TracePair, WithoutPivot
@@ -21,33 +21,32 @@ def work(run: Run) -> None:
     by_id = {p.id: p for p in run.problems}
     traces = Traces(tuple(run.folder.read("traces.jsonl", TracePair)), by_id, run.config.traces)
     run.folder.write("without_pivot.jsonl", _without_pivot(traces))
-    method, kinds = run.config.pivots.method, slip_kinds(run.config.model.path)
+    options, kinds = run.config.pivots, slip_kinds(run.config.model.path)
     usable = {pair.problem: pair for pair in traces.usable}
     writing = completions_of(run, traces.usable)
 
     def find(left: list[TracePair], keep: Keep[Pivot]) -> None:
-        def found(*pivots: Pivot) -> None:
-            name = pivots[0].problem
-            keep([mark_on_slip(run.prompter, usable[name], by_id[name], p, kinds) for p in pivots])
+        def found(pivot: Pivot) -> None:
+            pair = usable[pivot.problem]
+            # the prefix method costs nothing, so that it is kept for comparison
+            both = [pivot] if options.method == "prefix" else [prefix_pivot(pair), pivot]
+            keep([mark_on_slip(run.prompter, pair, by_id[pair.problem], p, kinds) for p in both])
 
-        if method == "prefix":
-            for pair in left:
-                found(prefix_pivot(pair))
-            return
-        branching_pivots(
+        search_pivots(
             run.model.network,
             run.prompter,
             left,
             by_id,
+            options,
+            seed=run.config.seed,
             max_new_tokens=traces.options.max_new_tokens,
             slots=traces.options.batch,
-            # the prefix method costs nothing, so both are kept for comparison
-            done=lambda pivot: found(prefix_pivot(usable[pivot.problem]), pivot),
+            done=found,
             watch=writing.watch,
         )
 
     def shown(pivots: Sequence[Pivot]) -> tuple[str, str]:
-        count = sum(p.method == method for p in pivots)
+        count = sum(p.method == options.method and p.counts(options.gap) for p in pivots)
         return "pivot yield", f"{count / len(traces):.1%} ({count:,} of {len(traces):,} problems)"
 
     found = journalled(
@@ -59,11 +58,11 @@ def work(run: Run) -> None:
         usable,
         lambda pivot: pivot.problem,
         find,
-        each=2 if method == "branching" else 1,
+        each=1 if options.method == "prefix" else 2,
         shown=shown,
         writing=writing,
     )
-    check_found([p for p in found if p.method == method], traces)
+    check_found([p for p in found if p.method == options.method], traces, options)
 
 
 def _without_pivot(traces: Traces) -> list[WithoutPivot]:

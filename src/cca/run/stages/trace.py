@@ -7,12 +7,12 @@ from dataclasses import asdict
 from cca.errors import InputError
 from cca.grading.graders import NAMES
 from cca.method.traces import CUT_SHARE, TRACED, Traces, by_length, cut_off, trace_pairs
-from cca.model.checks import check_model, check_prompts
+from cca.model.checks import check_model
 from cca.problems.sources import Source
 from cca.problems.splits import describe_splits, how_split
 from cca.records import Problem, TracePair
 from cca.run.journal import Keep, journalled
-from cca.run.problems import draw_problems, target_source
+from cca.run.problems import check_fit, draw_problems, target_source
 from cca.run.run import Run
 from cca.run.writing import traces_of
 
@@ -63,12 +63,8 @@ def _draw(run: Run) -> list[Problem]:
             f"the problems of {source.name} are not those of {run.folder.path}; put that source back, or begin anew "
             f"with: cca trace {run.folder.path} --redo"
         )
-    check_prompts(
-        [run.prompter.prompt(p) for p in problems],
-        config.traces.max_new_tokens,
-        check_model(config.model.path, trust_remote_code=config.model.trust_remote_code, weights=False),
-        config.model.path,
-    )
+    model_config = check_model(config.model.path, trust_remote_code=config.model.trust_remote_code, weights=False)
+    check_fit(config, ((p.split, run.prompter.prompt(p)) for p in problems), model_config)
     _check_grader(run, problems, source)
     check_stop(run, problems)
     _check_examples(run, source)

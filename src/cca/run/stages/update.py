@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from cca.controls.fine_tuning import Lora, Solved, fine_tune
+from cca.controls.lora import LowRank
 from cca.controls.methods import OF_SOLUTIONS
 from cca.controls.start import start
 from cca.evaluation.results import RoundSummary, Validated
@@ -14,7 +15,7 @@ from cca.method.course import Training
 from cca.method.rounds import Round, further_rounds
 from cca.method.update import Progress, Validation, Work, held_out_margins, measured, read_twice, train, validator
 from cca.model.delta import Delta
-from cca.model.intervention import Intervention
+from cca.model.intervention import Intervention, Trainable
 from cca.records import Metric, best_of
 from cca.run.changes import open_folder
 from cca.run.run import Run
@@ -121,7 +122,7 @@ def _validations(run: Run, step: int) -> int:
 def _validator(run: Run, bar: Bar) -> Callable[[Intervention], Validation]:
     """A validation that counts its work on a bar within `bar`."""
     held, writing = [p for p in run.problems if p.split == "validation"], answers_of(run)
-    limit, batch = run.config.traces.max_new_tokens, run.config.evaluation.batch
+    limit, batch = run.config.answer_limit.tokens, run.config.evaluation.batch
     answer = validator(run.model, held, limit, batch, writing.watch)
 
     def validate(intervention: Intervention) -> Validation:
@@ -136,6 +137,11 @@ def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
     circuit = Circuit.load(run.folder.file("circuit.safetensors"))
     untrained = start(model, circuit, pivots, options, run.config.seed, bar.work)
     bar.resume(0)  # what that took says nothing about the steps
+
+    def in_step(trained: Trainable, step: int) -> Trainable:
+        dropout = options.lora_dropout
+        return trained.dropping(dropout, run.config.seed, step) if dropout and isinstance(trained, LowRank) else trained
+
     return train(
         model.network,
         untrained,
@@ -144,6 +150,7 @@ def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
         _validator(run, bar),
         options,
         optimizer="adam" if options.method == "lora-pivots" else "descent",
+        in_step=in_step,
         recompute=read_twice(model, options),
         state_path=run.folder.file("update.partial.safetensors"),
         progress=report,
@@ -169,7 +176,9 @@ def _learn_solutions(run: Run, bar: Bar, report: Progress, work: Work) -> Traini
         solved,
         measure,
         options,
-        lora=Lora(options.lora_rank, options.lora_alpha, targets) if options.method == "lora" else None,
+        lora=Lora(options.lora_rank, options.lora_alpha, targets, options.lora_dropout)
+        if options.method == "lora"
+        else None,
         seed=run.config.seed,
         pad_token=pad if pad is not None else min(prompter.end_tokens),
         recompute=read_twice(model, options),

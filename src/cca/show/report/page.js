@@ -32,7 +32,7 @@
 
   // ---- pivots: model output is set as text, never as markup ----
   const pivots = read("pivot-data");
-  const list = byId("list"), search = byId("search"), template = byId("template"), outcome = byId("outcome");
+  const list = byId("list"), search = byId("search"), template = byId("template"), outcome = byId("outcome"), kind = byId("kind");
   const visible = (token) => token.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "␀";
   function element(tag, text = "", className = "", ...children) {
     const made = document.createElement(tag);
@@ -44,7 +44,7 @@
   const haystacks = pivots.map((p) => JSON.stringify(Object.values(p)).toLowerCase());
   const items = pivots.map((p, index) => {
     const item = element("li", p.problem, "", element("small",
-      `${visible(p.desired.token)} not ${visible(p.undesired.token)} · ${p.outcome}`));
+      `${visible(p.desired.token)} not ${visible(p.undesired.token)} · ${p.kind} · ${p.outcome}`));
     item.id = `pivot-${index}`;
     item.setAttribute("role", "option");
     item.addEventListener("click", () => select(index));
@@ -57,6 +57,7 @@
     shown = pivots.map((_, i) => i).filter((i) =>
       (!template.value || pivots[i].template === template.value) &&
       (!outcome.value || pivots[i].outcome === outcome.value) &&
+      (!kind.value || pivots[i].kind === kind.value) &&
       words.every((word) => haystacks[i].includes(word)));
     list.replaceChildren(...shown.map((i) => items[i]));
     byId("count").textContent = `${shown.length} of ${pivots.length}`;
@@ -82,7 +83,7 @@
 
   function described(p) {
     const slip = p.on_slip === null ? "" : p.on_slip ? "; it is the planted slip's own token" : "; it is not the planted slip's token";
-    const facts = `template ${p.template}, ${p.split}, token ${p.position + 1} of the trace; the greedy trace is ` +
+    const facts = `template ${p.template}, ${p.split}, token ${p.position + 1} of the trace, kind: ${p.kind}; the greedy trace is ` +
       `${p.greedy_correct ? "right" : "wrong"}, the sampled one ${p.greedy_correct ? "wrong" : "right"}${slip}`;
     const continued = (name, className, sign, c) => element("div", "", `trace ${className}`,
       element("b", `${sign} ${name} `), element("mark", visible(c.token)), c.text,
@@ -131,7 +132,7 @@
     const typing = event.target.matches("input, select, textarea");
     const arrow = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity }[event.key];
     if (event.key === "Escape" && typing) {
-      search.value = template.value = outcome.value = "";
+      search.value = template.value = outcome.value = kind.value = "";
       filter();
       list.focus();
     } else if (event.key === "/" && !typing) {
@@ -146,7 +147,7 @@
     event.preventDefault();
   });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  for (const input of [search, template, outcome]) input.addEventListener("input", filter);
+  for (const input of [search, template, outcome, kind]) input.addEventListener("input", filter);
 
   applyTheme();
   draw();

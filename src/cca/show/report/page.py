@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from cca.evaluation.pivot_kinds import OUTCOMES, PIVOT_KINDS
 from cca.evaluation.results import Comparison, Summary, difference
 from cca.folder import RunFolder
 from cca.io import write_text
@@ -28,7 +29,7 @@ from cca.problems.prompts import Prompter
 from cca.records import KINDS, Score, Trial
 from cca.show import figures, tables, words
 from cca.show.circuit import CircuitView, circuit_of
-from cca.show.views import OUTCOMES, REPORT, PivotView, effects, pivot_views, steps, summary_of
+from cca.show.views import REPORT, PivotView, effects, pivot_views, steps, summary_of
 
 PIVOT_BYTES = 2_000_000
 """What the pivots may take of the page; of more, an even part is shown. The page without them takes 5 MB."""
@@ -140,6 +141,9 @@ def render(folder: RunFolder, prompter: Prompter, comparison: Comparison | None 
         pivots=Markup(_json(pivots)),
         outcomes=OUTCOMES,
         counts=Counter(p["outcome"] for p in pivots),
+        kinds=PIVOT_KINDS,
+        kind_counts=Counter(p["kind"] for p in pivots),
+        kind_table=words.kind_table(summary),
         found=len(views),
         shown=len(pivots),
         templates=sorted({p["template"] for p in pivots}, key=natural_order),
