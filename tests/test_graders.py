@@ -350,9 +350,7 @@ def test_the_current_directory_does_not_hide_installed_modules(module, tmp_path)
 
 @pytest.mark.parametrize("name", ["numbr", "", "module:", ":grade", "math_verify"])
 def test_an_unknown_grader_is_refused_with_the_ones_there_are(name):
-    with pytest.raises(
-        InputError, match=r"unknown grader .*number, stated, exact, math-verify, package\.module:"
-    ):
+    with pytest.raises(InputError, match=r"unknown grader .*number, stated, exact, math-verify, package\.module:"):
         load_grader(name)
 
 

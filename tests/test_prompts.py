@@ -7,6 +7,8 @@ import pytest
 import reference
 from conftest import few_shot, stand_in_harness
 from families import family_model
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -14,7 +16,7 @@ from cca.errors import InputError
 from cca.model.checks import check_prompts
 from cca.model.generate import generate_greedy
 from cca.problems.examples import load_examples
-from cca.problems.prompts import TEMPLATES, Example, Prompter
+from cca.problems.prompts import TEMPLATES, Example, Prompter, PromptOptions, check_prompt
 from cca.records import Problem
 
 PROBLEM = Problem("p", "0", 0, "train", "How many?", "3", "1 + 2 = 3\n#### 3")
@@ -67,6 +69,29 @@ def test_a_plain_prompt_is_the_question_with_the_tokenizers_own_special_tokens()
 def test_a_few_shot_prompt_shows_preamble_and_examples_first_and_one_bos():
     shown = prompter(bos=True, style="few-shot", preamble="one two", examples=(Example("1 + 1 ?", "2"),))
     assert words(shown.prompt(PROBLEM)) == "<bos> one two / / Q : 1 + 1 ? / A : 2 / / Q : How many ? / A :"
+
+
+def test_a_separator_stands_between_preamble_examples_and_question():
+    shown = prompter(style="few-shot", preamble="one", examples=(Example("1 ?", "2"),) * 2, separator="\n")
+    assert words(shown.prompt(PROBLEM)) == "one / Q : 1 ? / A : 2 / Q : 1 ? / A : 2 / Q : How many ? / A :"
+    assert words(prompter(preamble="one", separator="\n=").prompt(PROBLEM)) == "one / = Q : How many ? / A :"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"separator": ""}, "prompt.separator is empty"),
+        ({"separator": "\\n"}, "a backslash and the letter n, and no line break"),
+        ({"style": "chat", "separator": "\n"}, "prompt.separator stands between examples that are one text"),
+        ({"replace": {"a": "b"}}, r"prompt.replace rewrites worked examples, and prompt.shots shows none"),
+        ({"style": "few-shot", "shots": 1, "examples": "x", "replace": {"": "b"}}, "a text of no characters"),
+        ({"prefill": "So"}, "prompt.style is plain; put it at the end of prompt.template"),
+        ({"style": "few-shot", "shots": 1, "examples": "x", "prefill": "So"}, "put it at the end of prompt.template"),
+    ],
+)
+def test_separator_replacements_and_prefill_that_cannot_be_meant_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        check_prompt(PromptOptions(**options))
 
 
 def test_a_chat_prompt_is_the_tokenizers_template_with_each_example_a_turn_and_one_bos():
@@ -137,6 +162,42 @@ def test_examples_come_from_a_json_lines_file(tmp_path):
         load_examples(few_shot(path, 2))
     with pytest.raises(InputError, match="cannot read"):
         load_examples(few_shot(tmp_path / "none", 1))
+
+
+def test_what_worked_solutions_say_is_replaced_all_at_once(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    lines = [{"question": f"The answer is {i}?", "solution": f"So {i}. The answer is {i}."} for i in range(2)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    others = {"The answer is": "So the answer is", "So": "Then", "The": "A"}
+    for order in (others, dict(reversed(others.items()))):
+        with pytest.raises(InputError, match=r"prompt\.replace has 'The', which is in none of the 2 worked"):
+            load_examples(few_shot(path, 2, replace=order))
+    del others["The"]
+    assert load_examples(few_shot(path, 2, replace=others)) == (
+        Example("The answer is 0?", "Then 0. So the answer is 0."),
+        Example("The answer is 1?", "Then 1. So the answer is 1."),
+    )
+    with pytest.raises(InputError, match=r"has ' 1\.', which is in none of the 1 worked solutions"):
+        load_examples(few_shot(path, 1, replace={" 1.": ""}))
+    with pytest.raises(InputError, match="leaves nothing of worked solution 2"):
+        load_examples(few_shot(path, 2, replace={"So 1. The answer is 1.": " "}))
+
+
+TEXT = st.text(st.sampled_from("ab. \\\n$(*"), min_size=1, max_size=4)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=3), TEXT, TEXT)
+def test_any_text_is_replaced_as_it_stands_and_nothing_else_is_changed(tmp_path_factory, solutions, old, new):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    solutions = [f"1{solution}" for solution in solutions]
+    path.write_text("\n".join(json.dumps({"question": f"1{old}", "solution": s}) for s in solutions))
+    options = few_shot(path, len(solutions), replace={old: new})
+    if any(old in solution for solution in solutions):
+        assert [e.solution for e in load_examples(options)] == [s.replace(old, new) for s in solutions]
+        assert {e.question for e in load_examples(options)} == {f"1{old}"}
+    else:
+        with pytest.raises(InputError, match="in none of the"):
+            load_examples(options)
 
 
 @pytest.fixture

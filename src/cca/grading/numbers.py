@@ -89,7 +89,7 @@ def first_number(text: str) -> str:
     """The first number in `text`, an answer, as `last_number` writes it. A fraction is always read as one."""
     text = _readable(f"####{text}").removeprefix("####")
     match, fraction = _NUMBER.search(text), _FRACTION.search(text)
-    if match and fraction and fraction.start() <= match.start() and (value := _fraction(fraction)) is not None:
+    if match and fraction and fraction.start() <= match.start(2) and (value := _fraction(fraction)) is not None:
         return str(value)
     return _decimal(_sign(match), match[2]) if match else ""
 

@@ -197,18 +197,16 @@ class Prompter:
         Raises:
             InputError: the chat template drops it from the examples' turns, the tokenizer loses it, or it ends a turn.
         """
-        without, asks = replace(self, prefill=""), PROBES[0]
-        bare = without._ids(asks)  # what is wrong without it, too, is said as such
-        refused = f"prompt.prefill {self.prefill!r}"
+        asks, refused = PROBES[0], f"prompt.prefill {self.prefill!r}"
+        replace(self, prefill="")._ids(asks)  # what is wrong without it, too, is said as such
         try:
-            ids = self._ids(asks)
+            context = self._chat.written(self._turns(asks), ask=True)
         except InputError as error:
             raise InputError(f"{refused} is lost: {error}; or leave the prefill out") from error
+        bare, ids = (self.tokenizer.encode(t, add_special_tokens=False) for t in (context, context + self._begun))
         text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if ids == bare or not _read(text).endswith(_read(self.prefill)):
-            raise InputError(
-                f"{refused} is lost: the tokenizer reads {text[-60:]!r}; write it otherwise, or leave it out"
-            )
+            raise InputError(f"{refused} is lost: the tokenizer reads {text[-60:]!r}; use other words, or leave it out")
         own = self.tokenizer.encode(self.prefill, add_special_tokens=False)
         if any(token in self.end_tokens and is_marker(self.tokenizer, token) for token in own):
             raise InputError(f"{refused} ends the answer that it begins; leave its end token out")
