@@ -35,7 +35,7 @@ from cca.method.update import Validation, train
 from cca.model.checks import load_tokenizer
 from cca.model.delta import Delta
 from cca.model.open import Model, open_model
-from cca.problems.prompts import Prompter
+from cca.problems.prompts import Prompter, PromptOptions
 from cca.problems.sources import open_source
 from cca.problems.splits import ProblemOptions, build_problems
 from cca.records import Pivot, Problem
@@ -161,10 +161,14 @@ def stand_in_harness(folder: Path, task: str, more: str = "", package: str = "")
     tasks = folder / "lm_eval" / "tasks" / "sums"
     tasks.mkdir(parents=True)
     (folder / "lm_eval" / "__init__.py").write_text(package)
-    samples = "\n".join(f"  - question: How many is {i}?\n    target: I count. The answer is {i}." for i in range(8))
+    samples = "\n".join(f"  - question: How many is {i}?\n    target: It is {i}." for i in range(8))
     text = f"task: {task}\n{more}fewshot_config:\n  samples:\n{samples}\n"
     (tasks / f"{task.replace('_', '-')}.yaml").write_text(text)
     return tasks
+
+
+def few_shot(examples: str | Path, shots: int, **more) -> PromptOptions:
+    return PromptOptions(style="few-shot", shots=shots, examples=str(examples), **more)
 
 
 def random_pivots(count: int, vocabulary: int, seed: int = 0, longest: int = 20) -> list[Pivot]:

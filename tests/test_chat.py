@@ -56,27 +56,6 @@ def test_preamble_examples_and_question_arrive_whatever_form_of_content_a_templa
     assert said(asked, "How much?") != said(asked, "How many?")
 
 
-@pytest.mark.parametrize("template", [TURNS, PARTS, NO_SYSTEM, THINKING])
-@pytest.mark.parametrize(("prefill", "gap"), [("Let's see.", " "), ("Step 1:\n", "")])
-def test_answers_begin_with_the_prefill_which_belongs_to_the_prompt(template, prefill, gap):
-    asked, plain = chat(template, prefill=prefill, examples=SHOWN), chat(template)
-    shown = turns("1 + 1?", f"{prefill}{gap}It is 2.", "2 + 2?", f"{prefill}{gap}It is 4.", "How many?")
-    opened = said(plain, "How many?").removeprefix(turns("How many?"))
-    assert said(asked, "How many?") == f"{shown}{opened}{prefill}"
-    answer = asked.reference("It is 5.")
-    assert asked.decode(answer) == f"{gap}It is 5."
-    assert answer[-1] == plain.reference("It is 5.")[-1]
-    assert asked.trace(problem("How many?"), answer).text == f"{gap}It is 5."
-
-
-def test_a_prefill_that_the_tokenizer_does_not_know_is_refused():
-    lost = made("byte-level", chat=TURNS)
-    encode = lost.encode
-    lost.encode = lambda text, **how: encode(text.replace("Let", ""), **how)
-    with pytest.raises(InputError, match=r"prompt.prefill 'Let me see' does not arrive"):
-        prompter(lost, style="chat", prefill="Let me see").prompt(problem("How many?"))
-
-
 def test_the_preamble_is_a_system_turn_where_the_template_wants_one():
     asked = chat(ONLY_SYSTEM, preamble="Be brief.", examples=SHOWN[:1])
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
@@ -253,10 +232,6 @@ def test_an_argument_that_the_template_never_reads_is_refused_with_those_that_it
         (('prompt.style="chat"', "prompt.chat_arguments=3"), "prompt.chat_arguments: Input should be a valid dict"),
         (('prompt.stop=[""]',), "prompt.stop has ''"),
         (('prompt.stop=["\\n", " "]',), "prompt.stop has ' '"),
-        (('prompt.prefill="Step 1:"',), "put it at the end of prompt.template"),
-        (('prompt.separator=""',), "prompt.separator is empty"),
-        (('prompt.style="chat"', 'prompt.separator="\\n"'), "in a chat each example has its own turns"),
-        (('prompt.replace={"a"="b"}',), "prompt.replace is for worked examples, and prompt.shots is 0"),
     ],
 )
 def test_arguments_and_stop_strings_that_cannot_be_meant_are_refused(overrides, message, tmp_path, capsys):
@@ -289,22 +264,20 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=30) | st.lists(
 
 
 @settings(max_examples=60)
-@given(before=TEXT, after=TEXT, preamble=TEXT, question=TEXT, solution=TEXT, prefill=TEXT, separator=TEXT)
-def test_any_text_stands_in_a_prompt_as_it_was_given(before, after, preamble, question, solution, prefill, separator):
+@given(before=TEXT, after=TEXT, preamble=TEXT, question=TEXT, solution=TEXT)
+def test_any_text_stands_in_a_prompt_as_it_was_given(before, after, preamble, question, solution):
     template = f"{before}{{question}}{after}"
     pieces = template.split("{question}")
     shown = (Example("one?", solution),)
     tokenizer = made("byte-level", chat=TURNS)
-    how = {"template": template, "preamble": preamble, "examples": shown}
-    few = prompter(tokenizer, style="few-shot", separator=separator, **how)
+    few = prompter(tokenizer, style="few-shot", template=template, preamble=preamble, examples=shown)
     gap = "" if template[-1].isspace() else " "
     parts = (preamble, f"{'one?'.join(pieces)}{gap}{solution}", question.join(pieces))
-    assert said(few, question) == separator.join(part for part in parts if part)
-    asked = prompter(tokenizer, style="chat", prefill=prefill, **how)
+    assert said(few, question) == "\n\n".join(part for part in parts if part)
+    asked = prompter(tokenizer, style="chat", template=template, preamble=preamble, examples=shown)
     start = f"{preamble}\n\n" if preamble else ""
-    gap = "" if not prefill or prefill[-1].isspace() else " "
-    expected = turns(f"{start}{'one?'.join(pieces)}", f"{prefill}{gap}{solution}", question.join(pieces))
-    assert said(asked, question) == f"{expected}<|im_start|>assistant\n{prefill}"
+    expected = turns(f"{start}{'one?'.join(pieces)}", solution, question.join(pieces))
+    assert said(asked, question) == f"{expected}<|im_start|>assistant\n"
 
 
 def test_prompt_settings_of_any_text_are_read_back_as_they_were():
@@ -315,10 +288,9 @@ def test_prompt_settings_of_any_text_are_read_back_as_they_were():
     values = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | plane
 
     @settings(max_examples=60)
-    @given(plane, plane, plane, st.lists(plane), st.dictionaries(plane, values), st.dictionaries(plane, plane))
-    def holds(template, preamble, prefill, stop, arguments, replace):
-        prompt = {"style": "chat", "template": f"{template}{{question}}", "preamble": preamble, "prefill": prefill}
-        prompt |= {"shots": 1, "examples": "x.jsonl", "replace": replace}
+    @given(plane, plane, st.lists(plane), st.dictionaries(plane, values))
+    def holds(template, preamble, stop, arguments):
+        prompt = {"style": "chat", "template": f"{template}{{question}}", "preamble": preamble}
         data = {"prompt": prompt | {"stop": stop, "chat_arguments": arguments}}
         try:
             config = parse_config(json.loads(json.dumps(data)), "test")

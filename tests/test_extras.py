@@ -63,8 +63,9 @@ def a_benchmark(folder: Path) -> None:
 
 def examples(folder: Path) -> None:
     from cca.problems.examples import load_examples
+    from cca.problems.prompts import PromptOptions
 
-    load_examples("lm-eval:gsm8k_cot", 2)
+    load_examples(PromptOptions(style="few-shot", shots=2, examples="lm-eval:gsm8k_cot"))
 
 
 def fine_tuning(folder: Path) -> None:

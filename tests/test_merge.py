@@ -108,7 +108,7 @@ def test_a_chat_template_and_all_end_tokens_are_kept(mended, tmp_path):
     examples = (Example("1 + 1?", "#### 2"),)
     chat = replace(
         run.prompter, style="chat", template="{question}", examples=examples, stop=("\n\n",),
-        end_tokens=frozenset({0, 7}),
+        end_tokens=frozenset({0, 7}), prefill="12 + 5",
     )  # fmt: skip
     run.__dict__["prompter"] = chat
     merge(run, tmp_path / "m")
@@ -118,6 +118,7 @@ def test_a_chat_template_and_all_end_tokens_are_kept(mended, tmp_path):
     example = next(p for p in run.problems if p.split == "test")
     assert names["ids"][0].tolist() == list(chat.prompt(example))
     assert "\n\n" not in names["answer"]
+    assert "whose last words '12 + 5' begin the answer" in (tmp_path / "m" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

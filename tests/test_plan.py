@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 from conftest import stand_in_harness
 from families import family_config
-from rows_made import put
+from test_sources import write
 
 from cca import cli
 from cca.model.checks import load_tokenizer
 from cca.model.components import find_components
+from cca.model.open import open_prompter
 from cca.model.weights import empty_model
+from cca.records import Problem
 from cca.run.config import load_config
+from cca.run.problems import draw_problems
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = {
@@ -39,9 +43,24 @@ def bare_model(folder: Path, family: str, **changes: Any) -> Path:
 
 @pytest.fixture
 def harness(tmp_path, monkeypatch):
-    """lm-evaluation-harness as far as the configs need it: eight worked examples for gsm8k_cot."""
-    stand_in_harness(tmp_path, "gsm8k_cot")
+    """What the configs take from elsewhere: eight worked examples for gsm8k_cot, and a hub that has GSM-Symbolic."""
+    tasks = stand_in_harness(tmp_path, "gsm8k_cot")
+    (file,) = tasks.iterdir()
+    file.write_text(file.read_text().replace("target: It is", "target: 1 + 1 is 2. The answer is"))
     monkeypatch.syspath_prepend(tmp_path)
+    rows = [
+        {
+            "id": t,
+            "instance": i,
+            "question": f"{t} and {i} more?",
+            "answer": f"{t} + {i}\n#### {t + i}",
+            "original_id": 9,
+        }
+        for t in (16, 43, 44)
+        for i in range(50)
+    ]
+    write(tmp_path / "hub" / "main" / "test.jsonl", rows)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
 
 
 def dry_run(capsys, *arguments: str) -> dict[str, Any]:
@@ -52,14 +71,8 @@ def dry_run(capsys, *arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tmp_path, capsys, harness):
     folder = bare_model(tmp_path / "m", PAPER[name])
-    copy = tmp_path / "main" / "test.jsonl"  # as published: 50 instances of each template
-    rows = [
-        {"id": t, "instance": i, "question": f"{t}: {i}?", "answer": f"#### {i}"} for t in (16, 43) for i in range(50)
-    ]
-    put(copy, "\n".join(map(json.dumps, rows)))
-    found = dry_run(
-        capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), "--set", f"problems.source={copy.parent}"
-    )
+    few = ["--set", "problems.templates=[16, 43]"]
+    found = dry_run(capsys, str(CONFIGS / f"{name}.toml"), "--model", str(folder), *few)
     parts = find_components(empty_model(family_config(PAPER[name], "gqa"), "m"))
     everything = torch.ones(parts.size, dtype=torch.bool)
     assert found["model"]["type"] == PAPER[name]
@@ -77,19 +90,41 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     )
 
 
+def test_the_papers_prompts_are_lines_and_every_template_is_split_by_instance(harness):
+    config = load_config(CONFIGS / "gemma-2-2b-it.toml", ("model.path=bundled",))
+    prompter = open_prompter(config.model, config.prompt, config.problems.grader)
+    text = prompter._text("How many?")
+    shown = [
+        f"Q: How many is {i}?\nA: Let's think step by step. 1 + 1 is 2. The final answer is {i}." for i in range(8)
+    ]
+    assert text.splitlines() == [
+        config.prompt.preamble,
+        *"\n".join(shown).splitlines(),
+        "Q: How many?",
+        "A: Let's think step by step.",
+    ]
+    assert prompter.grade(Problem("a", "t", 0, "test", "?", "7", ""), "It is 3. The final answer is 7. Q: 8").correct
+    problems = draw_problems(config)
+    assert Counter((p.template, p.split) for p in problems) == {
+        (template, split): count
+        for template in ("16", "43", "44")
+        for split, count in (("train", 26), ("validation", 4), ("test", 20))
+    }
+
+
 def test_the_papers_configs_differ_in_their_model_alone():
     settings = [tomllib.loads((CONFIGS / f"{name}.toml").read_text()) for name in PAPER]
-    paths = [s.pop("model")["path"] for s in settings]
+    models = [s.pop("model") for s in settings]
+    paths = [model.pop("path") for model in models]
+    assert models == [{"dtype": "float16"}] * len(models)
     assert len(set(paths)) == len(paths)
     assert all(s == settings[0] for s in settings)
     config = load_config(CONFIGS / "gemma-2-2b-it.toml")
     assert (config.circuit.penalty, config.circuit.learning_rate, config.circuit.patience) == (0.01, 5e-3, 0.2)
     assert (config.update.loss, config.update.learning_rate, config.update.steps) == ("linear", 1e-4, 50)
-    assert (config.prompt.style, config.prompt.shots, config.prompt.separator) == ("few-shot", 8, "\n")
-    assert config.prompt.replace == {"The answer is": "The final answer is"}
-    assert (config.problems.source, config.problems.grader) == ("apple/GSM-Symbolic:main", "stated")
-    assert (config.traces.max_new_tokens, config.answer_limit.tokens) == (2500, 1500)
-    assert (config.traces.top_k, config.traces.skip_solved, config.model.dtype) == (50, 0.8, "float16")
+    assert (config.prompt.style, config.prompt.shots) == ("few-shot", 8)
+    assert (config.traces.max_new_tokens, config.evaluation.max_new_tokens) == (2500, 1500)
+    assert (config.traces.top_k, config.traces.skip_solved) == (50, 0.8)
     assert (config.update.lora_rank, config.update.lora_alpha, config.update.lora_dropout) == (16, 32, 0.1)
 
 

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import reference
-from conftest import stand_in_harness
+from conftest import few_shot, stand_in_harness
 from families import family_model
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -14,7 +16,7 @@ from cca.errors import InputError
 from cca.model.checks import check_prompts
 from cca.model.generate import generate_greedy
 from cca.problems.examples import load_examples
-from cca.problems.prompts import TEMPLATES, Example, Prompter
+from cca.problems.prompts import TEMPLATES, Example, Prompter, PromptOptions, check_prompt
 from cca.records import Problem
 
 PROBLEM = Problem("p", "0", 0, "train", "How many?", "3", "1 + 2 = 3\n#### 3")
@@ -69,19 +71,35 @@ def test_a_few_shot_prompt_shows_preamble_and_examples_first_and_one_bos():
     assert words(shown.prompt(PROBLEM)) == "<bos> one two / / Q : 1 + 1 ? / A : 2 / / Q : How many ? / A :"
 
 
+def test_a_separator_stands_between_preamble_examples_and_question():
+    shown = prompter(style="few-shot", preamble="one", examples=(Example("1 ?", "2"),) * 2, separator="\n")
+    assert words(shown.prompt(PROBLEM)) == "one / Q : 1 ? / A : 2 / Q : 1 ? / A : 2 / Q : How many ? / A :"
+    assert words(prompter(preamble="one", separator="\n=").prompt(PROBLEM)) == "one / = Q : How many ? / A :"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"separator": ""}, "prompt.separator is empty"),
+        ({"separator": "\\n"}, "a backslash and the letter n, and no line break"),
+        ({"style": "chat", "separator": "\n"}, "prompt.separator stands between examples that are one text"),
+        ({"replace": {"a": "b"}}, r"prompt.replace rewrites worked examples, and prompt.shots shows none"),
+        ({"style": "few-shot", "shots": 1, "examples": "x", "replace": {"": "b"}}, "a text of no characters"),
+        ({"prefill": "So"}, "prompt.style is plain; put it at the end of prompt.template"),
+        ({"style": "few-shot", "shots": 1, "examples": "x", "prefill": "So"}, "put it at the end of prompt.template"),
+    ],
+)
+def test_separator_replacements_and_prefill_that_cannot_be_meant_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        check_prompt(PromptOptions(**options))
+
+
 def test_a_chat_prompt_is_the_tokenizers_template_with_each_example_a_turn_and_one_bos():
     chat = prompter(bos=True, chat=True, style="chat", preamble="one", examples=(Example("1 ?", "2"),))
     assert words(chat.prompt(PROBLEM)) == (
         "<bos> <turn> user / one / / 1 ? <turn> model / 2 <turn> user / How many ? <turn> model /"
     )
     assert words(chat.reference("3")) == "3 <end>"
-
-
-def test_examples_stand_apart_by_the_separator():
-    two = (Example("1 + 1 ?", "2"), Example("1 + 2 ?", "3"))
-    shown = prompter(style="few-shot", preamble="one two\n", separator="\n", examples=two)
-    expected = "one two / / Q : 1 + 1 ? / A : 2 / Q : 1 + 2 ? / A : 3 / Q : How many ? / A :"
-    assert words(shown.prompt(PROBLEM)) == expected
 
 
 def test_chat_style_without_a_chat_template_is_refused():
@@ -136,18 +154,50 @@ def test_examples_come_from_a_json_lines_file(tmp_path):
     path = tmp_path / "shots.jsonl"
     lines = [json.dumps({"question": f"q{i}", "solution": f"s{i}", "more": 1}) for i in range(3)]
     path.write_text("\n".join(lines) + "\n\n")
-    said = load_examples(str(path), 2, {"s": "So ", "1": "one"})
-    assert said == (Example("q0", "So 0"), Example("q1", "So one"))
-    with pytest.raises(InputError, match=r"prompt.replace: none of the 2 examples of .* says 's2'; .*'s0'"):
-        load_examples(str(path), 2, {"s2": "x"})
-    assert load_examples(str(path), 2) == (Example("q0", "s0"), Example("q1", "s1"))
+    assert load_examples(few_shot(path, 2)) == (Example("q0", "s0"), Example("q1", "s1"))
     with pytest.raises(InputError, match=r"has 3 examples and prompt\.shots is 4"):
-        load_examples(str(path), 4)
+        load_examples(few_shot(path, 4))
     path.write_text(lines[0] + '\n{"question": "q"}\n')
     with pytest.raises(InputError, match="line 2"):
-        load_examples(str(path), 2)
+        load_examples(few_shot(path, 2))
     with pytest.raises(InputError, match="cannot read"):
-        load_examples(str(tmp_path / "none"), 1)
+        load_examples(few_shot(tmp_path / "none", 1))
+
+
+def test_what_worked_solutions_say_is_replaced_all_at_once(tmp_path):
+    path = tmp_path / "shots.jsonl"
+    lines = [{"question": f"The answer is {i}?", "solution": f"So {i}. The answer is {i}."} for i in range(2)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    others = {"The answer is": "So the answer is", "So": "Then", "The": "A"}
+    for order in (others, dict(reversed(others.items()))):
+        with pytest.raises(InputError, match=r"prompt\.replace has 'The', which is in none of the 2 worked"):
+            load_examples(few_shot(path, 2, replace=order))
+    del others["The"]
+    assert load_examples(few_shot(path, 2, replace=others)) == (
+        Example("The answer is 0?", "Then 0. So the answer is 0."),
+        Example("The answer is 1?", "Then 1. So the answer is 1."),
+    )
+    with pytest.raises(InputError, match=r"has ' 1\.', which is in none of the 1 worked solutions"):
+        load_examples(few_shot(path, 1, replace={" 1.": ""}))
+    with pytest.raises(InputError, match="leaves nothing of worked solution 2"):
+        load_examples(few_shot(path, 2, replace={"So 1. The answer is 1.": " "}))
+
+
+TEXT = st.text(st.sampled_from("ab. \\\n$(*"), min_size=1, max_size=4)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=3), TEXT, TEXT)
+def test_any_text_is_replaced_as_it_stands_and_nothing_else_is_changed(tmp_path_factory, solutions, old, new):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    solutions = [f"1{solution}" for solution in solutions]
+    path.write_text("\n".join(json.dumps({"question": f"1{old}", "solution": s}) for s in solutions))
+    options = few_shot(path, len(solutions), replace={old: new})
+    if any(old in solution for solution in solutions):
+        assert [e.solution for e in load_examples(options)] == [s.replace(old, new) for s in solutions]
+        assert {e.question for e in load_examples(options)} == {f"1{old}"}
+    else:
+        with pytest.raises(InputError, match="in none of the"):
+            load_examples(options)
 
 
 @pytest.fixture
@@ -163,19 +213,19 @@ def harness(tmp_path, monkeypatch):
 
 
 def test_examples_come_from_the_evaluation_library_without_running_it(harness):
-    shown = load_examples("lm-eval:sums_cot", 8)
-    assert len(shown) == 8
-    assert shown[7] == Example("How many is 7?", "I count. The answer is 7.")
+    found = load_examples(few_shot("lm-eval:sums_cot", 8))
+    assert len(found) == 8
+    assert found[7] == Example("How many is 7?", "It is 7.")
     with pytest.raises(InputError, match="shows 0 examples"):
-        load_examples("lm-eval:plain", 1)
+        load_examples(few_shot("lm-eval:plain", 1))
     with pytest.raises(InputError, match="no task nothing"):
-        load_examples("lm-eval:nothing", 1)
+        load_examples(few_shot("lm-eval:nothing", 1))
 
 
 def test_a_missing_evaluation_library_is_named_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setattr("cca.problems.examples.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'lm-eval>="):
-        load_examples("lm-eval:gsm8k_cot", 8)
+        load_examples(few_shot("lm-eval:gsm8k_cot", 8))
 
 
 # ---- what the model can read ----

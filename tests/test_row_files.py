@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 import pytest
+from conftest import few_shot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows_made import put, row, some
@@ -119,7 +120,7 @@ def test_a_separator_inside_a_text_ends_no_line(tmp_path, capsys):
     found = read_rows(path)
     assert (found[0].worked.question, found[0].worked.answer) == (question, record["answer"])
     assert found[0].worked.solution == record["solution"]
-    assert load_examples(str(put(tmp_path / "shots.jsonl", raw)), 1) == (Example(question, record["solution"]),)
+    assert load_examples(few_shot(put(tmp_path / "shots.jsonl", raw), 1)) == (Example(question, record["solution"]),)
     table = put(tmp_path / "own.csv", f'question,answer\n"{question}","{record["answer"]}"\n{question},7')
     with pytest.raises(InputError, match=r"row 2 asks what .*row 1 asks, but their answers are"):
         read_rows(table)
@@ -136,7 +137,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
     assert len(read_rows(put(tmp_path / "own.jsonl", MARKED + line + b"\n" + MARKED + line))) == 1
     assert len(read_rows(put(tmp_path / "own.csv", MARKED + b"question,answer\na,1\n"))) == 1
     assert len(read_rows(put(tmp_path / "own.json", MARKED + b"[" + line + b"]"))) == 1
-    assert load_examples(str(put(tmp_path / "shots.jsonl", MARKED + line)), 1) == (Example("a", "#### 1"),)
+    assert load_examples(few_shot(put(tmp_path / "shots.jsonl", MARKED + line), 1)) == (Example("a", "#### 1"),)
     assert load_config(put(tmp_path / "c.toml", MARKED + b"seed = 7\r\n")).seed == 7
     assert user_text(put(tmp_path / "t.txt", MARKED + b"a\r\nb"), "", "") == "a\nb"
 
@@ -162,7 +163,7 @@ def test_a_file_that_is_not_utf_8_says_what_it_is_and_how_to_convert_it(tmp_path
         with pytest.raises(InputError, match=f"cannot read .*{name}.*{said}"):
             read_rows(put(tmp_path / name, content))
     with pytest.raises(InputError, match=f"cannot read prompt.examples .*{said}"):
-        load_examples(str(put(tmp_path / "shots.jsonl", content)), 1)
+        load_examples(few_shot(put(tmp_path / "shots.jsonl", content), 1))
     with pytest.raises(InputError, match=f"cannot read config .*{said}"):
         load_config(put(tmp_path / "c.toml", content))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import few_shot
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rows_made import put, row, some
@@ -221,7 +222,7 @@ def test_an_example_without_text_is_named(tmp_path):
     for record in ({"question": "a"}, {"question": "a", "solution": 5}, {"question": ["a"], "solution": "5"}):
         path = write(tmp_path / "shots.jsonl", [record])
         with pytest.raises(InputError, match=r"shots\.jsonl, line 1"):
-            load_examples(str(path), 1)
+            load_examples(few_shot(path, 1))
 
 
 # ---- checking ----

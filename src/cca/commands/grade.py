@@ -17,7 +17,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `cca grade`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--grader", required=True, metavar="NAME", help="number, exact, math-verify, or your own module:function"
+        "--grader",
+        required=True,
+        metavar="NAME",
+        help="number, stated, exact, math-verify, or your own module:function",
     )
     parser.add_argument("-n", type=int, default=20, metavar="N", help="disagreements to show (default 20)")
     parser.add_argument("--json", action="store_true", help="print all of them as JSON on stdout")

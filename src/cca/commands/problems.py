@@ -34,7 +34,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="which column of a file holds what, such as question=prompt answer=target",
     )
     parser.add_argument(
-        "--grader", default="number", metavar="NAME", help="of --check, as problems.grader of a run (default number)"
+        "--grader",
+        default="number",
+        metavar="NAME",
+        help="of --check, as problems.grader of a run: number (default), stated, exact, math-verify, module:function",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to stdout")
     parser.add_argument(

@@ -1,11 +1,11 @@
 """What answer a text gives, and whether it equals the gold answer, by reading alone (no sympy, no torch)."""
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from cca.grading.characters import plain
 from cca.grading.numbers import last_match, last_number, normal_number, one_number, same_number, unwrap
+from cca.grading.stated import BOX, held, stated_number
 
 
 class Graded(NamedTuple):
@@ -18,19 +18,12 @@ class Graded(NamedTuple):
 Grader = Callable[[str, str], Graded]
 """From a text and its gold answer."""
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{")
-
 
 def final_text(text: str) -> str:
     r"""What follows the last ``####``, or the whole text, stripped; of that, what the last ``\boxed{}`` holds."""
     text = unwrap(plain(text)).replace("⁄", "/").rsplit("####", 1)[-1]
-    if box := last_match(_BOX, text):
-        text, depth = text[box.end() :], 1
-        for brace in re.finditer(r"[{}]", text):
-            depth += 1 if brace[0] == "{" else -1
-            if not depth:
-                text = text[: brace.start()]
-                break
+    if box := last_match(BOX, text):
+        text = held(text, box.end())
     return text.strip()
 
 
@@ -45,6 +38,17 @@ def grade_number(text: str, gold: str) -> Graded:
     return Graded(answer, wanted != "" and same_number(answer, wanted))
 
 
+def grade_stated(text: str, gold: str) -> Graded:
+    """As `grade_number`, of the answer that `text` states first (`stated_number`), if it states one.
+
+    What is written after a statement does not count: a model that was shown worked examples goes on with questions of
+    its own. A fraction in a statement is always read as one.
+    """
+    wanted = one_number(final_text(gold))
+    answer = stated_number(text)
+    return Graded(answer, wanted != "" and same_number(answer, wanted)) if answer else grade_number(text, gold)
+
+
 def grade_exact(text: str, gold: str) -> Graded:
     """The final text, compared with the final text of `gold` as it stands.
 
@@ -55,4 +59,4 @@ def grade_exact(text: str, gold: str) -> Graded:
     return Graded(answer, answer != "" and same)
 
 
-GRADERS: dict[str, Grader] = {"number": grade_number, "exact": grade_exact}
+GRADERS: dict[str, Grader] = {"number": grade_number, "stated": grade_stated, "exact": grade_exact}

@@ -19,8 +19,8 @@ def load_grader(grader: str | Callable[[str, str], Any]) -> Grader:
     """The grader of that name, or a function of the user's as a grader; tried once before it is handed out.
 
     Args:
-        grader: ``number``, ``exact``, ``math-verify``, ``package.module:function``, or the function itself. A
-            function takes a text and the gold answer and returns whether the text is right, or (the answer that it
+        grader: ``number``, ``stated``, ``exact``, ``math-verify``, ``package.module:function``, or the function itself.
+            A function takes a text and the gold answer and returns whether the text is right, or (the answer that it
             gives, empty where it gives none, whether that is right). A module is found as Python finds it, last in the
             current directory, which stays on the path for what the module imports.
 

@@ -1,4 +1,4 @@
-"""Numbers in text: the last one, and whether a text is one number and what it is."""
+"""Numbers in text: the first and the last one, and whether a text is one number and what it is."""
 
 import re
 from decimal import Decimal
@@ -82,6 +82,15 @@ def last_number(text: str, *, fractions: bool = False) -> str:
         if match and value is not None and not _NUMBER.search(text, match.end()):
             return str(value)
     match = last_match(_NUMBER, text)
+    return _decimal(_sign(match), match[2]) if match else ""
+
+
+def first_number(text: str) -> str:
+    """The first number in `text`, an answer, as `last_number` writes it. A fraction is always read as one."""
+    text = _readable(f"####{text}").removeprefix("####")
+    match, fraction = _NUMBER.search(text), _FRACTION.search(text)
+    if match and fraction and fraction.start() <= match.start(2) and (value := _fraction(fraction)) is not None:
+        return str(value)
     return _decimal(_sign(match), match[2]) if match else ""
 
 

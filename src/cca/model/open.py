@@ -93,8 +93,8 @@ def open_model(
         source: ``bundled``, a folder, a GGUF file, a hub name, or a (transformers model, tokenizer) that is already in
             memory and stays as it is.
         prompt: how problems become prompts, or only in which style; by default ``Q: ...`` and ``A:``.
-        grader: how answers are judged: ``number``, ``exact``, ``math-verify``, ``module:function``, or a function that
-            takes (text, gold answer) and returns whether the text is right.
+        grader: how answers are judged: ``number``, ``stated``, ``exact``, ``math-verify``, ``module:function``, or a
+            function that takes (text, gold answer) and returns whether the text is right.
         prompter: one that is ready, in place of `prompt`, `grader` and `date`.
         date: today, for a chat template that says it in every prompt; by default the time now.
         **options: the fields of `ModelOptions`, such as ``dtype="bfloat16"``, for a model that is not in memory.
@@ -173,7 +173,7 @@ def _prompter(
     date: datetime | None,
 ) -> Prompter:
     check_prompt(prompt)
-    examples = load_examples(prompt.examples, prompt.shots, prompt.replace) if prompt.shots else ()
+    examples = load_examples(prompt)
     dated = {} if date is None else {"date": date}
     return Prompter.of(
         tokenizer, prompt, examples, end_tokens=ends.all, end_token=ends.own, grader=load_grader(grader), **dated

@@ -1,5 +1,6 @@
 """Worked examples for few-shot prompts: from lm-evaluation-harness, or from a file of one's own."""
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,32 +9,51 @@ import yaml
 
 from cca.errors import InputError, install_command
 from cca.problems.formats import Record, json_lines
-from cca.problems.prompts import Example
+from cca.problems.prompts import Example, PromptOptions
 from cca.problems.rows import cell_text
 
 LM_EVAL = "lm-eval:"
 
 
-def load_examples(source: str, count: int, replace: Mapping[str, str] | None = None) -> tuple[Example, ...]:
-    """The first `count` examples of ``lm-eval:TASK`` or of a JSON-lines file.
-
-    Args:
-        replace: what their solutions say otherwise: a text for another.
+def load_examples(options: PromptOptions) -> tuple[Example, ...]:
+    """The first `shots` examples of ``lm-eval:TASK`` or of a JSON-lines file, their solutions rewritten by `replace`.
 
     Raises:
-        InputError: as the functions below, or none of them says what is to be replaced.
+        InputError: as the functions below.
     """
+    source, count = options.examples, options.shots
+    if not count:
+        return ()
     if source.startswith(LM_EVAL):
         found = _lm_eval_examples(source.removeprefix(LM_EVAL), count)
     else:
         found = _file_examples(Path(source), count)
-    for old, new in (replace or {}).items():
-        if not any(old in example.solution for example in found):
+    return _rewritten(found, options.replace, source) if options.replace else found
+
+
+def _rewritten(examples: tuple[Example, ...], others: Mapping[str, str], source: str) -> tuple[Example, ...]:
+    """All at once, of two that begin at one place the longer, so that their order does not matter.
+
+    Raises:
+        InputError: one of the texts is in none of the solutions, or nothing is left of one.
+    """
+    pattern = re.compile("|".join(re.escape(text) for text in sorted(others, key=len, reverse=True)))
+    replaced: set[str] = set()
+
+    def other(match: re.Match[str]) -> str:
+        replaced.add(match[0])
+        return others[match[0]]
+
+    found = tuple(e._replace(solution=pattern.sub(other, e.solution)) for e in examples)
+    for text in others:
+        if text not in replaced:
             raise InputError(
-                f"prompt.replace: none of the {count} examples of {source} says {old!r}; the first ends with "
-                f"{found[0].solution[-60:]!r}"
+                f"prompt.replace has {text!r}, which is in none of the {len(examples)} worked solutions of {source}; "
+                f"the first ends with {examples[0].solution[-60:]!r}"
             )
-        found = tuple(Example(e.question, e.solution.replace(old, new)) for e in found)
+    for number, example in enumerate(found, 1):
+        if not example.solution.strip():
+            raise InputError(f"prompt.replace leaves nothing of worked solution {number} of {source}; mend it")
     return found
 
 

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -15,7 +15,7 @@ from cca.errors import InputError
 from cca.grading.answers import GRADERS, Graded, Grader
 from cca.options import CountOrNone, Options
 from cca.problems.chat import PROBES, Argument, Chat, Turn, open_chat
-from cca.problems.tokens import completed, continued, decoded, encoded, markers
+from cca.problems.tokens import completed, continued, decoded, encoded, is_marker, markers
 from cca.records import Problem, Trace
 
 Style = Literal["plain", "few-shot", "chat"]
@@ -51,19 +51,20 @@ class PromptOptions(Options):
     preamble: str = ""
     """Said first, before any example. In a chat it begins the first turn of the user, or is the system turn where the
     chat template wants one."""
-    prefill: str = ""
-    """How the assistant begins each answer of a chat, such as ``Let's think step by step.``, so that its form is
-    settled before the trace begins. It belongs to the prompt; answers of examples begin with it too."""
     separator: str = "\n\n"
-    """What stands between preamble, examples and question where they are one text (the paper's prompts: one new line; a
-    preamble that ends with one has a blank line after it)."""
+    """What stands between preamble, worked examples and question where they are one text, ``plain`` and ``few-shot``:
+    between any two of them, the preamble too. In a chat the chat template separates turns."""
     shots: CountOrNone = 0
     """How many examples."""
     examples: str = ""
     """Where they come from: ``lm-eval:TASK`` (those that lm-evaluation-harness shows) or a JSON-lines file with
     ``question`` and ``solution``."""
     replace: dict[str, str] = Field(default={})
-    """What their solutions say otherwise, for example ``{"The answer is" = "The final answer is"}``."""
+    """Rewrites their solutions, each text by the other: ``{'The answer is' = 'The final answer is'}``."""
+    prefill: str = ""
+    """Of ``chat``: how each answer of the assistant begins, such as ``Let's think step by step.``. It ends the prompt,
+    so that it is no part of an answer, and stop strings are looked for after it. It begins the worked examples' turns
+    too; there a space follows it, unless it ends with white space."""
     stop: tuple[str, ...] = ()
     """An answer ends before any of these strings, as well as at the model's end token."""
     chat_arguments: dict[str, Annotated[Argument, PlainValidator(_argument)]] = Field(default={})
@@ -88,21 +89,10 @@ def check_prompt(options: PromptOptions, where: str = "") -> None:
             "to a JSON-lines file with question and solution"
         )
     if options.replace and not options.shots:
-        raise InputError(f"{where}prompt.replace is for worked examples, and prompt.shots is 0; leave it out")
+        raise InputError(f"{where}prompt.replace rewrites worked examples, and prompt.shots shows none; leave it out")
     if "" in options.replace:
-        raise InputError(f"{where}prompt.replace has an empty text to replace; leave it out")
-    if options.prefill and options.style != "chat":
-        raise InputError(
-            f"{where}prompt.prefill begins the assistant's answer in a chat, and prompt.style is {options.style}; put "
-            "it at the end of prompt.template"
-        )
-    if not options.separator:
-        raise InputError(f"{where}prompt.separator is empty, so that examples run into each other; write a new line")
-    if options.separator != PromptOptions().separator and options.style == "chat":
-        raise InputError(
-            f"{where}prompt.separator is for prompts of one text, and in a chat each example has its own turns; leave "
-            "it out"
-        )
+        raise InputError(f"{where}prompt.replace replaces a text of no characters; name one, or leave it out")
+    _check_joined(options, where)
     for string in options.stop:
         if not string.strip(" "):
             raise InputError(f"{where}prompt.stop has {string!r}, at which every answer ends; leave it out")
@@ -113,6 +103,27 @@ def check_prompt(options: PromptOptions, where: str = "") -> None:
         )
     if taken := sorted(_NOT_ARGUMENTS & set(options.chat_arguments)):
         raise InputError(f"{where}prompt.chat_arguments.{taken[0]} is for cca to say; leave it out")
+
+
+def _check_joined(options: PromptOptions, where: str) -> None:
+    """See that separator and prefill are of the style."""
+    if options.style == "chat" and options.separator != PromptOptions().separator:
+        raise InputError(
+            f"{where}prompt.separator stands between examples that are one text, and in a chat the chat template "
+            "separates them; leave it out"
+        )
+    if not options.separator:
+        raise InputError(f"{where}prompt.separator is empty, so that examples run into each other; write a line break")
+    if found := re.search(r"\\[nrt]", options.separator):
+        raise InputError(
+            f"{where}prompt.separator has a backslash and the letter {found[0][1]}, and no line break or tab; in TOML "
+            "write it in double quotes, in a shell with single ones around: --set 'prompt.separator=\"\\n\"'"
+        )
+    if options.prefill and options.style != "chat":
+        raise InputError(
+            f"{where}prompt.prefill begins each answer of a chat, and prompt.style is {options.style}; "
+            "put it at the end of prompt.template"
+        )
 
 
 class Example(NamedTuple):
@@ -134,8 +145,8 @@ class Prompter:
             where it adds one); ``chat`` is the tokenizer's chat template with each example as a turn.
         preamble: what stands before everything. In a chat it begins the first turn of the user; where the template
             raises or leaves it out, it is a system turn.
-        prefill: how the assistant begins each answer of a chat.
-        separator: what stands between preamble, examples and question where they are one text.
+        separator: between preamble, examples and question, but in a chat.
+        prefill: how each answer of a chat begins; it is the end of the prompt.
         examples: worked examples, shown in this order.
         stop: strings before which a trace ends.
         grader: of the target's answers; those of other skills are compared as they stand.
@@ -149,8 +160,8 @@ class Prompter:
     end_tokens: frozenset[int]
     style: Style = "plain"
     preamble: str = ""
-    prefill: str = ""
     separator: str = "\n\n"
+    prefill: str = ""
     examples: tuple[Example, ...] = ()
     stop: tuple[str, ...] = ()
     grader: Grader = GRADERS["number"]
@@ -169,14 +180,36 @@ class Prompter:
             **others: further attributes.
 
         Raises:
-            InputError: a question, an example or the preamble does not arrive in a prompt.
+            InputError: a question, an example, the preamble or the prefill does not arrive in a prompt.
         """
         template = TEMPLATES[options.style] if options.template is None else options.template
-        same = ("style", "preamble", "prefill", "separator", "stop", "chat_arguments")
+        same = ("style", "preamble", "separator", "prefill", "stop", "chat_arguments")
         made = cls(tokenizer, template, examples=examples, **{name: getattr(options, name) for name in same}, **others)
+        if made.prefill:
+            made._check_prefill()
         for question in PROBES:
             made._ids(question)
         return made
+
+    def _check_prefill(self) -> None:
+        """See that answers can begin with the prefill.
+
+        Raises:
+            InputError: the chat template drops it from the examples' turns, the tokenizer loses it, or it ends a turn.
+        """
+        asks, refused = PROBES[0], f"prompt.prefill {self.prefill!r}"
+        replace(self, prefill="")._ids(asks)  # what is wrong without it, too, is said as such
+        try:
+            context = self._chat.written(self._turns(asks), ask=True)
+        except InputError as error:
+            raise InputError(f"{refused} is lost: {error}; or leave the prefill out") from error
+        bare, ids = (self.tokenizer.encode(t, add_special_tokens=False) for t in (context, context + self._begun))
+        text = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if ids == bare or not _read(text).endswith(_read(self.prefill)):
+            raise InputError(f"{refused} is lost: the tokenizer reads {text[-60:]!r}; use other words, or leave it out")
+        own = self.tokenizer.encode(self.prefill, add_special_tokens=False)
+        if any(token in self.end_tokens and is_marker(self.tokenizer, token) for token in own):
+            raise InputError(f"{refused} ends the answer that it begins; leave its end token out")
 
     def prompt(self, problem: Problem) -> tuple[int, ...]:
         """The prompt's token ids.
@@ -203,17 +236,11 @@ class Prompter:
 
     def _ids(self, question: str) -> tuple[int, ...]:
         if self.style == "chat":
-            text = self._chat.written(self._turns(question), ask=True) + self.prefill
+            text = self._chat.written(self._turns(question), ask=True) + self._begun
             ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             ids = encoded(self.tokenizer, self._text(question))
-        arrived = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if not _read(arrived).endswith(_read(self.prefill)):
-            raise InputError(
-                f"prompt.prefill {self.prefill[:60]!r} does not arrive in the prompt; the tokenizer does not know its "
-                "words, so write it in others or leave it out"
-            )
-        if _digits(question) not in _digits(arrived):
+        if _digits(question) not in _digits(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)):
             raise InputError(
                 f"the tokenizer loses numbers of the question {question[:60]!r}; use the tokenizer that belongs to the "
                 "model, or other questions"
@@ -229,19 +256,30 @@ class Prompter:
 
     @property
     def _gap(self) -> str:
-        """What stands between what an answer follows and the answer."""
-        before = self.prefill if self.style == "chat" else self.template
-        return "" if not before or before[-1].isspace() else " "
+        """What stands between the end of a prompt and its answer."""
+        end = self.prefill if self.style == "chat" else self.template
+        return "" if end[-1:].isspace() or (self.style == "chat" and not end) else " "
+
+    @cached_property
+    def _begun(self) -> str:
+        """The prefill, after the white space that the chat template writes where an answer begins."""
+        if not self.prefill:
+            return ""
+        asks, says = Turn("user", self._filled(PROBES[0])), Turn("assistant", PROBES[1])
+        try:
+            whole = self._chat.written([asks, says], ask=False)
+        except InputError:  # it lets no answer be the last turn
+            return self.prefill
+        context = self._chat.written([asks], ask=True)
+        before = whole.removeprefix(context).partition(says.content)[0] if whole.startswith(context) else ""
+        return before + self.prefill if before.isspace() else self.prefill
 
     def _turns(self, question: str) -> list[Turn]:
         turns: list[Turn] = []
         for example in self.examples:
-            turns += [Turn("user", self._filled(example.question)), self._said(example.solution)]
+            answer = f"{self.prefill}{self._gap}{example.solution}"
+            turns += [Turn("user", self._filled(example.question)), Turn("assistant", answer)]
         return [*turns, Turn("user", self._filled(question))]
-
-    def _said(self, solution: str) -> Turn:
-        """The assistant's turn with that solution."""
-        return Turn("assistant", f"{self.prefill}{self._gap}{solution}")
 
     @cached_property
     def _chat(self) -> Chat:
@@ -266,14 +304,14 @@ class Prompter:
 
     def _answered(self, question: Turn, solution: str) -> tuple[str, str]:
         """A prompt, and what the chat template writes after it where the assistant answers `solution`."""
-        context = self._chat.written([question], ask=True) + self.prefill
-        plain = context, f"{self._gap}{solution}"
+        context = self._chat.written([question], ask=True) + self._begun
+        said = f"{self._gap}{solution}"
         try:
-            whole = self._chat.written([question, self._said(solution)], ask=False)
+            whole = self._chat.written([question, Turn("assistant", self.prefill + said)], ask=False)
         except InputError:  # it lets no answer be the last turn, or changes this one
-            return plain
+            return context, said
         if not whole.startswith(context):
-            return plain
+            return context, said
         text, said = whole.removeprefix(context), solution.strip()
         end = text.rfind(said) + len(said)
         after = self.tokenizer.encode(text[end:], add_special_tokens=False)
@@ -299,7 +337,7 @@ class Prompter:
 
     @cached_property
     def _silent(self) -> frozenset[int]:
-        kept = " ".join((*self.stop, *(e.solution for e in self.examples)))
+        kept = " ".join((*self.stop, self.prefill, *(e.solution for e in self.examples)))
         return self.end_tokens | markers(self.tokenizer, kept)
 
     def stopped(self, tokens: Sequence[int]) -> bool:

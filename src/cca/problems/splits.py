@@ -55,7 +55,8 @@ class ProblemOptions(Options):
     held_out: Share = 0.2
     """Share of the templates that are kept out of the update entirely and only evaluated; for ``instance`` alone."""
     grader: str = "number"
-    """``number`` (the last one, as GSM-Symbolic does), ``exact``, ``math-verify`` or your own ``module:function``."""
+    """``number`` (the last one, as GSM-Symbolic does), ``stated`` (the one after the first "answer is", "answer:" or
+    ``####`` or in the first box, else the last), ``exact``, ``math-verify`` or your own ``module:function``."""
 
     def counts(self) -> dict[Split, int]:
         """Instances a template by split."""

@@ -110,7 +110,8 @@ def _measured(run: Run, rounding: Rounding, dtype: str) -> str:
 
 
 def _words(prompter: Prompter) -> str:
-    return "this text, in which the question stands for `{question}`" + (
+    begun = f", whose last words {prompter.prefill!r} begin the answer" if prompter.prefill else ""
+    return f"this text{begun}, in which the question stands for `{{question}}`" + (
         f", and the answer ends before {' or '.join(map(repr, prompter.stop))}" if prompter.stop else ""
     )
 

@@ -33,8 +33,7 @@ def target_source(config: Config) -> Source:
 
 def _shown(config: Config) -> list[str]:
     """The questions of the prompt's examples."""
-    prompt = config.prompt
-    return [e.question for e in load_examples(prompt.examples, prompt.shots)] if prompt.shots else []
+    return [e.question for e in load_examples(config.prompt)]
 
 
 def draw_problems(config: Config, source: Source | None = None) -> list[Problem]:
