@@ -20,7 +20,7 @@ def greedy(model, prompt: Sequence[int], max_new_tokens: int, end_tokens: frozen
     """Greedy decoding of one prompt, reading everything again for each token."""
     tokens: list[int] = []
     while len(tokens) < max_new_tokens:
-        logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, -1]
+        logits = model(input_ids=torch.tensor([[*prompt, *tokens]], device=model.device), use_cache=False).logits[0, -1]
         tokens.append(int(logits.argmax()))
         if tokens[-1] in end_tokens:
             break
@@ -42,8 +42,9 @@ def completions(
     end = min(prompter.end_tokens)
     width = max(len(head) for head in heads)
     prompt = list(pair.prompt)
-    ids = torch.tensor([[end] * (width - len(head)) + prompt + list(head) for head in heads])
-    mask = torch.tensor([[0] * (width - len(head)) + [1] * (len(prompt) + len(head)) for head in heads])
+    ids = [[end] * (width - len(head)) + prompt + list(head) for head in heads]
+    mask = [[0] * (width - len(head)) + [1] * (len(prompt) + len(head)) for head in heads]
+    ids, mask = (torch.tensor(rows, device=model.device) for rows in (ids, mask))
     shortest = min(len(head) for head in heads)
     out = model.generate(
         ids, attention_mask=mask, do_sample=False, max_new_tokens=max(1, limit - shortest), pad_token_id=end
@@ -78,7 +79,7 @@ def branching_pivot(
             if prompter.trace(problem, tokens).correct is pair.greedy.correct:
                 continue
             prefix = (*pair.prompt, *y[:k])
-            z = int(model(input_ids=torch.tensor([prefix])).logits[0, -1].argmax())
+            z = int(model(input_ids=torch.tensor([prefix], device=model.device)).logits[0, -1].argmax())
             desired, undesired = (z, y[k]) if pair.greedy.correct else (y[k], z)
             found = Pivot(
                 prefix,
@@ -110,7 +111,9 @@ def right_completions(
         uniforms = torch.from_numpy(stream(how["seed"], problem.id, k, token, n).random(limit - k))
         tokens = [*pair.sampled.tokens[:k], token]
         while len(tokens) < limit and tokens[-1] not in prompter.end_tokens:
-            logits = model(input_ids=torch.tensor([[*pair.prompt, *tokens]]), use_cache=False).logits[:, -1]
+            logits = model(
+                input_ids=torch.tensor([[*pair.prompt, *tokens]], device=model.device), use_cache=False
+            ).logits[:, -1]
             tokens.append(int(pick(logits, how["temperature"], uniforms[[len(tokens) - k]])))
         right += prompter.trace(problem, tokens).correct
     return right
@@ -138,7 +141,8 @@ def projections_gated(model, components: Components, gates: Tensor) -> Iterator[
 
     def scale_rows(rows: Tensor, gate: Tensor):
         def hook(_: nn.Module, __: object, out: Tensor) -> Tensor:
-            factor = torch.ones(out.shape[-1]).index_put((rows.flatten(),), gate.repeat_interleave(rows.shape[1]))
+            where = rows.flatten().to(gate.device)
+            factor = gate.new_ones(out.shape[-1]).index_put((where,), gate.repeat_interleave(rows.shape[1]))
             return last_scaled(out, factor)
 
         return hook
@@ -208,7 +212,7 @@ def pivot_loss(model, pivots: Sequence[Pivot], loss: str = "linear") -> Tensor:
     """Mean of d = logit[undesired] - logit[desired], or of log(1 + exp(d)), one pivot at a time."""
     losses = []
     for pivot in pivots:
-        logits = model(input_ids=torch.tensor([pivot.prefix]), use_cache=False).logits[0, -1]
+        logits = model(input_ids=torch.tensor([pivot.prefix], device=model.device), use_cache=False).logits[0, -1]
         difference = logits[pivot.undesired] - logits[pivot.desired]
         losses.append(difference if loss == "linear" else torch.log1p(difference.exp()))
     return torch.stack(losses).mean()

@@ -173,9 +173,11 @@ def test_pivots_by_kind_tell_what_both_models_make_of_them():
         for problem, both in prefers.items()
         for model, chosen in zip(("base", "updated"), both, strict=True)
     ]
-    found = by_kind({"a": "digit", "b": "digit", "c": "digit", "d": "end"}, choices)
-    assert {kind: tuple(vars(of).values()) for kind, of in found.items() if of.n} == {
-        "digit": (3, 2, 1), "end": (1, 0, 0),
+    found = by_kind(
+        {"a": "digit", "b": "digit", "c": "digit", "d": "end", "e": "end", "f": "word"}, choices, {"e", "f"}
+    )
+    assert {kind: tuple(vars(of).values()) for kind, of in found.items() if of.n or of.unconfirmed} == {
+        "digit": (3, 2, 1, 0), "end": (1, 0, 0, 1), "word": (0, 0, 0, 1),
     }  # fmt: skip
     assert list(found)[:2] == ["digit", "end"]
     assert found.keys() == counted([]).keys()

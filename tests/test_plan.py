@@ -1,6 +1,7 @@
 """`cca run CONFIG --dry-run`, for every config in the repository, on a tiny model of its family without weights."""
 
 import json
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -48,6 +49,7 @@ def harness(tmp_path, monkeypatch):
     (file,) = tasks.iterdir()
     file.write_text(file.read_text().replace("target: It is", "target: 1 + 1 is 2. The answer is"))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lm_eval", raising=False)  # the real one, where another test needed it
     rows = [
         {
             "id": t,

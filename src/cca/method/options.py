@@ -47,7 +47,7 @@ class PivotOptions(Options):
     gap: Share = 0.2
     """A pivot counts where the success rate after the desired token is higher by at least this (arXiv 2412.08905)."""
     temperature: Positive = 1.0
-    """Temperature of these completions."""
+    """Temperature of these completions, which are drawn as traces are (``traces.top_k``)."""
 
     def sampled(self, limit: int) -> int:
         """Completions that are sampled for one pivot, at most, where a trace has up to `limit` tokens."""

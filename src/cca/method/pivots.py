@@ -71,6 +71,7 @@ def find_pivots(
                 traces.problems,
                 options,
                 seed=seed,
+                top_k=traces.options.top_k,
                 max_new_tokens=traces.options.max_new_tokens,
                 slots=traces.options.batch,
                 done=lambda _: progress(next(counted), len(usable)) if progress else None,
@@ -140,6 +141,7 @@ def search_pivots(
     options: PivotOptions = PivotOptions(),  # noqa: B008 (frozen)
     *,
     seed: int = 0,
+    top_k: int = 0,
     max_new_tokens: int,
     slots: int,
     done: Callable[[Pivot], None] | None = None,
@@ -151,6 +153,7 @@ def search_pivots(
     same traces ahead of time. The smallest that turns the outcome counts, so that this changes nothing but the time.
 
     Args:
+        seed: of sampled completions, which are drawn from the `top_k` likeliest tokens (0: from all).
         slots: completions that are written at once.
         done: told of each pivot as soon as it is found and, where that is asked for, confirmed.
         watch: sees the writing go on.
@@ -168,7 +171,7 @@ def search_pivots(
         for number, pair in enumerate(pairs):
             finished(number, prefix_pivot(pair))
         return list(found.values())
-    terms = Terms(prompter, options, seed, max_new_tokens)
+    terms = Terms(prompter, options, seed, max_new_tokens, top_k)
     searches = [
         SEARCHES[options.method](number, pair, problems[pair.problem], terms, partial(finished, number))
         for number, pair in enumerate(pairs)

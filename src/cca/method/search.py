@@ -20,12 +20,13 @@ from cca.records import Pivot, Problem, TracePair
 
 @dataclass(frozen=True)
 class Terms:
-    """What all searches have in common. limit: tokens of an answer."""
+    """What all searches have in common. limit: tokens of an answer. top_k: as of the traces' samples."""
 
     prompter: Prompter
     options: PivotOptions
     seed: int
     limit: int
+    top_k: int = 0
 
 
 class Node(NamedTuple):
@@ -112,6 +113,7 @@ class Search:
                 len(self.y) + n,
                 partial(self._sample_ended, node),
                 temperature=terms.options.temperature,
+                top_k=terms.top_k,
                 uniforms=stream(terms.seed, self.problem.id, *node, n).random(terms.limit - node.position),
             )
             for node in fresh

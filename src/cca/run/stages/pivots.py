@@ -39,6 +39,7 @@ def work(run: Run) -> None:
             by_id,
             options,
             seed=run.config.seed,
+            top_k=traces.options.top_k,
             max_new_tokens=traces.options.max_new_tokens,
             slots=traces.options.batch,
             done=found,
