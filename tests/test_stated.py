@@ -26,6 +26,7 @@ STATED = {
         "the answer is ４２",
         "The answer is 42 eggs for 3 children", "The answer is 42, since x = 3", "The answer is 42 (as 6 * 7 is)",
         "The answer is 6 * 7 = 42", "The answer is 6 x 7 = $42.00", "The answer is 6 * (3 + 4) = 42 eggs",
+        "The answer is 42 (6 * 7 = 42 and 2 * 3 = 6)", "The answer is 42 eggs (9 = 3 * 3)", "The answer is 6 * 7\n= 42",
         "The answer is 6 * 7 =\n42", "The answer is 42 = forty-two", "The answer is x = 42 and y = 3",
         "#### 6 * 7 = 42",
         "The answer is USD 42", "The answer is Rs. 42", "The answer is approx. 42", "Answer: \\text{42 eggs}",

@@ -13,11 +13,11 @@ _BEFORE = re.compile(r"(?:[^\w.!?]|\.{2,}|_)*")
 """What may stand between those words and the answer, line breaks too."""
 _WORD = re.compile(r"(?<!\\)(?!(?:Rs|US|USD|EUR|GBP|INR)\b)[^\W\d_]{2}")
 _END = re.compile(  # not in "3.5", "Rs. 5" and "5! = 120"
-    r"(?<!=)(?<!= )\n"
+    r"(?<!=)(?<!= )\n(?!\s{0,9}=)"
     r"|(?:(?<=\d)\.(?!\d)|(?<!\bRs)(?<!\bNo)(?<!\bapprox)\.(?![\w.])|(?<!\\)[!?])(?!\s*=)"
 )
 _CLAUSE = re.compile(
-    r"[,;]\s|[\s(](?:and|as|because|but|for|from|given|if|or|since|so|though|when|where|which|while|with)\b", re.I
+    r"[,;]\s|(?<=\w)\s\(|[\s(](?:and|as|because|but|for|from|given|if|or|since|so|though|when|where|which|while|with)\b", re.I
 )
 _EQUALS = re.compile(r"(?<![<>=!])=(?![=>])")
 _DIGIT = re.compile(r"\d")
