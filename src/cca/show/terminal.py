@@ -128,9 +128,12 @@ def show_pivot(console: Console, view: PivotView) -> None:
         text = Text(f"{sign} {name:<9} ")
         text.append_text(safe(_visible(side.token), style)).append_text(safe(side.text))
         console.print(Padding(text, (0, 0, 0, 2)))
-        graded = f"answer {side.answer or 'none'}: {side.verdict}, gold {view.gold}"
-        sampled = "" if side.right is None else f"; sampled: {side.right} of {view.samples} right"
-        console.print(Padding(safe(f"{graded}; {_odds(side)}{sampled}", "dim"), (0, 0, 0, 14)))
+        told = [f"answer {side.answer or 'none'}: {side.verdict}, gold {view.gold}"]
+        if view.outcome != "not confirmed":  # nobody asks either model about those
+            told.append(_odds(side))
+        if side.right is not None:
+            told.append(f"sampled: {side.right} of {view.samples} right")
+        console.print(Padding(safe("; ".join(told), "dim"), (0, 0, 0, 14)))
     console.print()
 
 
