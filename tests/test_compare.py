@@ -12,7 +12,7 @@ from cca.evaluation.pooling import outcomes
 from cca.evaluation.results import Comparison
 from cca.folder import RunFolder
 from cca.io import from_json, to_json
-from cca.records import Score, Split
+from cca.records import Pivot, Score, Split, WithoutPivot
 from cca.run import compare
 from cca.run.config import load_config
 from cca.show.tables import markdown
@@ -176,3 +176,19 @@ def test_what_is_no_change_of_rows_is_not_merged(out, tmp_path, capsys):
     assert cli.main(["merge", str(out / "0" / "bias"), str(tmp_path / "merged")]) == 2
     assert "trained bias, and only rows can be merged" in capsys.readouterr().err
     assert cli.main(["merge", str(out / "0" / "gradient"), str(tmp_path / "merged")]) == 0
+
+
+def test_each_method_s_own_pivots_are_confirmed_where_that_is_asked_for(tmp_path):
+    """Those of the Prefix method that are kept beside others are never sampled, so that all of them would count."""
+    (tmp_path / "small.toml").write_text(SETTINGS)
+    more = ["--set", "pivots.confirm=2", "--set", "pivots.gap=1.0", "--set", "problems.templates=[43, 58]"]
+    chosen = ["--methods", "branching", "prefix", "--set", "evaluation.transfer=[]", "--set", "problems.held_out=0"]
+    assert run(tmp_path, *more, *chosen) == 0
+    for method in ("branching", "prefix"):
+        folder = RunFolder.open(tmp_path / "out" / "0" / method)
+        own = [p for p in folder.read("pivots.jsonl", Pivot) if p.method == method]
+        assert {p.samples for p in own} == {2}
+        weak = {w.problem for w in folder.read("without_pivot.jsonl", WithoutPivot) if w.reason == "not_confirmed"}
+        assert weak == {p.problem for p in own if p.gain != 1}
+    traces = [(tmp_path / "out" / "0" / method / "traces.jsonl").read_bytes() for method in ("branching", "prefix")]
+    assert traces[0] == traces[1]

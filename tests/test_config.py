@@ -81,6 +81,12 @@ def test_a_dropout_that_would_leave_nothing_is_refused(written):
         load_config(None, (f"update.lora_dropout={written}",))
 
 
+@pytest.mark.parametrize("name", ["pivots.temperature", "traces.temperature_if_wrong", "update.learning_rate"])
+def test_what_is_positive_is_finite(name):
+    with pytest.raises(InputError, match=rf"{name}: .*finite"):
+        load_config(None, (f"{name}=inf",))
+
+
 @pytest.mark.parametrize("written", ["1.5", "-0.1", "80", "nan", "yes"])
 def test_a_skip_solved_that_is_no_share_is_refused(written):
     with pytest.raises(InputError, match=r"traces\.skip_solved: "):

@@ -1,7 +1,8 @@
 """`cca compare`: run every method on identical problems and budgets, several seeds each, and rank them in one table.
 
 Each method is an ordinary run, OUT/SEED/METHOD. The methods of a seed share problems, traces, pivots and the base
-model's answers, and all but the Prefix method the circuit; finished runs are not redone.
+model's answers, and all but the Prefix method the circuit; where pivots are confirmed, that has pivots of its own.
+Finished runs are not redone.
 """
 
 import shutil
@@ -93,13 +94,20 @@ def run_methods(out: Path, plan: ComparisonPlan, display: "Display", say: Callab
                     say(f"seed {seed}, {method}: {METHODS[method].title}")
                     if model is not None:
                         first.use(model)
-                    shared = METHODS[method].shares
+                    shared = _shared(method, run.config, first.config)
                     first.execute(shared)
                     run.share(first, shared)
                     share_base_answers(out / str(seed), run.folder)
                     run.use(first.model)
                     run.execute(MEASURED)
                     model = run.model
+
+
+def _shared(method: str, own: Config, first: Config) -> tuple[str, ...]:
+    """Stages whose outcome a method has in common with the branching one. The prefix pivots that are kept beside others
+    are not confirmed."""
+    confirms_others = own.pivots != first.pivots and own.pivots.confirm > 0
+    return tuple(stage for stage in METHODS[method].shares if stage == "trace" or not confirms_others)
 
 
 def _start(out: Path, plan: ComparisonPlan, method: str, seed: int, display: "Display") -> Run:
