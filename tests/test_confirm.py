@@ -1,6 +1,8 @@
 """Pivots by success rates of sampled completions, against plain sampling."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import reference
@@ -125,8 +127,31 @@ def test_pivots_that_do_not_count_are_left_out_and_told_where_none_is_left(pairs
     assert 0 < len(counting) < len(confirmed)
     assert min(p.gain or 0.0 for p in counting) > 0.9
     weak = [p for p in confirmed if (p.gain or 0.0) < 0.9]
-    with pytest.raises(NothingToLearnError, match=r"at none of \d+ pivots .* 4 sampled .* pivots.gap = 0.9 .* lower"):
+    with pytest.raises(NothingToLearnError, match=r"none of \d+ training pivots .* 4 sampled .*gap = 0.9 .* lower"):
         check_found(weak, traces, PivotOptions(confirm=4, gap=0.9))
+
+
+def test_a_pivot_of_the_probability_method_says_how_many_completions_found_it(bundled, prompter, pairs, by_id):
+    for pivot in searched(bundled, prompter, pairs, by_id, method="probability", confirm=2):
+        looks = pivot.completions // 2
+        assert pivot.completions == 2 * looks and 1 <= looks <= 1 + math.ceil(math.log2(pivot.deviations))
+
+
+def test_pivots_of_which_none_is_to_train_on_are_counted_without_those_of_validation(confirmed):
+    weak = [replace(p, split="train", samples=4, right_after_desired=1, right_after_undesired=0) for p in confirmed[:3]]
+    strong = [replace(p, split="validation", samples=4, right_after_desired=4, right_after_undesired=0) for p in weak]
+    with pytest.raises(NothingToLearnError, match=r"none of 3 training pivots .*at most by 0\.25"):
+        check_found(weak + strong, Traces((), {}, TraceOptions()), PivotOptions(confirm=4, gap=0.9))
+
+
+@pytest.mark.parametrize("limit", range(1, 70))
+def test_as_many_completions_are_planned_as_halving_may_sample(limit):
+    """Always to the right, which takes the most looks and ends where both sides are still to be sampled."""
+    low, high, looks = -1, limit - 1, 1
+    while high - low > 1:
+        low, looks = (low + high) // 2, looks + 1
+    sides = 1 if limit == 1 else 2
+    assert PivotOptions(method="probability", confirm=5).sampled(limit) >= 5 * (looks + sides)
 
 
 def test_the_probability_method_without_samples_is_refused_before_anything_slow(bundled, pairs, by_id, capsys):
@@ -165,6 +190,8 @@ def test_what_samples_say_of_a_pivot_is_shown_and_those_that_do_not_count_have_t
     assert shown.count(": not confirmed (") == len(weak)
     for pivot in found:
         assert f"; sampled: {pivot.right_after_desired} of 4 right" in shown
+    said = " ".join(shown.split())  # of a pivot that does not count neither model is ever asked
+    assert said.count("its probability is known after cca evaluate") == 2 * (len(found) - len(weak))
 
 
 def test_a_killed_search_goes_on_to_the_same_rates(run):

@@ -168,7 +168,7 @@ class Pivot:
     on_slip: bool | None = None
     """Whether the pivot is the planted slip's own token; None where the wrong trace contains no planted slip."""
     completions: int = 0
-    """Completions generated to find it."""
+    """Completions generated to find it (Probability method: sampled), without those that confirm it."""
     deviations: int = 0
     after_desired: tuple[int, ...] = ()
     """How the base model's text goes on after the prefix where it goes on with `desired`, which comes first: greedily

@@ -89,8 +89,8 @@ def confirmed(found: int, counting: int, samples: int, gap: float) -> Finding:
     return _finding(
         "confirmed pivots",
         counting >= MOSTLY_CONFIRMED * found,
-        f"at {counting} of {found} pivots the success rates of {samples} sampled completions after either token differ "
-        f"by {gap:g} or more; the others were not learned from",
+        f"at {counting} of {found} pivots the success rate of {samples} sampled completions is higher after the "
+        f"desired token by {gap:g} or more; the others were not learned from",
         {"found": found, "confirmed": counting, "samples": samples, "gap": gap},
         "most turns are chance: the greedy completion is right or wrong whatever the token; settle the form of answers "
         "(prompt.prefill, worked examples), trace more problems so that enough pivots are left, or find them by "

@@ -51,7 +51,8 @@ class PivotOptions(Options):
 
     def sampled(self, limit: int) -> int:
         """Completions that are sampled for one pivot, at most, where a trace has up to `limit` tokens."""
-        places = 2 + math.ceil(math.log2(limit)) if self.method == "probability" else 2
+        # halving begins with one, and both sides of the last deviation are new to it
+        places = 3 + math.ceil(math.log2(limit)) if self.method == "probability" else 2
         return places * self.confirm
 
     def check(self, where: str = "") -> None:

@@ -94,10 +94,10 @@ def check_found(pivots: Sequence[Pivot], traces: Traces, options: PivotOptions) 
     if solved:
         share = traces.options.skip_solved
         said += f", {solved} of these of templates left out as solved, traces.skip_solved = {share:g}"
-    if any(p.split == "train" for p in pivots):
-        best = max(p.gain or 0.0 for p in pivots if p.split == "train")
-        why = f"at none of {len(pivots)} pivots do the success rates of {options.confirm} sampled completions differ "
-        why += f"by pivots.gap = {options.gap:g} (at most by {best:g}); lower pivots.gap, or set pivots.confirm=0"
+    if gains := [p.gain or 0.0 for p in pivots if p.split == "train"]:
+        why = f"at none of {len(gains)} training pivots is the success rate of {options.confirm} sampled completions "
+        why += f"higher after the desired token by pivots.gap = {options.gap:g} (at most by {max(gains):g}); lower "
+        why += "pivots.gap, or set pivots.confirm=0"
         raise NothingToLearnError(f"no training problem gave a pivot that counts ({said}): {why}")
     why = cut_off(traces.cut, traces.options.max_new_tokens)
     if not why and solved:

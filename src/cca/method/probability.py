@@ -57,6 +57,7 @@ class Probability(Search):
                 k,
                 after_argmax=greedy[k:] if known else (argmax,),
                 after_token=self.y[k:],
+                completions=self.terms.options.confirm * len(self.right),
                 deviations=len(self.deviations),
             )
         )
