@@ -17,7 +17,8 @@ _END = re.compile(  # not in "3.5", "Rs. 5" and "5! = 120"
     r"|(?:(?<=\d)\.(?!\d)|(?<!\bRs)(?<!\bNo)(?<!\bapprox)\.(?![\w.])|(?<!\\)[!?])(?!\s*=)"
 )
 _CLAUSE = re.compile(
-    r"[,;]\s|(?<=\w)\s\(|[\s(](?:and|as|because|but|for|from|given|if|or|since|so|though|when|where|which|while|with)\b", re.I
+    r"[,;]\s|(?<=\w)\s\(|[\s(](?:and|as|because|but|for|from|given|if|or|since|so|though|when|where|which|while|with)\b",
+    re.I,
 )
 _EQUALS = re.compile(r"(?<![<>=!])=(?![=>])")
 _DIGIT = re.compile(r"\d")
