@@ -24,11 +24,10 @@ from cca.run.run import Run
 from cca.run.stages import MEASURED
 from cca.show.tables import points
 
-CONFIRMED, HALF = "branching confirmed", "branching confirmed by half"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "branching": (),
-    CONFIRMED: ("pivots.confirm=16",),
-    HALF: ("pivots.confirm=16", "pivots.gap=0.5"),
+    "branching confirmed": ("pivots.confirm=16",),
+    "branching confirmed by half": ("pivots.confirm=16", "pivots.gap=0.5"),
     "prefix": ("pivots.method=prefix",),
     "prefix confirmed": ("pivots.method=prefix", "pivots.confirm=16"),
     "probability": ("pivots.method=probability", "pivots.confirm=16"),
@@ -49,8 +48,6 @@ def variant_runs(out: Path, config: Path | None, settings: list[str], seeds: lis
                 continue
             if name != names[0]:
                 run.share(found[names[0]][-1], ("trace",))
-            if name == HALF and CONFIRMED in names:  # where a pivot counts from changes no pivot
-                run.share(found[CONFIRMED][-1], ("pivots",))
             if model is not None:
                 run.use(model)
             share_base_answers(out / str(seed), run.folder)

@@ -192,3 +192,10 @@ def test_each_method_s_own_pivots_are_confirmed_where_that_is_asked_for(tmp_path
         assert weak == {p.problem for p in own if p.gain != 1}
     traces = [(tmp_path / "out" / "0" / method / "traces.jsonl").read_bytes() for method in ("branching", "prefix")]
     assert traces[0] == traces[1]
+
+
+def test_a_comparison_of_other_pivots_than_its_methods_are_named_for_is_refused(tmp_path, capsys):
+    for settings in (["pivots.method=prefix"], ["pivots.method=probability", "pivots.confirm=4"]):
+        sets = [word for setting in settings for word in ("--set", setting)]
+        assert cli.main(["compare", "--methods", "branching", "--out", str(tmp_path / "out"), *sets]) == 2
+        assert "a comparison takes branching pivots" in capsys.readouterr().err

@@ -127,11 +127,7 @@ def test_pivots_that_do_not_count_are_left_out_and_told_where_none_is_left(pairs
     assert 0 < len(counting) < len(confirmed)
     assert min(p.gain or 0.0 for p in counting) > 0.9
     weak = [p for p in confirmed if (p.gain or 0.0) < 0.9]
-<<<<<<< HEAD
-    with pytest.raises(NothingToLearnError, match=r"none of \d+ training pivots .* 4 sampled .* pivots.gap = 0.9 .* lower"):
-=======
     with pytest.raises(NothingToLearnError, match=r"none of \d+ training pivots .* 4 sampled .*gap = 0.9 .* lower"):
->>>>>>> x22-hostile
         check_found(weak, traces, PivotOptions(confirm=4, gap=0.9))
 
 

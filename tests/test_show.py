@@ -89,7 +89,7 @@ def test_pivots_are_shown_with_their_kind_counted_by_kind_and_one_kind_alone(men
         of = found["by_kind"][kind]
         assert (of["preferred"], of["mended"]) == (became["already preferred"] + became["broken"], became["mended"])
         text = one_line(shown(capsys, "pivots", str(mended), "-n", "1", "--kind", kind))
-        assert text.startswith(f"1 of {counts[kind]} pivots of the kind {kind}. By kind, all of the run: ")
+        assert text.startswith(f"1 of {counts[kind]} pivots of the kind {kind}. By kind, all that were found: ")
         assert all(f"{count} {name}" in text for name, count in counts.items())
         assert f"({kind}; " in text
     assert "0 of 0 pivots of the kind end." in shown(capsys, "pivots", str(mended), "--kind", "end")

@@ -143,8 +143,8 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "prompts": f"about {work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
         "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
         f"each of at most {work.max_new_tokens} tokens",
-        "pivots": f"at most {work.pivots:,} to train on; one completion for each deviation that is tried"
-        + (f", and at most {work.sampled_completions:,} samples" if work.sampled_completions else ""),
+        "pivots": f"at most {work.pivots:,} to train on; by branching, one completion for each deviation that is tried"
+        + (f"; to see what decides, at most {work.sampled_completions:,} samples" if work.sampled_completions else ""),
         "circuit": f"at most {work.circuit_steps:,} steps of {work.circuit_batch} pivots, one token each",
         "update": f"at most {work.update_steps:,} steps over all pivots, {work.validations} validations of "
         f"{work.validation_problems:,} problems",

@@ -101,7 +101,7 @@ def _pivots(options: argparse.Namespace, console: "Console") -> Any:
         views, what = [v for v in views if v.on_slip is False], f"{what} that miss their planted slip"
         count = len(views)
     chosen = [views[i * len(views) // options.n] for i in range(options.n)] if len(views) > options.n else views
-    console.print(f"{len(chosen)} of {count} {what}. By kind, all of the run: {kinds}.\n")
+    console.print(f"{len(chosen)} of {count} {what}. By kind, all that were found: {kinds}.\n")
     for view in chosen:
         show_pivot(console, view)
     return [asdict(v) for v in chosen]

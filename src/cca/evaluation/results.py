@@ -140,7 +140,7 @@ class OfKind:
 class PivotSummary:
     """Counts of stage 1. without: by reason. on_slip: by method; None for a model without planted slips.
 
-    by_kind: of all kinds, the commonest first.
+    by_kind: of all kinds, the commonest first. completions, sampled: written to find pivots, and to confirm them.
     """
 
     problems: int
@@ -151,6 +151,7 @@ class PivotSummary:
     completions: int
     on_slip: dict[str, OnSlip | None]
     by_kind: dict[Kind, OfKind] = field(default_factory=dict)
+    sampled: int = 0
 
 
 @dataclass(frozen=True)

@@ -57,15 +57,17 @@ def pivot_summary(
         choices: what both models make of these.
         unconfirmed: problems of those that do not count.
     """
-    chosen = pivots[method]
+    every = pivots[method]
+    chosen = [p for p in every if p.problem not in unconfirmed]
     return PivotSummary(
         problems=len(pairs),
         traces=len(pairs) + sum(pair.drawn for pair in pairs),
         found=len(chosen),
         share=len(chosen) / len(pairs),
         without=dict(Counter(record.reason for record in left_out)),
-        completions=sum(p.completions for p in chosen),
-        on_slip={name: on_slip(found) for name, found in pivots.items()},
+        completions=sum(p.completions for p in every),
+        sampled=sum(2 * p.samples for p in every),
+        on_slip={name: on_slip(found) for name, found in {**pivots, method: chosen}.items()},
         by_kind=by_kind(kinds, choices, unconfirmed),
     )
 

@@ -73,6 +73,11 @@ def plan(
         rate = (f"update.learning_rate={rates[method]}",) if method in rates else ()
         return load_config(path, (*overrides, *METHODS[method].settings, *rate, f"seed={seed}"))
 
+    if (method := load_config(path, overrides).pivots.method) != "branching":
+        raise InputError(
+            f"pivots.method is {method}, and a comparison takes branching pivots, and prefix ones for its method of that "
+            "name; leave it out"
+        )
     chosen = ComparisonPlan(tuple(m for m in METHODS if m in methods), tuple(dict.fromkeys(seeds)), config)
     for method in chosen.methods:
         Run.check(config(method, chosen.seeds[0]))

@@ -135,9 +135,10 @@ def set_table(summary: Summary) -> RunTable:
 
 def pivots_found(summary: Summary) -> str:
     found = summary.pivots
-    return (
-        f"{found.found} from {found.problems} problems ({summary.pivot_method} method, {found.completions} completions)"
-    )
+    written = f"{found.completions:,} completion{'s' * (found.completions != 1)}"
+    if found.sampled:
+        written += f", and {found.sampled:,} sampled to confirm pivots"
+    return f"{found.found} from {found.problems} problems ({summary.pivot_method} method, {written})"
 
 
 def kind_table(summary: Summary) -> RunTable:

@@ -101,11 +101,9 @@ def work(run: Run) -> None:
 
 
 def _by_method(run: Run) -> dict[str, list[Pivot]]:
-    """The pivots that each method found, of the run's own those that count."""
-    found: dict[str, list[Pivot]] = {run.config.pivots.method: run.pivots()}
+    found: dict[str, list[Pivot]] = {run.config.pivots.method: []}
     for pivot in run.folder.read("pivots.jsonl", Pivot):
-        if pivot.method != run.config.pivots.method:
-            found.setdefault(pivot.method, []).append(pivot)
+        found.setdefault(pivot.method, []).append(pivot)
     return found
 
 
