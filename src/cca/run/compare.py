@@ -75,8 +75,8 @@ def plan(
 
     if (method := load_config(path, overrides).pivots.method) != "branching":
         raise InputError(
-            f"pivots.method is {method}, and a comparison takes branching pivots, and prefix ones for its method of that "
-            "name; leave it out"
+            f"pivots.method is {method}, and a comparison takes branching pivots, and prefix ones for its method of "
+            "that name; leave it out"
         )
     chosen = ComparisonPlan(tuple(m for m in METHODS if m in methods), tuple(dict.fromkeys(seeds)), config)
     for method in chosen.methods:
