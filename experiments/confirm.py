@@ -11,18 +11,19 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
+from ground_truth import percent
+from variants import row
+
 from cca.controls.load import load_intervention
 from cca.evaluation import stats
 from cca.evaluation.choices import choices
 from cca.evaluation.pooling import against_base, answers_of, between
-from cca.evaluation.results import PooledResult
 from cca.folder import RunFolder
 from cca.records import Metric, Pivot, best_of
 from cca.run.compare import share_base_answers
 from cca.run.config import load_config
 from cca.run.run import Run
 from cca.run.stages import MEASURED
-from cca.show.tables import points
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "branching": (),
@@ -75,11 +76,7 @@ def learned_table(runs: Runs) -> None:
 
 def on_slips(pivots: list[Pivot]) -> str:
     known = [p.on_slip for p in pivots if p.on_slip is not None]
-    if not known:
-        return "-"
-    found = stats.precision_recall(sum(known), len(known) - sum(known), 0).precision
-    assert found is not None
-    return f"{found.value:.1%} ({found.ci95.low:.1%} to {found.ci95.high:.1%}) of {found.n}"
+    return percent(stats.precision_recall(sum(known), len(known) - sum(known), 0).precision)
 
 
 def answers_table(runs: Runs) -> None:
@@ -91,13 +88,6 @@ def answers_table(runs: Runs) -> None:
         print(row(f"base -> {name}, held-out templates", against_base(seeds, "held_out")))
     for other in others:
         print(row(f"{first} -> {other}, target", between(answers[first], answers[other])))
-
-
-def row(name: str, found: PooledResult | None) -> str:
-    if found is None:
-        return f"| {name} | - | - | - |"
-    seeds = ", ".join(f"{d * 100:+.1f}" for d in found.by_seed)
-    return f"| {name} | {points(found)} | {seeds} | {found.gained} / {found.lost} |"
 
 
 def held_out_table(runs: Runs) -> None:

@@ -8,7 +8,7 @@ need a completion, and after the last one the completion is y itself.
 
 from functools import partial
 
-from cca.method.search import Node, Search, pivot_of
+from cca.method.search import Node, Search
 from cca.model.generate import Row
 
 
@@ -31,13 +31,13 @@ class Branching(Search):
         while not self.is_over:
             number = self.tried
             if number == len(self.deviations) - 1:  # after the last one the completion is y, whose outcome is opposite
-                return self._turned(self.y)
+                return self.turned(self.deviations[-1], self.unturned, self.y, self.tried)
             if number not in self.written:
                 return [self._next()] if number == self.ahead else []
             tokens = self.written.pop(number)
             self.tried += 1
             if self.terms.prompter.trace(self.problem, tokens).correct is not self.pair.greedy.correct:
-                return self._turned(tokens, number)
+                return self.turned(self.deviations[number], self.unturned, tokens, self.tried)
             self.unturned = tokens
         return []
 
@@ -51,21 +51,3 @@ class Branching(Search):
     def _ended(self, number: int, head: tuple[int, ...], tokens: list[int]) -> list[Row]:
         self.written[number] = (*head, *tokens)
         return self._advance()
-
-    def _turned(self, turned: tuple[int, ...], number: int = -1) -> list[Row]:
-        """The outcome turns at that deviation, after which the text goes on as `turned`."""
-        k = self.deviations[number]
-        start, argmax = self.y[:k], self.argmax[k]
-        # 16-bit rounding may part the greedy trace from y elsewhere than at the first deviation
-        known = self.unturned[: k + 1] == (*start, argmax)
-        return self.found(
-            pivot_of(
-                self.pair,
-                self.method,
-                k,
-                after_argmax=self.unturned[k:] if known else (argmax,),
-                after_token=turned[k:],
-                completions=self.tried,
-                deviations=len(self.deviations),
-            )
-        )

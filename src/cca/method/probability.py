@@ -8,7 +8,7 @@ and the pivot counts where they differ by `pivots.gap`. Unlike a greedy completi
 a rate changes only where a token decides.
 """
 
-from cca.method.search import Node, Search, pivot_of
+from cca.method.search import Node, Search
 from cca.model.generate import Row
 
 
@@ -47,17 +47,5 @@ class Probability(Search):
                 self.high = middle
             else:
                 self.low = middle
-        k = self.deviations[self.high]
-        greedy, argmax = self.pair.greedy.tokens, self.argmax[k]
-        known = greedy[: k + 1] == (*self.y[:k], argmax)
-        return self.found(
-            pivot_of(
-                self.pair,
-                self.method,
-                k,
-                after_argmax=greedy[k:] if known else (argmax,),
-                after_token=self.y[k:],
-                completions=self.terms.options.confirm * len(self.right),
-                deviations=len(self.deviations),
-            )
-        )
+        completions = self.terms.options.confirm * len(self.right)
+        return self.turned(self.deviations[self.high], self.pair.greedy.tokens, self.y, completions)

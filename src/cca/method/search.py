@@ -126,13 +126,28 @@ class Search:
         self.waiting -= 1
         return [] if self.waiting else self.then()
 
+    def turned(self, k: int, unturned: tuple[int, ...], turned: tuple[int, ...], completions: int) -> list[Row]:
+        """The outcome turns at position k: the text goes on as `turned` there, and as `unturned` with the argmax."""
+        start, argmax = self.y[:k], self.argmax[k]
+        # 16-bit rounding may part the greedy trace from y elsewhere than at the first deviation
+        known = unturned[: k + 1] == (*start, argmax)
+        return self.found(
+            pivot_of(
+                self.pair,
+                self.method,
+                k,
+                after_argmax=unturned[k:] if known else (argmax,),
+                after_token=turned[k:],
+                completions=completions,
+                deviations=len(self.deviations),
+            )
+        )
+
     def found(self, pivot: Pivot) -> list[Row]:
         """The search is over; what is left is to confirm `pivot`, where that is asked for."""
         self.is_over = True
         for row in self.rows:
             row.drop()
-        if not self.terms.options.confirm:
-            return self._confirmed(pivot)
         sides = [Node(pivot.position, token) for token in (pivot.desired, pivot.undesired)]
         return self.count(sides, partial(self._confirmed, pivot))
 
