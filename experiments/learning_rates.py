@@ -28,9 +28,9 @@ RATES: dict[str, tuple[float, ...]] = {
 }
 
 
-def start(out: Path, seed: int, method: str, rate: float, model: str) -> Run:
-    settings = (*METHODS[method].settings, f"seed={seed}", f"update.learning_rate={rate}", f"model.path={model}")
-    return Run.start(out / str(seed) / f"{method}-{rate:g}", load_config(None, settings))
+def start(options: argparse.Namespace, seed: int, method: str, rate: float) -> Run:
+    settings = (*options.settings, *METHODS[method].settings, f"seed={seed}", f"update.learning_rate={rate}")
+    return Run.start(options.out / str(seed) / f"{method}-{rate:g}", load_config(options.config, settings))
 
 
 def main() -> None:
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 1001])
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--rates", type=float, nargs="+", help="for every method, in place of its own")
-    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--config", type=Path, help="by default the bundled run's")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options = parser.parse_args()
     print("| method | rate | " + " | ".join(f"seed {seed}: points (step)" for seed in options.seeds) + " |", flush=True)
     print("| --- " * (2 + len(options.seeds)) + "|")
@@ -47,9 +48,9 @@ def main() -> None:
         for rate in options.rates or RATES[method]:
             cells = []
             for seed in options.seeds:
-                with start(options.out, seed, "branching", 0.2, options.model) as first:
+                with start(options, seed, "branching", 0.2) as first:
                     first.execute(("trace", "pivots", "circuit"))
-                with start(options.out, seed, method, rate, options.model) as run:
+                with start(options, seed, method, rate) as run:
                     run.share(first, METHODS[method].shares or ("trace", "pivots", "circuit"))
                     run.execute(("trace", "pivots", "circuit", "update"))
                 metrics = run.folder.read("metrics.jsonl", Metric)

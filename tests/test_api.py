@@ -15,6 +15,7 @@ import torch
 from conftest import tiny_qwen2
 
 import cca
+from cca.method.traces import Traces
 from cca.model.checks import load_tokenizer
 from cca.records import Pivot, TracePair
 from cca.run.run import Run
@@ -284,6 +285,22 @@ def test_an_unknown_or_wrong_option_is_named_with_those_that_are_known(model):
         cca.update(model, cca.learn_circuit(model, OWN, SHORT, penalty=0.0), OWN, steps=0)
     with pytest.raises(cca.InputError, match="ModelOptions: dtype"):
         cca.open_model("bundled", dtype="int8")
+
+
+@pytest.mark.parametrize("seed", ["x", 1.0, None, True, np.int64(1)])
+def test_a_seed_that_is_no_int_is_refused_by_every_call_that_takes_one(model, seed, unchecked):
+    """Also one of numpy, of which other random numbers would be drawn than of the same int."""
+    problems = cca.load_problems([{"question": f"{a}?", "answer": "1"} for a in range(20)])
+    traces = Traces((), {p.id: p for p in problems}, cca.TraceOptions())
+    for call in (
+        lambda: door.load_problems([{"question": "1?", "answer": "1"}], seed=seed),
+        lambda: door.trace(model, problems, seed=seed),
+        lambda: door.find_pivots(model, traces, seed=seed),
+        lambda: door.learn_circuit(model, OWN, SHORT, seed=seed),
+        lambda: door.evaluate(model, problems, cca.Delta({}), seed=seed),
+    ):
+        with pytest.raises(cca.InputError, match=r"seed=.* is of type .*; give an int"):
+            call()
 
 
 def test_training_problems_are_no_test_and_test_problems_are_not_traced(model):

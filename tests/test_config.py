@@ -111,6 +111,17 @@ def test_a_value_out_of_range_is_named(tmp_path, capsys):
     refuse(["run", "--set", "update.steps=0", "--out", str(tmp_path / "r")], capsys, "update.steps", "0")
 
 
+@pytest.mark.parametrize("command", [["run"], ["compare"], ["trace", "new-run", "--config"]])
+def test_a_folder_in_place_of_a_config_is_answered_by_how_its_run_goes_on(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    assert cli.main([*command, "one"]) == 2
+    assert "one is a folder, and a config is a TOML file; name a file" in capsys.readouterr().err
+    (tmp_path / "one" / "manifest.json").write_text("{}")
+    assert cli.main([*command, "one"]) == 2
+    assert "to go on with that run: cca run --out one" in capsys.readouterr().err
+
+
 def test_a_missing_or_broken_config_is_named(tmp_path, capsys):
     refuse(["run", str(tmp_path / "none.toml")], capsys, "none.toml")
     (tmp_path / "bad.toml").write_text("a = = 1")

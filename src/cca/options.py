@@ -57,6 +57,16 @@ class Options(BaseModel, metaclass=_Checked):
         return type(self)(**{**dict(self), **{names.get(key, str(key)): value for key, value in changes.items()}})
 
 
+def check_seed(seed: object) -> None:
+    """See that `seed` is an int: random streams are made of its text, and that of numpy's is another.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(f"seed={seed!r} is of type {type(seed).__name__}; give an int")
+
+
 def _check_text(value: Any) -> None:
     if isinstance(value, str):
         try:

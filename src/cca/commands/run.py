@@ -144,7 +144,8 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
         f"each of at most {work.max_new_tokens} tokens",
         "pivots": f"at most {work.pivots:,} to train on; by branching, one completion for each deviation that is tried"
-        + (f"; to see what decides, at most {work.sampled_completions:,} samples" if work.sampled_completions else ""),
+        + (f"; to see what decides, at most {work.sampled_completions:,} samples" if work.sampled_completions else "")
+        + (", more than of traces" if work.sampled_completions > work.sampled_traces else ""),
         "circuit": f"at most {work.circuit_steps:,} steps of {work.circuit_batch} pivots, one token each",
         "update": f"at most {work.update_steps:,} steps over all pivots, {work.validations} validations of "
         f"{work.validation_problems:,} problems",

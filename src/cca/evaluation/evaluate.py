@@ -18,6 +18,7 @@ from cca.model.delta import Delta
 from cca.model.intervention import Intervention
 from cca.model.open import Model, opened
 from cca.model.state import frozen
+from cca.options import check_seed
 from cca.records import Problem, ProblemSet, Score, check_problems
 
 
@@ -86,6 +87,7 @@ def evaluate(
         raise InputError(f"a {type(delta).__name__} is no update; load one with cca.Delta.load(path, model)")
     if isinstance(delta, Delta):
         delta.check_fits(model)
+    check_seed(seed)
     max_new_tokens = TraceOptions().changed({"max_new_tokens": max_new_tokens}).max_new_tokens
     options = EvaluationOptions().changed({"batch": batch})
     sets = evaluated_sets(problems)

@@ -26,6 +26,7 @@ from cca.model.numerics import check_finite
 from cca.model.open import Model, opened
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
+from cca.options import check_seed
 from cca.records import KINDS, Pivot, Trial
 
 Progress = Callable[[int, float, float], None]
@@ -134,6 +135,7 @@ def learn_circuit(
             such value.
     """
     opened(model)
+    check_seed(seed)
     options = CircuitOptions.of(options, changes)
     chosen = training_pivots(model.network, pivots)
     options.check_reach(len(chosen))

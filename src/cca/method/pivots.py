@@ -22,6 +22,7 @@ from cca.model.generate import Row, Watch, write
 from cca.model.open import Model, opened
 from cca.model.read import Text, by_budget, read, texts
 from cca.model.state import frozen
+from cca.options import check_seed
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
 
@@ -58,6 +59,7 @@ def find_pivots(
     opened(model)
     if not isinstance(traces, Traces):
         raise InputError(f"a {type(traces).__name__} is not what cca.trace returned; give that")
+    check_seed(seed)
     options = PivotOptions.of(options, changes)
     options.check()
     usable, found = traces.usable, list[Pivot]()

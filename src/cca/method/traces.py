@@ -16,6 +16,7 @@ from cca.model.open import Model, opened
 from cca.model.read import Text, texts
 from cca.model.sampling import stream
 from cca.model.state import frozen
+from cca.options import check_seed
 from cca.problems.prompts import Prompter
 from cca.records import Problem, Score, Trace, TracePair, check_problems
 
@@ -111,6 +112,7 @@ def trace(
             model.
     """
     opened(model)
+    check_seed(seed)
     check_problems(problems)
     options = TraceOptions.of(options, changes)
     traced = [p for p in problems if p.split in TRACED]

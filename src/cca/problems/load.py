@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cca.errors import InputError
+from cca.options import check_seed
 from cca.problems.files import rows_in_memory
 from cca.problems.gsm_symbolic import Worked
 from cca.problems.rows import Columns
@@ -56,6 +57,7 @@ def load_problems(
         raise InputError(f"n={n!r} asks for no problems; give a number, at least 1")
     if not 0 <= held_out < 1:
         raise InputError(f"held_out={held_out} is no share of the templates; give one from 0 to below 1")
+    check_seed(seed)
     opened = _open(source, templates, max_number or None, Columns.of(columns, {}))
     try:
         own = opened.splits and (not isinstance(source, str | Path) or how_split(opened, None) == "source")

@@ -107,6 +107,9 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     if path is None:
         return read_config("", "the command line", overrides)
+    if path.is_dir():
+        remedy = f"to go on with that run: cca run --out {path}" if (path / "manifest.json").exists() else "name a file"
+        raise InputError(f"{path} is a folder, and a config is a TOML file; {remedy}")
     return read_config(user_text(path, "config", "name a TOML file"), str(path), overrides)
 
 

@@ -1,0 +1,87 @@
+"""What the updates of finished runs do to other problems than theirs, such as GSM8K's test questions.
+
+    python experiments/elsewhere.py gsm8k_test.jsonl runs/compare/0/* -n 500 --out answers
+
+Asks the base model, and each run's updated one, with the run's prompt and limit of tokens. Questions of a run's own
+training or validation are refused. Answers go to OUT, a file a model; those that stand there are not asked for again.
+"""
+
+import argparse
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from cca.controls.load import load_intervention
+from cca.errors import InputError
+from cca.evaluation import stats
+from cca.evaluation.pooling import outcomes
+from cca.evaluation.scores import answer
+from cca.folder import RunFolder
+from cca.method.traces import TRACED, by_length
+from cca.problems.load import load_problems
+from cca.records import Problem, Score, Which
+from cca.run.run import Run
+from cca.show.tables import points
+
+
+def drawn(source: str, n: int, seed: int, runs: list[Run]) -> list[Problem]:
+    """`n` of the problems of `source`, in its order.
+
+    Raises:
+        InputError: one of them was used to train or choose an update.
+    """
+    found = load_problems(source)
+    chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:n]) if n < len(found) else range(len(found))
+    problems = [found[i] for i in chosen]
+    questions = {p.question for p in problems}
+    for run in runs:
+        if used := [p.id for p in run.problems if p.split in TRACED and p.question in questions]:
+            raise InputError(f"{source}: {len(used)} questions are of {run.folder.path}'s training, such as {used[0]}")
+    return problems
+
+
+def answers(run: Run, problems: list[Problem], file: Path, which: Which) -> list[Score]:
+    """The answers of one model; those that stand in `file` already are not asked for again."""
+    folder, batch, network = RunFolder(file.parent, {"stages": {}}), run.config.evaluation.batch, run.model.network
+    there = {score.problem: score for score in folder.recover(file.name, Score)}
+    left = by_length([p for p in problems if p.id not in there], run.prompter)
+    updated = load_intervention(run.folder.final_delta(), network.device) if which == "updated" else None
+    with updated.active(network) if updated else nullcontext():
+        for start in range(0, len(left), batch):
+            part = left[start : start + batch]
+            limit = run.config.answer_limit.tokens
+            fresh = answer(network, run.prompter, part, model=which, max_new_tokens=limit, slots=batch)
+            folder.append(file.name, fresh)
+            there |= {score.problem: score for score in fresh}
+    return [there[p.id] for p in problems]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="as problems.source of a config")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished up to the update, of one model")
+    parser.add_argument("-n", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of problems")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    runs = [Run.load(path) for path in options.runs]
+    problems = drawn(options.source, options.n, options.seed, runs)
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = answers(runs[0], problems, options.out / "base.jsonl", "base")
+    print(f"base: {stats.accuracy([score.correct for score in base]).value:.1%} of {len(base)}")
+    print("\n| update | accuracy | points (95%) | gained / lost | sign-flip p |\n" + "| --- " * 5 + "|")
+    for run in runs:
+        run.use(runs[0].model)
+        name = "-".join(run.folder.path.resolve().parts[-2:])
+        updated = answers(run, problems, options.out / f"{name}.jsonl", "updated")
+        found = stats.pooled([outcomes(list(zip(base, updated, strict=True)), 0)], seed=0)
+        print(
+            f"| {name} | {found.updated:.1%} | {points(found)} | {found.gained} / {found.lost} | "
+            f"{found.sign_flip_p:.2g} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
