@@ -159,6 +159,15 @@ def test_an_interrupted_command_lets_go_of_its_folder(tmp_path, monkeypatch):
         assert not list((tmp_path / "run").glob(".*"))
 
 
+def test_a_script_that_never_closes_its_run_ends_without_a_word_and_leaves_no_lock(tmp_path):
+    code = "import sys; from cca.lock import FolderLock; from pathlib import Path; "
+    code += f"sys.held = FolderLock(Path({str(tmp_path)!r})); "  # which lives longer than modules do
+    code += f"print(sorted(p.name for p in Path({str(tmp_path)!r}).iterdir()))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("['.lock', '.owner.json']\n", "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_the_file_system_has_no_locks_the_owner_s_name_is_what_counts(tmp_path, monkeypatch, capsys):
     def unsupported(*_: object, **__: object) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -4,6 +4,7 @@ The system's own lock on the file `.lock`, so that it ends with its process howe
 beside it, for the message to whoever comes second. Looking takes no lock.
 """
 
+import atexit
 import errno
 import os
 import shlex
@@ -107,6 +108,13 @@ class FolderLock:
 
 
 _HELD: WeakSet[FolderLock] = WeakSet()
+
+
+@atexit.register
+def _release_all() -> None:
+    """Of scripts that let no run go; what this needs is gone when their last objects are."""
+    for lock in list(_HELD):
+        lock.release()
 
 
 def _forked() -> None:
