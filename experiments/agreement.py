@@ -5,8 +5,8 @@
 Takes the gradient of each pivot's margin with respect to all rows that components own, on the base model. In a small
 step along the gradient of one pivot the margin of another rises by their product, so that the mean cosine c over pairs
 says what an update has to build on: of one template (unseen problems), of different templates (held-out templates), and
-by kind of token. In a step along the sum of n gradients of one length a trained margin rises by c + (1 - c) / n, that of
-another pivot by c: their ratio is how much of such a step generalises. Intervals are those of a U-statistic's mean.
+by kind of token. In a step along the sum of n gradients of one length a trained margin rises by c + (1 - c) / n, and
+that of another pivot by c: their ratio is how much of such a step generalises. Intervals are of a U-statistic's mean.
 
 What all prompts begin with is left out of the products, since it belongs to no pivot alone.
 """
