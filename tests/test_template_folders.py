@@ -58,6 +58,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_templates_of_the_first_real_model_are_sound_and_enough_for_its_config():
+    root = Path(__file__).parent.parent
+    found = load_templates(root / "examples" / "one_step")
+    assert len(found) == 20
+    wanted = 25 + 8 + 25  # for training, validation and test
+    said = [check(template, n=wanted) for template in found]
+    assert [(one.name, one.distinct, one.failures) for one in said if one.distinct < wanted or one.failures] == []
+
+
 def test_files_that_are_no_templates_are_left_out(folder):
     assert [template.name for template in load_templates(folder)] == [f"t{n}" for n in range(5)]
     assert open_source(folder).templates == tuple(f"t{n}" for n in range(5))
