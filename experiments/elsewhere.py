@@ -3,10 +3,12 @@
     python experiments/elsewhere.py gsm8k_test.jsonl runs/compare/0/* -n 500 --out answers
 
 Asks the base model, and each run's updated one, with the run's prompt and limit of tokens. Questions of a run's own
-training or validation are refused. Answers go to OUT, a file a model; those that stand there are not asked for again.
+training or validation are refused. Answers go to OUT, a file for each model, prompt, update and choice of problems, and
+are not asked for again.
 """
 
 import argparse
+import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -41,10 +43,15 @@ def drawn(source: str, n: int, seed: int, runs: list[Run]) -> list[Problem]:
     return problems
 
 
-def answers(run: Run, problems: list[Problem], file: Path, which: Which) -> list[Score]:
-    """The answers of one model; those that stand in `file` already are not asked for again."""
-    folder, batch, network = RunFolder(file.parent, {"stages": {}}), run.config.evaluation.batch, run.model.network
-    there = {score.problem: score for score in folder.recover(file.name, Score)}
+def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[Score]:
+    """The answers of one model; those that stand in `out` already are not asked for again."""
+    folder, batch, network = RunFolder(out, {"stages": {}}), run.config.evaluation.batch, run.model.network
+    change = run.folder.final_delta().read_bytes() if which == "updated" else b""
+    asked = [run.prompter.prompt(p) for p in problems]
+    key = hashlib.sha256(repr((run.model.revision, run.config.answer_limit.tokens, asked)).encode() + change)
+    label = "-".join(run.folder.path.resolve().parts[-2:]) if which == "updated" else "base"
+    name = f"{label}-{key.hexdigest()[:12]}.jsonl"
+    there = {score.problem: score for score in folder.recover(name, Score)}
     left = by_length([p for p in problems if p.id not in there], run.prompter)
     updated = load_intervention(run.folder.final_delta(), network.device) if which == "updated" else None
     with updated.active(network) if updated else nullcontext():
@@ -52,7 +59,7 @@ def answers(run: Run, problems: list[Problem], file: Path, which: Which) -> list
             part = left[start : start + batch]
             limit = run.config.answer_limit.tokens
             fresh = answer(network, run.prompter, part, model=which, max_new_tokens=limit, slots=batch)
-            folder.append(file.name, fresh)
+            folder.append(name, fresh)
             there |= {score.problem: score for score in fresh}
     return [there[p.id] for p in problems]
 
@@ -68,16 +75,15 @@ def main() -> None:
     runs = [Run.load(path) for path in options.runs]
     problems = drawn(options.source, options.n, options.seed, runs)
     options.out.mkdir(parents=True, exist_ok=True)
-    base = answers(runs[0], problems, options.out / "base.jsonl", "base")
+    base = answers(runs[0], problems, options.out, "base")
     print(f"base: {stats.accuracy([score.correct for score in base]).value:.1%} of {len(base)}")
     print("\n| update | accuracy | points (95%) | gained / lost | sign-flip p |\n" + "| --- " * 5 + "|")
     for run in runs:
         run.use(runs[0].model)
-        name = "-".join(run.folder.path.resolve().parts[-2:])
-        updated = answers(run, problems, options.out / f"{name}.jsonl", "updated")
+        updated = answers(run, problems, options.out, "updated")
         found = stats.pooled([outcomes(list(zip(base, updated, strict=True)), 0)], seed=0)
         print(
-            f"| {name} | {found.updated:.1%} | {points(found)} | {found.gained} / {found.lost} | "
+            f"| {run.folder.path} | {found.updated:.1%} | {points(found)} | {found.gained} / {found.lost} | "
             f"{found.sign_flip_p:.2g} |",
             flush=True,
         )
