@@ -129,8 +129,8 @@ def learn_circuit(
         that is not near, or where no gate fell.
 
     Raises:
-        InputError: there is no pivot to train on, a token is outside the vocabulary, the steps are too few for any gate
-            to fall, or (NothingToLearnError) no component is left.
+        InputError: there is no pivot to train on, a token is outside the vocabulary, the seed is no int, the steps are
+            too few for any gate to fall, or (NothingToLearnError) no component is left.
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
             such value.
     """

@@ -53,7 +53,7 @@ def find_pivots(
         The pivots that count, those of validation problems among them.
 
     Raises:
-        InputError: the options do not go together.
+        InputError: the options do not go together, or the seed is no int.
         NothingToLearnError: no training problem gave a pivot that counts.
     """
     opened(model)

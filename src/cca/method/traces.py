@@ -108,8 +108,8 @@ def trace(
         A pair of traces for each problem, in the order of their prompts' lengths. A warning says where many were cut.
 
     Raises:
-        InputError: none of the problems is for training or validation, two have one id, or a prompt does not fit the
-            model.
+        InputError: none of the problems is for training or validation, two have one id, a prompt does not fit the
+            model, or the seed is no int.
     """
     opened(model)
     check_seed(seed)
