@@ -120,11 +120,10 @@ def main() -> None:
     c = float(cosines[other].mean())
     for n in (count := len(run.pivots_of("train")), 4 * count):
         print(f"first step on {n} pivots: others rise by {c / (c + (1 - c) / n):.0%} of what these do")
-    names = sorted(set(kinds))
-    print("\n| two templates | pivots | " + " | ".join(names) + " |\n" + "| --- " * (len(names) + 2) + "|")
-    for name in names:
-        of = torch.tensor([kind == name for kind in kinds])
-        cells = (mean(cosines, other & ~same & torch.outer(of, torch.tensor([k == b for k in kinds]))) for b in names)
+    of_kind = {name: torch.tensor([kind == name for kind in kinds]) for name in sorted(set(kinds))}
+    print("\n| two templates | pivots | " + " | ".join(of_kind) + " |\n" + "| --- " * (len(of_kind) + 2) + "|")
+    for name, of in of_kind.items():
+        cells = (mean(cosines, other & ~same & torch.outer(of, to)) for to in of_kind.values())
         print(f"| {name} | {int(of.sum())} | " + " | ".join(cells) + " |")
 
 

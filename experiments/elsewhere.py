@@ -45,7 +45,7 @@ def drawn(source: str, n: int, seed: int, runs: list[Run]) -> list[Problem]:
 
 def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[Score]:
     """The answers of one model; those that stand in `out` already are not asked for again."""
-    folder, batch, network = RunFolder(out, {"stages": {}}), run.config.evaluation.batch, run.model.network
+    folder, network = RunFolder(out, {"stages": {}}), run.model.network
     change = run.folder.final_delta().read_bytes() if which == "updated" else b""
     asked = [run.prompter.prompt(p) for p in problems]
     key = hashlib.sha256(repr((run.model.revision, run.config.answer_limit.tokens, asked)).encode() + change)
@@ -55,12 +55,16 @@ def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[
     left = by_length([p for p in problems if p.id not in there], run.prompter)
     updated = load_intervention(run.folder.final_delta(), network.device) if which == "updated" else None
     with updated.active(network) if updated else nullcontext():
-        for start in range(0, len(left), batch):
-            part = left[start : start + batch]
-            limit = run.config.answer_limit.tokens
-            fresh = answer(network, run.prompter, part, model=which, max_new_tokens=limit, slots=batch)
-            folder.append(name, fresh)
-            there |= {score.problem: score for score in fresh}
+        fresh = answer(
+            network,
+            run.prompter,
+            left,
+            model=which,
+            max_new_tokens=run.config.answer_limit.tokens,
+            slots=run.config.evaluation.batch,
+            done=lambda score: folder.append(name, [score]),
+        )
+    there |= {score.problem: score for score in fresh}
     return [there[p.id] for p in problems]
 
 
