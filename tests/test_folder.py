@@ -159,6 +159,24 @@ def test_an_interrupted_command_lets_go_of_its_folder(tmp_path, monkeypatch):
         assert not list((tmp_path / "run").glob(".*"))
 
 
+def test_a_command_that_is_asked_to_end_says_how_it_goes_on_and_keeps_the_time_it_took(tmp_path):
+    command = [sys.executable, "-m", "cca.cli", "trace", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.startswith("trace: "):  # it works
+                break
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 143
+    assert said.endswith(f"Resume with the same command: cca trace {tmp_path / 'run'}\n")
+    assert "Traceback" not in said
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.noted("seconds", "trace") > 0
+    assert not folder.finished("trace")
+    assert not list(folder.path.glob(".*"))
+
+
 def test_a_script_that_never_closes_its_run_ends_without_a_word_and_leaves_no_lock(tmp_path):
     code = "import sys; from cca.lock import FolderLock; from pathlib import Path; "
     code += f"sys.held = FolderLock(Path({str(tmp_path)!r})); "  # which lives longer than modules do

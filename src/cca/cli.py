@@ -1,12 +1,13 @@
 """The `cca` command. Everything for people goes to stderr, `--json` prints the summary on stdout.
 
 Exit codes: 0 done, 1 an error inside or a template left out, 2 bad input (the message names it and the remedy), 130
-interrupted.
+interrupted (Ctrl-C), 143 asked to end (SIGTERM).
 Heavy imports stay inside the commands, so that `--help` answers at once.
 """
 
 import argparse
 import gc
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
@@ -55,18 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"cca: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(
             f"\ncca: interrupted; finished work is kept. Resume with the same command: {_command(arguments)}",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = None
         return 0
     except OSError as error:
         print(f"cca: {error}; finished work is kept, the same command resumes", file=sys.stderr)
         return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as schedulers do a while before they kill it."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _command(arguments: Sequence[str] | None) -> str:
@@ -80,6 +89,7 @@ def command() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # models write what not every console can show
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     code = main()
     gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
     return code
