@@ -81,6 +81,28 @@ def test_a_choice_is_the_log_probability_of_both_tokens_after_the_prefix_whateve
         assert (together.desired, together.undesired) == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_all_texts_begin_with_is_read_once_by_drift_and_choices_and_changes_neither(
+    bundled, prompter, problems, changed
+):
+    start = tuple(range(200, 260))
+    few = [Text((*start, n, *prompter.prompt(p)), prompter.reference(p.solution)) for n, p in enumerate(problems[::40])]
+    pivots = [replace(p, prefix=(*start, *p.prefix)) for p in random_pivots(7, bundled.network.config.vocab_size)]
+    seen: list[int] = []
+    hook = bundled.network.get_input_embeddings().register_forward_hook(
+        lambda _, args, __: seen.append(args[0].numel())
+    )
+    found = drift(bundled.network, changed, few, batch=len(few))
+    made_of = choices(bundled.network, pivots, model="base", batch=7)
+    hook.remove()
+    alone = sum(t.tokens for t in few), sum(len(p.prefix) for p in pivots)
+    assert seen == [alone[0] - 60 * (len(few) - 1)] * 2 + [alone[1] - 60 * 6]
+    assert (found.kl, found.perplexity_ratio) == pytest.approx(_plain_drift(bundled.network, changed, few), rel=1e-3)
+    for pivot, choice in zip(pivots, made_of, strict=True):
+        plain = bundled.network(input_ids=torch.tensor([pivot.prefix])).logits[0, -1].log_softmax(-1)
+        expected = (plain[pivot.desired].item(), plain[pivot.undesired].item())
+        assert (choice.desired, choice.undesired) == pytest.approx(expected, abs=1e-4)
+
+
 def test_plain_text_is_measured_but_for_the_first_token_of_each_piece():
     assert plain_texts(range(7), length=3) == [Text((0,), (1, 2)), Text((3,), (4, 5))]
 

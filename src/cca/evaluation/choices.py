@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cca.model.numerics import check_finite
-from cca.model.read import by_budget, last_logits
+from cca.model.read import by_budget, common_start, last_logits
 from cca.records import Choice, Pivot, Which
 
 
@@ -35,9 +35,11 @@ def choices(
         FloatingPointError: a probability is not finite.
     """
     found: dict[int, Choice] = {}
-    for rows in by_budget(range(len(pivots)), lambda i: len(pivots[i].prefix), network, batch):
+    prefixes = [p.prefix for p in pivots]
+    shared = common_start(prefixes, min(map(len, prefixes), default=1) - 1)
+    for rows in by_budget(range(len(pivots)), lambda i: len(prefixes[i]) - shared, network, batch, shared):
         chunk = [pivots[i] for i in rows]
-        with last_logits(network, [p.prefix for p in chunk]) as logits:
+        with last_logits(network, [prefixes[i] for i in rows]) as logits:
             tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
             both = logits.float().log_softmax(-1).gather(1, tokens)
         check_finite(both, "the probabilities of a pivot are", network)

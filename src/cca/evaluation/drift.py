@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cca.evaluation.results import Drift
 from cca.model.intervention import Intervention
 from cca.model.numerics import check_finite
-from cca.model.read import by_budget, packed
+from cca.model.read import by_budget, common_start, passing
 from cca.problems.prompts import Prompter
 from cca.records import Problem
 
@@ -69,13 +69,14 @@ def drift(
     longest = max(len(t.written) for t in texts)
     batch = max(1, min(batch, _LOGITS // (longest * network.config.get_text_config().vocab_size)))
     divergence, change, count = 0.0, 0.0, 0
-    for chunk in by_budget(texts, lambda t: t.tokens, network, batch):
+    shared = common_start([t.context for t in texts], min(len(t.context) for t in texts) - 1)
+    for chunk in by_budget(texts, lambda t: t.tokens - shared, network, batch, shared):
         tokens = sum(t.tokens for t in chunk)
-        base = _predicted(network, chunk)
+        base = _predicted(network, chunk, shared)
         if progress:
             progress(tokens)
         with intervention.attached(network):
-            updated = _predicted(network, chunk)
+            updated = _predicted(network, chunk, shared)
         if progress:
             progress(tokens)
         apart = (base.exp() * (base - updated)).sum()
@@ -87,11 +88,15 @@ def drift(
     return Drift(divergence / count, math.exp(change / count), count)
 
 
-def _predicted(network: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-    """Log probabilities (N, V) of all tokens at each of the N written positions of `texts`."""
+def _predicted(network: PreTrainedModel, texts: Sequence[Text], shared: int) -> Tensor:
+    """Log probabilities (N, V) of all tokens at each of the N written positions of `texts`.
+
+    shared: how many tokens the contexts begin with that are read once.
+    """
     places, before = list[int](), 0
     for text in texts:
         first = before + len(text.context) - 1
         places += range(first, first + len(text.written))
-        before += len(text.context) + len(text.written)
-    return packed(network, [t.context + t.written for t in texts], places).logits.float().log_softmax(-1)
+        before += text.tokens - shared
+    with passing(network, [t.context + t.written for t in texts], places, shared=shared) as found:
+        return found.logits.float().log_softmax(-1)
