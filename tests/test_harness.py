@@ -1,6 +1,5 @@
 """Benchmarks of lm-evaluation-harness against plain computations, on made-up rows in the hub datasets' own layout."""
 
-import json
 import logging
 import os
 import random
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_qwen2
+from harness_made import SUBJECTS, TRUTHS, choice, datasets, trivia, write
 
 from cca.errors import InputError
 from cca.evaluation.harness.run import check_tasks, run_tasks
@@ -26,65 +25,13 @@ from cca.model.delta import Delta
 pytestmark = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed; pip install -e '.[eval]'"
 )
-SUBJECTS = ("anatomy", "astronomy", "high_school_physics")
 TASKS = ("mmlu", "triviaqa", "truthfulqa_mc2", "gsm8k", "hendrycks_math")
 STRICT = "exact_match,strict-match"
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def choice(first: int, second: int, subject: str) -> dict:
-    options = [str(first + second + k) for k in range(4)]
-    question = f" How many is {first} and {second}? "
-    return {"question": question, "subject": subject, "choices": options, "answer": (first * second) % 4}
-
-
-def trivia(question: str, *aliases: str) -> dict:
-    return {"question": question, "question_id": question, "answer": {"aliases": list(aliases), "value": aliases[0]}}
-
-
-def multiple(question: str, labels: tuple[int, ...]) -> dict:
-    options = {"choices": [f"It is {n}." for n in range(len(labels))], "labels": list(labels)}
-    return {"question": question, "mc1_targets": options, "mc2_targets": options}
-
-
-TRUTHS = [multiple("How many is it", (1, 0, 1)), multiple("How many are there now", (0, 0, 0, 1))]
-
-
-def solved(answer: int) -> dict:
-    return {"question": f"Tom has {answer} eggs. How many has he?", "answer": f"He has {answer}.\n#### {answer}"}
-
-
-def boxed(answer: int) -> dict:
-    row = {"problem": f"What is $1+{answer - 1}$?", "level": "Level 1", "type": "Algebra"}
-    return row | {"solution": f"It is $\\boxed{{{answer}}}$."}
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("datasets")
-    for i, subject in enumerate(SUBJECTS):
-        place = folder / "cais" / "mmlu" / subject  # by the dataset's whole name
-        write(place / "test-00000-of-00002.parquet", [choice(a, i + 2, subject) for a in range(2)])
-        write(place / "test-00001-of-00002.parquet", [choice(a, i + 5, subject) for a in range(2)])
-        write(place / "dev-00000-of-00001.parquet", [choice(a, i + 3, subject) for a in range(5)])
-    questions = [trivia("Which number follows 7", "7", "seven"), trivia("What colour is the sky", "blue", "Azure")]
-    write(folder / "trivia_qa" / "rc.nocontext" / "validation-00000-of-00001.parquet", questions)
-    write(folder / "truthful_qa" / "multiple_choice" / "validation-00000-of-00001.parquet", TRUTHS)
-    write(folder / "gsm8k" / "main" / "test.jsonl", [solved(7), solved(8)])
-    write(folder / "gsm8k" / "main" / "train.jsonl", [solved(n) for n in range(20, 30)])
-    write(folder / "hendrycks_math" / "algebra" / "test-00000-of-00001.parquet", [boxed(8), boxed(7)])
-    write(folder / "hendrycks_math" / "algebra" / "train-00000-of-00001.parquet", [boxed(3), boxed(2)])
-    return folder
+    return datasets(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture
@@ -334,13 +281,6 @@ def test_no_network_is_tried_with_local_files(bundled, data, monkeypatch):
     assert not datasets.config.HF_HUB_OFFLINE
 
 
-def test_without_local_files_an_unreachable_hub_is_refused_with_the_remedy(bundled):
-    with pytest.raises(InputError, match=r"dataset of mmlu_\w+ .*Offline.*give local files.*hf download cais/mmlu"):
-        check_tasks(["mmlu"])
-    with pytest.raises(InputError, match=r"documents of triviaqa .*Offline.*hf download mandarjoshi/trivia_qa"):
-        run_tasks(bundled.network, bundled.tokenizer, ["triviaqa"])
-
-
 def test_subtasks_of_a_group_without_files_are_left_out_by_name(data, tmp_path):
     checked = check_tasks(["mmlu", "triviaqa"], data)
     assert [s.name for s in checked.subtasks] == [*(f"mmlu_{subject}" for subject in SUBJECTS), "triviaqa"]
@@ -353,70 +293,6 @@ def test_subtasks_of_a_group_without_files_are_left_out_by_name(data, tmp_path):
     (tmp_path / "mmlu").mkdir()
     with pytest.raises(InputError, match=r"no folder .*mmlu/"):
         check_tasks(["mmlu"], tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["mmlu_anatomi"], r"no task mmlu_anatomi; did you mean mmlu_anatomy"),
-        (["truthfulqa_gen"], r"measured by bleu_acc"),
-        (["truthfulqa"], r"truthfulqa_gen of truthfulqa is measured.*name truthfulqa_mc1, truthfulqa_mc2"),
-        (["humaneval"], r"humaneval runs the code that the model writes"),
-        (["wikitext"], r"measured by bits_per_byte"),
-        (["squadv2"], r"program of its own"),
-        (["mmlu", "mmlu_anatomy"], r"mmlu_anatomy is named twice, by mmlu and mmlu_anatomy"),
-    ],
-)
-def test_a_task_that_would_not_run_is_refused_by_name(data, names, message):
-    with pytest.raises(InputError, match=message):
-        check_tasks(names, data)
-
-
-def test_a_missing_harness_is_refused_with_how_to_install_it(bundled, data, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    for ask in (lambda: check_tasks(["mmlu"]), lambda: run_tasks(bundled.network, bundled.tokenizer, ["mmlu"])):
-        with pytest.raises(InputError, match=r"pip install 'lm-eval>="):
-            ask()
-
-
-def test_local_files_that_cannot_serve_are_refused_by_name(tmp_path):
-    place = tmp_path / "gsm8k" / "main"
-
-    def refused(message: str, **options):
-        with pytest.raises(InputError, match=message):
-            check_tasks(["gsm8k"], tmp_path, **options)
-
-    with pytest.raises(InputError, match=r"no folder \S*nowhere of local files"):
-        check_tasks(["gsm8k"], tmp_path / "nowhere")
-    refused(r"no local files of gsm8k.*no folder .*gsm8k/main")
-    write(place / "tests.jsonl", [solved(7)])
-    refused(r"gsm8k/main has no test.parquet.*but tests.jsonl; name the file after the split", shots=0)
-    write(place / "test-00001-of-00002.parquet", [solved(7)])
-    refused(r"holds 1 of 2 files of the split test of gsm8k", shots=0)
-    write(place / "test-00000-of-00002.parquet", [solved(8)])
-    refused(
-        r"no local files of the worked examples of gsm8k.*has no train.parquet"
-    )  # the stock task shows five worked examples
-    check_tasks(["gsm8k"], tmp_path, shots=0)
-    write(place / "train.jsonl", [solved(7)] * 9)
-    refused(r"as json, parquet; keep one format")
-    write(place / "train.parquet", [solved(7)] * 9)
-    check_tasks(["gsm8k"], tmp_path)
-    (place / "test-00000-of-00002.parquet").write_text("version https://git-lfs.github.com/spec/v1")
-    refused(r"cannot read the documents of gsm8k \(.*\); look at its files")
-    write(place / "test-00000-of-00002.parquet", [{"other": 1}])
-    write(place / "test-00001-of-00002.parquet", [{"other": 1}])
-    refused(r"cannot read the documents of gsm8k \(.*\); look at its files", shots=0)
-    with pytest.raises(InputError, match="given for gsm9k"):
-        check_tasks(["gsm8k"], {"gsm8k": tmp_path / "gsm8k", "gsm9k": tmp_path / "gsm8k"})
-
-
-def test_a_model_that_gives_no_numbers_or_has_no_room_is_refused(bundled, data, tiny):
-    with pytest.raises(InputError, match=r"gsm8k lets the model write 256 tokens.*\(200\)"):
-        run_tasks(tiny_qwen2(max_position_embeddings=200), bundled.tokenizer, ["gsm8k"], data=data)
-    tiny.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="mmlu_anatomy"):
-        run_tasks(tiny, bundled.tokenizer, ["mmlu"], data=data)
 
 
 def test_groups_stand_for_the_tasks_and_settings_that_the_harness_gives_them(data):
