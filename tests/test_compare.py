@@ -151,6 +151,16 @@ def test_a_missing_package_of_a_method_is_named_before_the_first_runs(tmp_path, 
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "auto"])
+def test_full_fine_tuning_of_16_bit_weights_is_refused_before_the_first_runs(tmp_path, dtype, capsys):
+    command = ["compare", "--out", str(tmp_path / "o"), "--set", f"model.dtype={dtype}", "--methods", "branching"]
+    assert cli.main([*command, "finetune"]) == 2
+    said = capsys.readouterr().err
+    assert (dtype == "auto" and "bfloat16, which auto may come to" in said) or f"rounding of {dtype}" in said
+    assert "set model.dtype to float32, or leave finetune out" in said
+    assert not (tmp_path / "o").exists()
+
+
 def test_problems_of_a_skill_are_clusters_of_their_own_and_those_of_a_template_are_one():
     def pair(name: str, skill: str | None, template: str) -> tuple[Score, Score]:
         split: Split = "transfer" if skill else "test"

@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import tiny_qwen2
 from families import family_model
+from transformers.pytorch_utils import Conv1D
 
 import cca.model.recompute
 from cca.controls.fine_tuning import Lora, Solved, check_installed, fine_tune
+from cca.controls.weights import WeightChange
 from cca.errors import InputError
 from cca.method.options import UpdateOptions
 from cca.records import Metric
@@ -63,6 +65,19 @@ def tuned(model, measure=rising, solved=None, **changes):
     fields = {k: changes.pop(k) for k in list(changes) if k in UpdateOptions.model_fields}
     others = {"lora": None, "seed": 5, "pad_token": END} | changes
     return fine_tune(model, solved or examples(), measure, options.changed(fields), **others)
+
+
+def dense(model, change) -> dict[str, torch.Tensor]:
+    """What an intervention adds to each weight, shaped like it."""
+    if isinstance(change, WeightChange):
+        return change.weights
+    added = {name: change.scale * change.up[name] @ down for name, down in change.down.items()}
+    transposed = {n: isinstance(model.get_submodule(n.rpartition(".")[0]), Conv1D) for n in added}
+    return {name: value.T if transposed[name] else value for name, value in added.items()}
+
+
+def learned(model, *args, **changes) -> dict[str, torch.Tensor]:
+    return dense(model, tuned(model, *args, **changes).intervention)
 
 
 def plain_loss(model, solved: list[Solved]) -> torch.Tensor:
@@ -116,7 +131,7 @@ def same(before: dict, after: dict) -> bool:
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "qwen3_moe"])
 def test_full_fine_tuning_equals_plain_adamw_on_the_plain_loss(family):
     model = family_model(family, **{"gpt2": NO_DROPOUT, "qwen2": {"tie_word_embeddings": True}}.get(family, {}))
-    found = tuned(model).intervention.weights
+    found = learned(model)
     reference = copy.deepcopy(model).requires_grad_(True)
     descend(reference, examples(), 3)
     wanted = moved_by_hand(model, reference)
@@ -133,7 +148,7 @@ def test_a_lora_equals_the_same_adapter_trained_by_hand_and_merged(family, lora)
     from peft import LoraConfig, get_peft_model
 
     model = family_model(family, **NO_DROPOUT if family == "gpt2" else {})
-    found = tuned(model, lora=lora).intervention.weights
+    found = learned(model, lora=lora)
     targets = [name.removesuffix(".weight") for name in found]
     config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, fan_in_fan_out=family == "gpt2")
     torch.manual_seed(5)
@@ -147,8 +162,23 @@ def test_a_lora_equals_the_same_adapter_trained_by_hand_and_merged(family, lora)
     assert all(change.norm() > 0.01 for change in found.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_lora_of_16_bit_weights_is_trained_in_float32_and_is_about_that_of_float32_weights(model, dtype):
+    short = copy.deepcopy(model).to(dtype)
+    found, wanted = tuned(short, lora=LORA).intervention, learned(model, lora=LORA)
+    assert {t.dtype for t in (*found.down.values(), *found.up.values())} == {torch.float32}
+    assert {p.dtype for p in short.parameters()} == {dtype}
+    for name, change in dense(short, found).items():
+        assert torch.cosine_similarity(change.flatten(), wanted[name].flatten(), dim=0) > 0.9, name
+    logits = lambda network: network(input_ids=torch.tensor([[3, 4, 5]])).logits[0].float()
+    before = logits(short), logits(model)
+    with found.active(short), found.active(model):
+        moved = [(logits(of) - was).flatten() for of, was in zip((short, model), before, strict=True)]
+    assert torch.cosine_similarity(*moved, dim=0) > 0.9, "what is put on is not lost to the rounding of the weights"
+
+
 def test_a_lora_changes_its_targets_alone_by_at_most_its_rank(model):
-    weights = tuned(model, lora=LORA).intervention.weights
+    weights = learned(model, lora=LORA)
     assert sorted(weights) == sorted(
         ["model.layers.1.mlp.down_proj.weight", *(f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3))]
     )
@@ -175,7 +205,7 @@ def test_the_end_token_is_learned_although_it_is_the_padding_too(model):
 
 
 def test_padding_counts_for_nothing_whatever_its_token(model):
-    close(tuned(model, pad_token=7).intervention.weights, tuned(model).intervention.weights)
+    close(learned(model, pad_token=7), learned(model))
 
 
 def test_an_epoch_is_one_pass_over_the_examples_in_batches(model):
@@ -197,20 +227,22 @@ def test_an_epoch_is_one_pass_over_the_examples_in_batches(model):
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_what_is_measured_is_the_change_of_that_epoch_in_evaluation_mode(model, lora):
     base = {name: p.clone() for name, p in model.named_parameters()}
+    logits = lambda: model(input_ids=torch.tensor([[3, 4, 5]])).logits.detach()
+    before = logits()
     model.train()
     seen = {}
 
     def look(epoch, loss):
         assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
-        seen[epoch] = {name: p.clone() for name, p in model.named_parameters()}
+        seen[epoch] = logits()
         return rising(epoch, loss)
 
     result = tuned(model, look, lora=lora, validate_at={1})
-    assert list(seen) == [0, 1, 3] and all(torch.equal(w, base[n]) for n, w in seen[0].items())
-    for name, weight in seen[3].items():
-        assert torch.equal(weight, base[name] + result.intervention.weights.get(name, torch.zeros(())))
-    changed = {n for n in base if not torch.equal(seen[1][n], base[n]) and not torch.equal(seen[1][n], seen[3][n])}
-    assert changed == set(result.intervention.weights)
+    assert list(seen) == [0, 1, 3] and torch.equal(seen[0], before)
+    with result.intervention.active(model):
+        assert torch.equal(seen[3], logits())
+    assert not torch.allclose(seen[1], seen[0], atol=1e-3) and not torch.allclose(seen[1], seen[3], atol=1e-3)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters())
     assert all(m.training for m in model.modules())
 
 
@@ -277,10 +309,8 @@ def test_the_best_measured_epoch_is_kept_not_the_last(model, lora):
     peak = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, next(scores), 10)
     result = tuned(model, peak, lora=lora, steps=6, validate_at={2, 4})
     assert (result.best_step, [m.step for m in result.metrics], result.stopped) == (2, [0, 2, 4, 6], "epochs")
-    two = tuned(model, lora=lora, steps=2)
-    assert all(
-        torch.equal(change, two.intervention.weights[name]) for name, change in result.intervention.weights.items()
-    )
+    two = learned(model, lora=lora, steps=2)
+    assert all(torch.equal(change, two[name]) for name, change in dense(model, result.intervention).items())
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -288,15 +318,14 @@ def test_no_epoch_helped_is_an_outcome_and_patience_ends_the_training(model, lor
     flat = lambda epoch, loss: Metric(epoch, loss, 0.0, 0.0, 0.5, 10)
     result = tuned(model, flat, lora=lora, steps=50, validate_at=range(51), patience=3)
     assert (result.best_step, result.stopped, result.metrics[-1].step) == (0, "patience", 3)
-    assert result.intervention.weights and not any(change.any() for change in result.intervention.weights.values())
+    kept = dense(model, result.intervention)
+    assert kept and not any(change.any() for change in kept.values())
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_same_seed_gives_the_same_change_and_another_seed_another(model, lora):
     dropout = family_model("gpt2") if lora is None else model
-    one, two, other = (
-        tuned(dropout, lora=lora, solution_batch=2, steps=2, seed=seed).intervention.weights for seed in (5, 5, 6)
-    )
+    one, two, other = (learned(dropout, lora=lora, solution_batch=2, steps=2, seed=seed) for seed in (5, 5, 6))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
@@ -310,12 +339,12 @@ def test_a_lora_is_trained_with_dropout_on_its_input_which_repeats_and_is_off_wh
             seen.append([float(plain_loss(model, examples())) for _ in range(2)])
         return rising(epoch, loss)
 
-    one = tuned(model, look, lora=dropping, validate_at={1, 2}).intervention.weights
+    one = learned(model, look, lora=dropping, validate_at={1, 2})
     assert all(first == second for first, second in seen)
     torch.manual_seed(99)
-    close(tuned(model, lora=dropping).intervention.weights, one)
-    close(tuned(model, lora=dropping, recompute=list(model.model.layers)).intervention.weights, one)
-    without = tuned(model, lora=LORA).intervention.weights
+    close(learned(model, lora=dropping), one)
+    close(learned(model, lora=dropping, recompute=list(model.model.layers)), one)
+    without = learned(model, lora=LORA)
     assert all((one[name] - without[name]).norm() > 0.05 * without[name].norm() for name in one)
 
 
@@ -325,9 +354,9 @@ def test_activations_computed_again_give_the_same_change(model, monkeypatch):
     monkeypatch.setattr(
         "cca.model.recompute.checkpoint", lambda *args, **kwargs: calls.append(1) or once(*args, **kwargs)
     )
-    again = tuned(model, recompute=list(model.model.layers)).intervention.weights
+    again = learned(model, recompute=list(model.model.layers))
     assert len(calls) == 3 * 3
-    close(again, tuned(model).intervention.weights)
+    close(again, learned(model))
     assert not any("forward" in vars(layer) for layer in model.model.layers)
 
 
@@ -345,9 +374,9 @@ def test_a_lora_keeps_no_second_copy_of_the_weights(model):
 
 
 def test_training_is_in_float32_whatever_the_environment_asks_for(model, monkeypatch):
-    wanted = tuned(model).intervention.weights
+    wanted = learned(model)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    close(tuned(model).intervention.weights, wanted)
+    close(learned(model), wanted)
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
@@ -370,7 +399,7 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(model):
     ):
         with pytest.raises(InputError, match=message):
             tuned(which, lora=LORA._replace(targets=("o_proj", target)))
-    with pytest.raises(InputError, match=r"bfloat16; set model\.dtype to float32"):
+    with pytest.raises(InputError, match=r"bfloat16; set model\.dtype to float32, or leave finetune out"):
         tuned(copy.deepcopy(model).bfloat16())
     with pytest.raises(InputError, match="offloaded"):
         tuned(copy.deepcopy(model).to("meta"))

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from cca.controls.lora import LowRank
 from cca.controls.weights import WeightChange
 from cca.errors import InputError, install_command
 from cca.method.course import Course, Training
 from cca.method.options import UpdateOptions
 from cca.method.update import Progress, Work
+from cca.model.intervention import Intervention
 from cca.model.recompute import is_offloaded, recomputed
 from cca.model.state import frozen
 from cca.records import Metric
@@ -82,6 +84,14 @@ def check_installed() -> None:
         )
 
 
+def rounded(dtype: str) -> InputError:
+    """What says that weights of this type cannot all be trained."""
+    return InputError(
+        f"full fine-tuning needs float32 weights, since small steps are lost in the rounding of {dtype}; set "
+        "model.dtype to float32, or leave finetune out"
+    )
+
+
 def fine_tune(
     network: PreTrainedModel,
     examples: Sequence[Solved],
@@ -94,13 +104,14 @@ def fine_tune(
     recompute: Sequence[nn.Module] = (),
     progress: Progress | None = None,
     work: Work | None = None,
-) -> Training[WeightChange]:
+) -> Training[Intervention]:
     """Train all weights, or a LoRA, to write the answers of `examples`; the change of the best measured epoch.
 
     An epoch is one pass over `examples` in shuffled batches. The loss is the mean negative log-likelihood of a batch's
     answer tokens, end token included; nothing is added for the routers of a mixture. AdamW as SFTTrainer sets it up
-    (betas 0.9 and 0.999, no weight decay, gradients clipped to norm 1), in float32, at a constant rate without
-    warm-up: training stops early, and a decay would make every epoch depend on how many were planned.
+    (betas 0.9 and 0.999, no weight decay, gradients clipped to norm 1), its parameters in float32, at a constant rate
+    without warm-up: training stops early, and a decay would make every epoch depend on how many were planned. The
+    weights below a LoRA keep their type.
 
     Args:
         network: only ever holds a change while it is measured; it and all that training draws on besides (random
@@ -116,14 +127,15 @@ def fine_tune(
             of this one included.
 
     Returns:
-        Float32 tensors on the CPU: all weights, or those that the LoRA targets. Ties go to the earlier epoch.
+        A `WeightChange` of all weights, or a `LowRank` of those that the LoRA targets. Ties go to the earlier epoch.
 
     Raises:
-        InputError: trl or peft is missing, the model is offloaded or not float32, or a target is no linear layer.
+        InputError: trl or peft is missing, the model is offloaded, all of its weights are to be trained and are not
+            float32, or a target is no linear layer.
         FloatingPointError: the loss is not finite.
     """
     check_installed()
-    _check_weights(network)
+    _check_weights(network, lora)
     adapted = target_modules(network, lora.targets) if lora else []
     batches = math.ceil(len(examples) / options.solution_batch)
     epochs = _Epochs(network, measure, options, progress, work, batches)
@@ -185,15 +197,14 @@ class _Epochs:
         """batches: of an epoch."""
         self.network, self.measure, self.options, self.progress = network, measure, options, progress
         self.work, self.batches = work, batches
-        self.course = Course(options.patience, WeightChange({}))
+        self.course: Course[Intervention] = Course(options.patience, WeightChange({}))
         self.epoch, self.stopped = 0, "epochs"
         self.losses: list[float] = []
         """Of the batches of the epoch that is running."""
 
     @torch.no_grad()
-    def look(self, weights: dict[str, Tensor], loss: float | None = None) -> None:
-        """Measure the change of `weights`, by name."""
-        change = WeightChange(weights)
+    def look(self, change: Intervention, loss: float | None = None) -> None:
+        """Measure the network with `change` on."""
         with change.active(self.network), frozen(self.network):
             metric = self.measure(self.epoch, loss)
         self.course.record(metric, lambda: change)
@@ -207,7 +218,7 @@ class _Epochs:
         if self.work:
             self.work(tokens, self.epoch + len(self.losses) / self.batches)
 
-    def epoch_done(self, weights: Callable[[], dict[str, Tensor]]) -> bool:
+    def epoch_done(self, change: Callable[[], Intervention]) -> bool:
         """Whether to stop."""
         self.epoch += 1
         loss = sum(self.losses) / len(self.losses)
@@ -215,7 +226,7 @@ class _Epochs:
         if self.progress:
             self.progress(self.epoch, self.options.steps, None)
         if self.options.validated(self.epoch):
-            self.look(weights(), loss)
+            self.look(change(), loss)
         if self.epoch < self.options.steps and self.course.exhausted:
             self.stopped = "patience"
         return self.stopped == "patience"
@@ -241,7 +252,7 @@ def _train(
         memo |= {id(p): nn.Parameter(p.detach()) for p in model.parameters()}
     trained = copy.deepcopy(model, memo).requires_grad_()  # peft will freeze all but its adapter
 
-    def change() -> dict[str, Tensor]:
+    def change() -> Intervention:
         return _lora_change(trained) if adapter else _full_change(model, trained)
 
     trainer_class, callback = _reporting_to(epochs, change)
@@ -277,7 +288,7 @@ def _train(
         trainer.train()
 
 
-def _reporting_to(epochs: _Epochs, change: Callable[[], dict[str, Tensor]]) -> tuple[type[Any], Any]:
+def _reporting_to(epochs: _Epochs, change: Callable[[], Intervention]) -> tuple[type[Any], Any]:
     """A trainer's class and a callback that tell `epochs` of each batch and each epoch."""
     from transformers import TrainerCallback
     from trl.trainer.sft_trainer import SFTTrainer
@@ -314,9 +325,10 @@ def _adapter(lora: Lora, names: list[str]) -> Any:
     )
 
 
-def _full_change(model: nn.Module, trained: nn.Module) -> dict[str, Tensor]:
-    """Trained minus base weights, float32 on the CPU, by name."""
-    return {name: p.detach().cpu() - model.get_parameter(name).detach().cpu() for name, p in trained.named_parameters()}
+def _full_change(model: nn.Module, trained: nn.Module) -> WeightChange:
+    """Trained minus base weights, on the CPU."""
+    found = trained.named_parameters()
+    return WeightChange({name: p.detach().cpu() - model.get_parameter(name).detach().cpu() for name, p in found})
 
 
 def _lora_layers(trained: nn.Module) -> dict[str, Any]:
@@ -326,22 +338,25 @@ def _lora_layers(trained: nn.Module) -> dict[str, Any]:
     return {f"{name}.weight": module for name, module in trained.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _lora_change(trained: nn.Module) -> dict[str, Tensor]:
-    """alpha / rank x B A of each adapted module, shaped like its weight, float32 on the CPU, by the weight's name."""
-    return {n: layer.get_delta_weight("default").cpu().contiguous() for n, layer in _lora_layers(trained).items()}
+def _lora_change(trained: nn.Module) -> LowRank:
+    """The adapters as they are now."""
+    layers = _lora_layers(trained)
+
+    def copies(side: str) -> dict[str, Tensor]:
+        return {name: getattr(layer, side)["default"].weight.detach().clone() for name, layer in layers.items()}
+
+    (scale,) = {layer.scaling["default"] for layer in layers.values()}
+    return LowRank(copies("lora_A"), copies("lora_B"), scale)
 
 
-def _check_weights(model: PreTrainedModel) -> None:
+def _check_weights(model: PreTrainedModel, lora: Lora | None) -> None:
     if is_offloaded(model):
         raise InputError(
             "fine-tuning cannot train an offloaded model; leave model.device_map out, or choose a smaller one"
         )
     types = {str(p.dtype).removeprefix("torch.") for p in model.parameters()} - {"float32"}
-    if types:
-        raise InputError(
-            f"fine-tuning needs float32 weights, since small steps are lost in the rounding of {min(types)}; "
-            "set model.dtype to float32"
-        )
+    if types and not lora:
+        raise rounded(min(types))
 
 
 @contextmanager

@@ -126,9 +126,11 @@ class Run:
         if evaluation.tasks:
             check_tasks(evaluation.tasks, evaluation.task_folder, shots=evaluation.task_shots)
         if config.update.method in OF_SOLUTIONS:
-            from cca.controls.fine_tuning import check_installed
+            from cca.controls.fine_tuning import check_installed, rounded
 
             check_installed()
+            if config.update.method == "finetune" and config.model.dtype != "float32":
+                raise rounded(config.model.dtype.replace("auto", "bfloat16, which auto may come to"))
         check_device(config.model.device, config.model.device_map)
         return prompter
 
