@@ -17,7 +17,7 @@ PY
 [ $? -eq 0 ] || exit 2
 
 say "families on CUDA, in float32 and bfloat16"
-CCA_TEST_DEVICE=cuda try 240 python -m pytest -q -p no:cacheprovider tests/test_families.py
+CCA_TEST_DEVICE=cuda try 240 python -m pytest -q -p no:cacheprovider tests/test_families.py tests/test_family_batches.py
 say "a model of 3B in bfloat16: all stages' steps, with the share of what the linear layers alone would reach"
 try 200 python benchmarks/large_model.py qwen2.5-3b --device cuda --dtype bfloat16 --tokens 1200
 if [ $# -gt 0 ]; then

@@ -1,12 +1,16 @@
 """Every supported family as a tiny random model, with as many kinds of attention as the family allows."""
 
+import os
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cca.model.checks import attention_for
+from cca.model.components import Components
 
+DEVICE = os.environ.get("CCA_TEST_DEVICE", "cpu")
+"""Where the tests of families run."""
 VOCABULARY = 60
 GROUPS = {"mha": 4, "gqa": 2, "mqa": 1}
 _ROTARY: dict[str, Any] = {
@@ -92,3 +96,11 @@ def family_model(family: str, groups: str = "mha", seed: int = 0, **changes: Any
         elif parameter.dim() == 1:
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     return model.requires_grad_(False)
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+
+def some_rows(parts: Components) -> dict[str, torch.Tensor]:
+    return parts.rows(torch.rand(parts.size, generator=torch.Generator().manual_seed(2)) > 0.7)
