@@ -124,6 +124,18 @@ def test_a_method_s_learning_rate_can_be_set_and_touches_no_other_method():
     assert chosen.config("bias", 4).seed == 4
 
 
+def test_learning_rates_that_suit_the_bundled_model_are_not_those_of_another():
+    settings = ["model.path=gpt2", "update.learning_rate=0.03"]
+    rates = {
+        name: compare.method_config(None, settings, name, 4, {"bias": 0.3}).update.learning_rate for name in METHODS
+    }
+    by_adam = {"lora-pivots": 0.003, "lora": 0.0001, "finetune": 0.00001}
+    automatic = dict.fromkeys(("random", "all", "gradient", "steering"), "auto")
+    assert rates == automatic | by_adam | {"branching": 0.03, "prefix": 0.03, "bias": 0.3}
+    assert compare.method_config(None, (), "random", 4, {}).update.learning_rate == 0.4
+    assert compare.method_config(None, (), "all", 4, {}).update.learning_rate == load_config(None).update.learning_rate
+
+
 @pytest.mark.parametrize(("rate", "said"), [("tilt=1", "no method 'tilt'"), ("bias", "not of the form METHOD=RATE")])
 def test_a_bad_learning_rate_is_refused(tmp_path, capsys, rate, said):
     assert cli.main(["compare", "--out", str(tmp_path / "o"), "--methods", "bias", "--rate", rate]) == 2

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import cca.model.recompute
 from cca.controls.fine_tuning import Lora, Solved, check_installed, fine_tune
+from cca.controls.lora import LowRank
 from cca.controls.weights import WeightChange
 from cca.errors import InputError
 from cca.method.options import UpdateOptions
@@ -166,6 +167,7 @@ def test_a_lora_equals_the_same_adapter_trained_by_hand_and_merged(family, lora)
 def test_a_lora_of_16_bit_weights_is_trained_in_float32_and_is_about_that_of_float32_weights(model, dtype):
     short = copy.deepcopy(model).to(dtype)
     found, wanted = tuned(short, lora=LORA).intervention, learned(model, lora=LORA)
+    assert isinstance(found, LowRank)
     assert {t.dtype for t in (*found.down.values(), *found.up.values())} == {torch.float32}
     assert {p.dtype for p in short.parameters()} == {dtype}
     for name, change in dense(short, found).items():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cca.run.config import dump_toml, load_config
 from cca.run.run import Run
 from cca.run.stages import MEASURED, STAGES
 from cca.run.stages.trace import check_stop
+from cca.show.words import what_was_kept
 
 SMALL = """
 seed = 3
@@ -200,6 +202,20 @@ def test_redo_forgets_a_stage_and_what_follows(whole, tmp_path):
     assert folder.finished("update")
     assert not folder.finished("evaluate")
     assert not (path / "summary.json").exists()
+    assert cli.main(["evaluate", str(path), "--quiet"]) == 0
+    assert plain_summary(path) == plain_summary(whole)
+
+
+def test_what_an_automatic_learning_rate_came_to_is_said_and_forgotten_with_the_update(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "run")
+    assert cli.main(["update", str(path), "--redo", "--quiet", "--set", "update.learning_rate=auto"]) == 0
+    assert cli.main(["evaluate", str(path), "--quiet"]) == 0
+    summary = Run.load(path).summary
+    found = summary.update.learning_rate
+    assert found is not None and found > 0
+    said = what_was_kept(replace(summary, update=replace(summary.update, best_step=1)))
+    assert f"parameters, learning rate {found:.2g} (auto); " in said
+    assert cli.main(["update", str(path), "--redo", "--quiet", "--set", "update.learning_rate=0.01"]) == 0
     assert cli.main(["evaluate", str(path), "--quiet"]) == 0
     assert plain_summary(path) == plain_summary(whole)
 

@@ -3,6 +3,7 @@ import reference
 import torch
 from conftest import random_pivots, tiny_qwen2
 
+from cca.errors import InputError
 from cca.method.objective import last_margins, losses
 from cca.method.options import UpdateOptions
 from cca.method.update import Validation, full_gradient, held_out_margins, train
@@ -144,9 +145,34 @@ def test_the_best_validated_step_is_kept_not_the_last(model, rows):
         assert torch.equal(kept.values, two_steps.intervention.weights[name].values)
 
 
-def test_a_resumed_update_is_bit_identical(model, rows, tmp_path):
-    pivots = random_pivots(6, VOCABULARY)
-    whole = train(model, Delta.zeros(model, rows), pivots, pivots, rising, options())
+@pytest.mark.parametrize("loss", ["linear", "logistic"])
+def test_an_automatic_learning_rate_would_lower_a_loss_as_steep_all_the_way_by_a_half_in_the_first_step(
+    model, rows, loss
+):
+    pivots, start = random_pivots(7, VOCABULARY), Delta.zeros(model, rows)
+    before, gradient = full_gradient(model, start, pivots, 3, loss)
+    result = train(model, start, pivots, [], rising, options(learning_rate="auto", loss=loss))
+    assert result.rate is not None
+    assert result.rate == pytest.approx(0.5 / sum(float(g.square().sum()) for g in gradient.values()))
+    given = train(model, start, pivots, [], rising, options(learning_rate=result.rate, loss=loss))
+    assert given.metrics == result.metrics, "it is the rate of all steps"
+    assert given.rate is None
+    for name, changed in start.weights.items():
+        changed.values.copy_(-gradient[name] * result.rate / 100)
+    after, _ = full_gradient(model, start, pivots, 3, loss)
+    assert (before - after) * 100 == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["lora-pivots", "lora", "finetune"])
+def test_an_automatic_learning_rate_is_refused_where_adam_trains(method):
+    with pytest.raises(InputError, match=f"auto is for gradient descent, and {method} has Adam; give a number"):
+        UpdateOptions(method=method, learning_rate="auto")
+
+
+@pytest.mark.parametrize("rate", [0.02, "auto"])
+def test_a_resumed_update_is_bit_identical(model, rows, tmp_path, rate):
+    pivots, settings = random_pivots(6, VOCABULARY), options(learning_rate=rate)
+    whole = train(model, Delta.zeros(model, rows), pivots, pivots, rising, settings)
 
     def interrupt(step, total, metric) -> None:
         if step == 3:
@@ -154,9 +180,9 @@ def test_a_resumed_update_is_bit_identical(model, rows, tmp_path):
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        train(model, Delta.zeros(model, rows), pivots, pivots, rising, options(), state_path=state, progress=interrupt)
-    resumed = train(model, Delta.zeros(model, rows), pivots, pivots, rising, options(), state_path=state)
-    assert resumed.metrics == whole.metrics
+        train(model, Delta.zeros(model, rows), pivots, pivots, rising, settings, state_path=state, progress=interrupt)
+    resumed = train(model, Delta.zeros(model, rows), pivots, pivots, rising, settings, state_path=state)
+    assert (resumed.metrics, resumed.rate) == (whole.metrics, whole.rate)
     for name, kept in resumed.intervention.weights.items():
         assert torch.equal(kept.values, whole.intervention.weights[name].values)
 

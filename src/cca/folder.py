@@ -22,7 +22,7 @@ R = TypeVar("R")
 FORMAT = 3
 """Of the files in a run folder. 1, of version 0.1, had other names for some figures; 2 did not say which answers were
 cut at the limit of tokens."""
-_OF_A_STAGE = ("seconds", "warnings", "peak_gib")
+_OF_A_STAGE = ("seconds", "warnings", "peak_gib", "learning_rate")
 """Entries of the manifest that are kept by stage."""
 _MOVES = "model.path"
 """The setting that may be edited in config.toml, since a model may be moved and is known by its checksum."""
@@ -37,6 +37,7 @@ Manifest = with_config(extra="allow")(
             "seconds": dict[str, float],
             "peak_gib": dict[str, float],
             "warnings": dict[str, list[str]],
+            "learning_rate": dict[str, float],
             "revision": str,
             "lambda": float,
         },
@@ -180,7 +181,7 @@ class RunFolder:
         write_text(self.file("manifest.json"), json.dumps(self.manifest, indent=1) + "\n")
 
     def note(self, kind: str, stage: str, value: Any) -> None:
-        """Keep `value` with a stage: its seconds, peak_gib or warnings."""
+        """Keep `value` with a stage: its seconds, peak_gib, warnings or learning_rate."""
         self.manifest.setdefault(kind, {})[stage] = value
 
     def noted(self, kind: str, stage: str, otherwise: Any = None) -> Any:

@@ -24,7 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METHOD=RATE",
-        help="learning rate of a method, in place of the one that suits the bundled model; may be repeated",
+        help="learning rate of a method, in place of one that suits the bundled model, or of auto on another; may be "
+        "repeated",
     )
     add_model(parser)
     add_overrides(parser)

@@ -176,7 +176,10 @@ class Validated:
 
 @dataclass(frozen=True)
 class UpdateSummary:
-    """Size of the whole update, and what the first round's validation saw at step 0 and at the kept step."""
+    """Size of the whole update, and what the first round's validation saw at step 0 and at the kept step.
+
+    learning_rate: what ``auto`` came to; None where the config gives it.
+    """
 
     best_step: int
     rows: int
@@ -184,6 +187,7 @@ class UpdateSummary:
     validation: Validated
     held_out_preference_accuracy: Change
     held_out_margin: Change
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

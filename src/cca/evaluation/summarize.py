@@ -110,10 +110,13 @@ def circuit_summary(circuit: Circuit) -> CircuitSummary:
     )
 
 
-def update_summary(intervention: Intervention, metrics: Sequence[Metric]) -> UpdateSummary:
+def update_summary(
+    intervention: Intervention, metrics: Sequence[Metric], learning_rate: float | None = None
+) -> UpdateSummary:
     """Size of the update, and what validation saw before it and at the kept step.
 
-    intervention: the whole of it, over all rounds. metrics: of the first round.
+    intervention: the whole of it, over all rounds. metrics, learning_rate: of the first round; the latter is what
+    ``auto`` came to.
     """
     first, best = metrics[0], best_of(metrics)
     return UpdateSummary(
@@ -123,6 +126,7 @@ def update_summary(intervention: Intervention, metrics: Sequence[Metric]) -> Upd
         validation=Validated(best.n, first.accuracy, best.accuracy),
         held_out_preference_accuracy=Change(first.preference_accuracy, best.preference_accuracy),
         held_out_margin=Change(first.margin, best.margin),
+        learning_rate=learning_rate,
     )
 
 

@@ -12,12 +12,16 @@ P = TypeVar("P", bound=Intervention)
 
 @dataclass(frozen=True)
 class Training(Generic[P]):
-    """The kept intervention, the step it comes from and every measured step. `best_step` 0: no step helped."""
+    """The kept intervention, the step it comes from and every measured step. `best_step` 0: no step helped.
+
+    rate: what a learning rate of ``auto`` came to; None where it was given.
+    """
 
     intervention: P
     best_step: int
     metrics: list[Metric]
     stopped: str
+    rate: float | None = None
 
 
 class Course(Generic[P]):
@@ -38,5 +42,5 @@ class Course(Generic[P]):
         """Whether the last `patience` measurements were no better than the best."""
         return len(self.metrics) - 1 - self.metrics.index(best_of(self.metrics)) >= self.patience
 
-    def result(self, stopped: str) -> Training[P]:
-        return Training(self.best, best_of(self.metrics).step, self.metrics, stopped)
+    def result(self, stopped: str, rate: float | None = None) -> Training[P]:
+        return Training(self.best, best_of(self.metrics).step, self.metrics, stopped, rate)

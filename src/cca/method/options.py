@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cca.errors import InputError
 from cca.options import Count, CountOrNone, Options, Positive, Share
@@ -11,6 +11,8 @@ from cca.options import Count, CountOrNone, Options, Positive, Share
 Loss = Literal["linear", "logistic"]
 PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
+BY_ADAM = ("lora-pivots", "lora", "finetune")
+"""What Adam trains, and not plain gradient descent."""
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
 
@@ -135,8 +137,10 @@ class UpdateOptions(Options):
     (all weights). In a config file its name is ``arm``."""
     loss: Loss = "logistic"
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as the desired token wins."""
-    learning_rate: Positive = 0.2
-    """Step size of plain gradient descent."""
+    learning_rate: Positive | Literal["auto"] = 0.2
+    """Step size of plain gradient descent; the default suits the bundled model. ``auto``, for a first look at another
+    one: such that the first step would lower the loss by a half, were it as steep all the way (0.5 / the gradient's
+    squared norm). In the methods ``lora-pivots``, ``lora`` and ``finetune`` of Adam, which has no ``auto``."""
     steps: Count = 20
     """At most."""
     validate_every: Count = 2
@@ -159,6 +163,12 @@ class UpdateOptions(Options):
     solution_batch: Count = 8
     """Solutions a step of the methods ``lora`` and ``finetune``; their ``steps`` are epochs, for a step of the others
     is a pass over all pivots as well."""
+
+    @model_validator(mode="after")
+    def _has_a_rate(self) -> "UpdateOptions":
+        if self.learning_rate == "auto" and self.method in BY_ADAM:
+            raise ValueError(f"learning_rate auto is for gradient descent, and {self.method} has Adam; give a number")
+        return self
 
     def validated(self, step: int) -> bool:
         """Whether validation is due after `step`."""

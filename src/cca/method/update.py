@@ -38,6 +38,8 @@ from cca.records import Metric, Pivot, Problem, check_problems
 T = TypeVar("T", bound=Trainable)
 Progress = Callable[[int, int, Metric | None], None]
 """Told of each step: its number, of how many, and what was measured after it, if anything."""
+_FIRST_DROP = 0.5
+"""By how much the first step lowers the loss at a learning rate of ``auto``, to first order."""
 Work = Callable[[int, float], None]
 """Told after each batch how many tokens it read, and how many steps are done, the part of this one included; before
 the first step of a training that goes on, of 0 tokens."""
@@ -254,7 +256,8 @@ def train(
     intervention = intervention.copy()
     parameters = list(intervention.parameters.values())
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-    rule = kind(parameters, options.learning_rate)
+    automatic = options.learning_rate == "auto"
+    rule = kind(parameters, 0.0 if options.learning_rate == "auto" else options.learning_rate)
     course, step = Course(options.patience, intervention.copy()), 0
     if state_path is not None and state_path.exists():
         step = _load_state(state_path, network, intervention, course, rule)
@@ -294,9 +297,10 @@ def train(
                 measure(loss)
             if state_path is not None:
                 _save_state(state_path, intervention, course, rule, step)
+    rate = rule.param_groups[0]["lr"] if automatic and step else None
     if not course.metrics:
-        return Training(intervention.copy(), step, [], "steps")
-    return course.result("steps" if step == options.steps else "patience")
+        return Training(intervention.copy(), step, [], "steps", rate)
+    return course.result("steps" if step == options.steps else "patience", rate)
 
 
 def _descend(
@@ -315,6 +319,9 @@ def _descend(
         what = f"step {step}: with a loss of {loss:g} the gradient of {name} is"
         check_finite(gradient, what, network, lambda: held_out_margins(network, intervention, pivots, options.batch))
         intervention.parameters[name].grad = gradient
+    if options.learning_rate == "auto" and step == 1:
+        squared = sum(float(gradient.double().square().sum()) for gradient in gradients.values())
+        rule.param_groups[0]["lr"] = _FIRST_DROP / squared if squared else 0.0
     rule.step()
     return loss
 
@@ -329,7 +336,7 @@ def _save_state(
             if isinstance(moment, Tensor):
                 tensors[f"{key}.{name}"] = moment
     metadata = {"step": str(step), "metrics": json.dumps([asdict(m) for m in course.metrics])}
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, metadata | {"rate": repr(rule.param_groups[0]["lr"])})
 
 
 @torch.no_grad()
@@ -340,6 +347,7 @@ def _load_state(
     tensors, metadata = load_state(path, str(network.device))
     with of_a_state(path):
         step, metrics = int(metadata["step"]), [Metric(**m) for m in json.loads(metadata["metrics"])]
+        rule.param_groups[0]["lr"] = float(metadata["rate"])
         for name, value in intervention.parameters.items():
             for kept in ("now", "best"):
                 check_shape(tensors[f"{kept}.{name}"], value.shape)

@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cca.controls.methods import METHODS
+from cca.controls.methods import METHODS, learning_rate
 from cca.errors import InputError
 from cca.evaluation import stats
 from cca.evaluation.pooling import Answers, against_base, answers_of, between
 from cca.evaluation.results import Comparison, MethodResult, PooledResult, Summary
 from cca.folder import RunFolder
 from cca.io import to_json, write_text
+from cca.model.bundled import BUNDLED, location
 from cca.records import Score, Split
 from cca.run.config import Config, load_config
 from cca.run.run import Run
@@ -60,7 +61,7 @@ def plan(
         overrides: As those of `load_config`.
         methods: Names in `METHODS`, in any order.
         seeds: Of the runs of each.
-        rates: Learning rates of methods, in place of their own.
+        rates: Learning rates of methods, in place of their own (`cca.controls.methods.learning_rate`).
 
     Raises:
         InputError: A bad config, or a package that a method needs is missing.
@@ -70,8 +71,7 @@ def plan(
             raise InputError(f"--rate names no method {method!r}; methods are {', '.join(METHODS)}")
 
     def config(method: str, seed: int) -> Config:
-        rate = (f"update.learning_rate={rates[method]}",) if method in rates else ()
-        return load_config(path, (*overrides, *METHODS[method].settings, *rate, f"seed={seed}"))
+        return method_config(path, overrides, method, seed, rates)
 
     if (method := load_config(path, overrides).pivots.method) != "branching":
         raise InputError(
@@ -82,6 +82,16 @@ def plan(
     for method in chosen.methods:
         Run.check(config(method, chosen.seeds[0]))
     return chosen
+
+
+def method_config(
+    path: Path | None, overrides: Sequence[str], method: str, seed: int, rates: Mapping[str, float]
+) -> Config:
+    """The config of a method's run; arguments as those of `plan`."""
+    bundled = location(load_config(path, overrides).model.path) == str(BUNDLED)
+    rate = rates.get(method) or learning_rate(method, bundled)
+    own = () if rate is None else (f"update.learning_rate={rate}",)
+    return load_config(path, (*overrides, *METHODS[method].settings, *own, f"seed={seed}"))
 
 
 # ---- running ----

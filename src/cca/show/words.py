@@ -186,6 +186,8 @@ def what_was_kept(summary: Summary) -> str:
     if not update.best_step and len(rounds) < 2:
         return "no step helped on the validation problems, so nothing is changed"
     size = f"{update.rows} rows ({summary.method}), {update.parameters:,} parameters"
+    if update.learning_rate is not None:
+        size += f", learning rate {update.learning_rate:.2g} (auto)"
     if len(rounds) < 2:
         said = f"preference accuracy at held-out pivots {percent(preferred.base)} -> {percent(preferred.updated)}"
         if rounds and not rounds[0].held_out_pivots:

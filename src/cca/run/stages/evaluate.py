@@ -88,7 +88,9 @@ def work(run: Run) -> None:
             frozenset(turns.keys() - learned),
         ),
         circuit=circuit_summary(Circuit.load(folder.file("circuit.safetensors"))),
-        update=update_summary(intervention, folder.read("metrics.jsonl", Metric)),
+        update=update_summary(
+            intervention, folder.read("metrics.jsonl", Metric), folder.noted("learning_rate", "update")
+        ),
         target=found[_TARGET],
         held_out_templates=found.get(_HELD_OUT),
         transfer=by_skill(found, "transfer"),

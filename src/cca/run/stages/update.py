@@ -109,6 +109,8 @@ def _update_once(run: Run) -> None:
         result = learn(run, bar, report, work)
     if result.best_step == 0:
         run.warn("update", "no step of the update helped on the validation problems: the model stays as it was")
+    if result.rate is not None:
+        run.folder.note("learning_rate", "update", result.rate)
     result.intervention.save(run.folder.file("delta.safetensors"))
     run.folder.write("metrics.jsonl", result.metrics)
 
