@@ -2,12 +2,12 @@
 
 from typing import Literal, NamedTuple
 
-from cca.method.options import BY_ADAM
-
 OF_ROWS = ("circuit", "random", "all", "gradient")
 """What changes rows of weights, which can be merged, and trained in several rounds."""
 OF_SOLUTIONS = ("lora", "finetune")
 """What learns worked solutions in place of pivots."""
+_BY_ADAM = ("lora-pivots", *OF_SOLUTIONS)
+"""What Adam trains, and not plain gradient descent."""
 
 
 class ComparedMethod(NamedTuple):
@@ -49,6 +49,6 @@ def learning_rate(method: str, bundled: bool) -> float | Literal["auto"] | None:
     bundled: the model is the bundled one. A rate of gradient descent says nothing about another model, of which each
     method has gradients of another size; Adam's, of LoRA and fine-tuning, are much alike for all.
     """
-    if bundled or method in BY_ADAM:
+    if bundled or method in _BY_ADAM:
         return METHODS[method].rate
     return None if method in ("branching", "prefix") else "auto"

@@ -11,7 +11,7 @@ from cca.options import Count, CountOrNone, Options, Positive, Share
 Loss = Literal["linear", "logistic"]
 PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
-BY_ADAM = ("lora-pivots", "lora", "finetune")
+_BY_ADAM = ("lora-pivots", "lora", "finetune")
 """What Adam trains, and not plain gradient descent."""
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
@@ -166,7 +166,7 @@ class UpdateOptions(Options):
 
     @model_validator(mode="after")
     def _has_a_rate(self) -> "UpdateOptions":
-        if self.learning_rate == "auto" and self.method in BY_ADAM:
+        if self.learning_rate == "auto" and self.method in _BY_ADAM:
             raise ValueError(f"learning_rate auto is for gradient descent, and {self.method} has Adam; give a number")
         return self
 
