@@ -8,11 +8,10 @@ the least true change that so many documents would show 80% of the time, whereve
 """
 
 import argparse
-import hashlib
-from contextlib import nullcontext
 from pathlib import Path
 
-from cca.controls.load import load_intervention
+from elsewhere import name_of, put_on
+
 from cca.evaluation.harness.run import check_tasks, run_tasks
 from cca.evaluation.results import difference
 from cca.evaluation.summarize import task_comparisons
@@ -25,13 +24,9 @@ from cca.show.words import detectable
 def scores(run: Run, task: str, limit: int | None, data: Path | None, out: Path, which: Which) -> list[TaskScore]:
     """Of one model on one benchmark; asked for once."""
     folder, network = RunFolder(out, {"stages": {}}), run.model.network
-    change = run.folder.final_delta().read_bytes() if which == "updated" else b""
-    key = hashlib.sha256(repr((run.model.revision, task, limit)).encode() + change)
-    label = "-".join(run.folder.path.resolve().parts[-2:]) if which == "updated" else "base"
-    name = f"{task}-{limit or 'all'}-{label}-{key.hexdigest()[:12]}.jsonl"
+    name = f"{task}-{limit or 'all'}-{name_of(run, which, task, limit)}.jsonl"
     if not folder.file(name).exists():
-        updated = load_intervention(run.folder.final_delta(), network.device) if which == "updated" else None
-        with updated.active(network) if updated else nullcontext():
+        with put_on(run, which):
             found = run_tasks(network, run.model.tokenizer, [task], data=data, limit=limit, batch_size=16)
         folder.write(name, found)
     return folder.read(name, TaskScore)

@@ -9,7 +9,7 @@ are not asked for again.
 
 import argparse
 import hashlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +43,30 @@ def drawn(source: str, n: int, seed: int, runs: list[Run]) -> list[Problem]:
     return problems
 
 
+def name_of(run: Run, which: Which, *asked: object) -> str:
+    """Of a file with what one model made of `asked`: another for each model, update and question."""
+    change = run.folder.final_delta().read_bytes() if which == "updated" else b""
+    key = hashlib.sha256(repr((run.model.revision, *asked)).encode() + change)
+    label = "-".join(run.folder.path.resolve().parts[-2:]) if which == "updated" else "base"
+    return f"{label}-{key.hexdigest()[:12]}"
+
+
+def put_on(run: Run, which: Which) -> AbstractContextManager[None]:
+    """Within the context the run's network is the one of the two models."""
+    network = run.model.network
+    if which == "base":
+        return nullcontext()
+    return load_intervention(run.folder.final_delta(), network.device).active(network)
+
+
 def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[Score]:
     """The answers of one model; those that stand in `out` already are not asked for again."""
     folder, network = RunFolder(out, {"stages": {}}), run.model.network
-    change = run.folder.final_delta().read_bytes() if which == "updated" else b""
-    asked = [run.prompter.prompt(p) for p in problems]
-    key = hashlib.sha256(repr((run.model.revision, run.config.answer_limit.tokens, asked)).encode() + change)
-    label = "-".join(run.folder.path.resolve().parts[-2:]) if which == "updated" else "base"
-    name = f"{label}-{key.hexdigest()[:12]}.jsonl"
+    prompts = [run.prompter.prompt(p) for p in problems]
+    name = f"{name_of(run, which, run.config.answer_limit.tokens, prompts)}.jsonl"
     there = {score.problem: score for score in folder.recover(name, Score)}
     left = by_length([p for p in problems if p.id not in there], run.prompter)
-    updated = load_intervention(run.folder.final_delta(), network.device) if which == "updated" else None
-    with updated.active(network) if updated else nullcontext():
+    with put_on(run, which):
         fresh = answer(
             network,
             run.prompter,

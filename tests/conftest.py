@@ -30,9 +30,12 @@ install_import_hook(
     [f"cca.{room}.{name}" for room, names in _OF_TENSORS.items() for name in names], "beartype.beartype"
 )
 
+from families import CASES, DEVICE, family_model
+
 from cca.method.options import CircuitOptions, UpdateOptions
 from cca.method.update import Validation, train
 from cca.model.checks import load_tokenizer
+from cca.model.components import Components, find_components
 from cca.model.delta import Delta
 from cca.model.open import Model, open_model
 from cca.problems.prompts import Prompter, PromptOptions
@@ -68,6 +71,22 @@ def tiny_qwen2(seed: int = 0, **changes):
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
     return model.requires_grad_(False)
+
+
+@pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES], scope="module")
+def case(request):
+    """A family, and one of its kinds of attention; files with a `model` of their own are not of these."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(case):
+    return family_model(*case).to(DEVICE)
+
+
+@pytest.fixture(scope="module")
+def parts(model) -> Components:
+    return find_components(model)
 
 
 @pytest.fixture

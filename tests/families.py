@@ -11,6 +11,7 @@ from cca.model.components import Components
 
 DEVICE = os.environ.get("CCA_TEST_DEVICE", "cpu")
 """Where the tests of families run."""
+END = frozenset({0})
 VOCABULARY = 60
 GROUPS = {"mha": 4, "gqa": 2, "mqa": 1}
 _ROTARY: dict[str, Any] = {

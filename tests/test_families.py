@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from conftest import last_delta, random_pivots
-from families import CASES, DEVICE, FAMILIES, MIXTURES, VOCABULARY, family_config, family_model, some_rows, tokens
+from families import DEVICE, FAMILIES, MIXTURES, VOCABULARY, family_config, family_model, some_rows, tokens
 
 from cca.method.objective import pivot_loss
 from cca.method.prefixes import CachedPrefixes
@@ -18,23 +18,6 @@ from cca.model.gates import gated
 from cca.model.generate import generate_greedy
 from cca.model.verify import verify_components
 from cca.model.weights import empty_model
-
-END = frozenset({0})
-
-
-@pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES], scope="module")
-def case(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(case):
-    return family_model(*case).to(DEVICE)
-
-
-@pytest.fixture(scope="module")
-def parts(model) -> Components:
-    return find_components(model)
 
 
 def random_gates(size: int) -> torch.Tensor:

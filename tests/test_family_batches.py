@@ -3,40 +3,21 @@
 CCA_TEST_DEVICE=cuda runs this file on a GPU.
 """
 
-import pytest
 import reference
 import torch
 from conftest import CIRCUIT, last_delta, random_pivots
-from families import CASES, DEVICE, MIXTURES, VOCABULARY, family_model, some_rows, tokens
+from families import DEVICE, END, MIXTURES, VOCABULARY, family_model, some_rows, tokens
 
 from cca.method.circuit import learn_gates
 from cca.method.options import TraceOptions
 from cca.method.pivots import search_pivots
 from cca.method.traces import trace_pairs
 from cca.method.update import full_gradient
-from cca.model.components import Components, find_components
 from cca.model.delta import Delta
 from cca.model.generate import generate_greedy
 from cca.model.padded import Padded
 from cca.model.read import Text, read, texts
 from cca.records import Problem, Trace, TracePair
-
-END = frozenset({0})
-
-
-@pytest.fixture(params=CASES, ids=["-".join(case) for case in CASES], scope="module")
-def case(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(case):
-    return family_model(*case).to(DEVICE)
-
-
-@pytest.fixture(scope="module")
-def parts(model) -> Components:
-    return find_components(model)
 
 
 class ParityPrompter:

@@ -6,8 +6,8 @@ OF_ROWS = ("circuit", "random", "all", "gradient")
 """What changes rows of weights, which can be merged, and trained in several rounds."""
 OF_SOLUTIONS = ("lora", "finetune")
 """What learns worked solutions in place of pivots."""
-_BY_ADAM = ("lora-pivots", *OF_SOLUTIONS)
-"""What Adam trains, and not plain gradient descent."""
+_BY_DESCENT = ("random", "all", "gradient", "bias", "steering")
+"""Controls that plain gradient descent trains, and not Adam."""
 
 
 class ComparedMethod(NamedTuple):
@@ -49,6 +49,4 @@ def learning_rate(method: str, bundled: bool) -> float | Literal["auto"] | None:
     bundled: the model is the bundled one. A rate of gradient descent says nothing about another model, of which each
     method has gradients of another size; Adam's, of LoRA and fine-tuning, are much alike for all.
     """
-    if bundled or method in _BY_ADAM:
-        return METHODS[method].rate
-    return None if method in ("branching", "prefix") else "auto"
+    return "auto" if method in _BY_DESCENT and not bundled else METHODS[method].rate

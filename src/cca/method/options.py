@@ -11,9 +11,9 @@ from cca.options import Count, CountOrNone, Options, Positive, Share
 Loss = Literal["linear", "logistic"]
 PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
+"""What an update changes: the method, and the controls that a comparison puts beside it."""
 _BY_ADAM = ("lora-pivots", "lora", "finetune")
 """What Adam trains, and not plain gradient descent."""
-"""What an update changes: the method, and the controls that a comparison puts beside it."""
 
 
 class TraceOptions(Options):

@@ -256,8 +256,8 @@ def train(
     intervention = intervention.copy()
     parameters = list(intervention.parameters.values())
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-    automatic = options.learning_rate == "auto"
-    rule = kind(parameters, 0.0 if options.learning_rate == "auto" else options.learning_rate)
+    given = None if options.learning_rate == "auto" else options.learning_rate
+    rule = kind(parameters, given or 0.0)
     course, step = Course(options.patience, intervention.copy()), 0
     if state_path is not None and state_path.exists():
         step = _load_state(state_path, network, intervention, course, rule)
@@ -297,7 +297,7 @@ def train(
                 measure(loss)
             if state_path is not None:
                 _save_state(state_path, intervention, course, rule, step)
-    rate = rule.param_groups[0]["lr"] if automatic and step else None
+    rate = rule.param_groups[0]["lr"] if given is None and step else None
     if not course.metrics:
         return Training(intervention.copy(), step, [], "steps", rate)
     return course.result("steps" if step == options.steps else "patience", rate)
