@@ -16,6 +16,7 @@ from cca import cli
 from cca.errors import InputError
 from cca.folder import differences
 from cca.io import write_text
+from cca.model.bundled import BUNDLED
 from cca.options import Options
 from cca.run.config import Config, dump_toml, load_config, parse_config, parse_override, toml_value
 
@@ -85,6 +86,26 @@ def test_a_dropout_that_would_leave_nothing_is_refused(written):
 def test_what_is_positive_is_finite(name):
     with pytest.raises(InputError, match=rf"{name}: .*finite"):
         load_config(None, (f"{name}=inf",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    {
+        (): 0.2,
+        (f"model.path={BUNDLED}",): 0.2,
+        ("update.arm=random",): 0.2,
+        ("model.path=gpt2",): "auto",
+        ("model.path=gpt2", "update.arm=steering"): "auto",
+        ("model.path=gpt2", "update.learning_rate=0.2"): 0.2,
+        ("update.learning_rate=auto",): "auto",
+        ("update.arm=lora",): 0.0001,
+        ("model.path=gpt2", "update.arm=lora-pivots"): 0.003,
+    }.items(),
+)
+def test_only_the_bundled_model_has_a_learning_rate_that_was_chosen_for_it(settings, rate):
+    config = load_config(None, settings)
+    assert config.update.learning_rate == rate
+    assert parse_config(tomllib.loads(dump_toml(config)), "test") == config
 
 
 @pytest.mark.parametrize("written", ["1.5", "-0.1", "80", "nan", "yes"])

@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from cca.method.rates import OF_ADAM
+
 OF_ROWS = ("circuit", "random", "all", "gradient")
 """What changes rows of weights, which can be merged, and trained in several rounds."""
 OF_SOLUTIONS = ("lora", "finetune")
@@ -36,9 +38,11 @@ METHODS: dict[str, ComparedMethod] = {
     "gradient": ComparedMethod("as many rows, of the largest gradient", ('update.arm="gradient"',), None, WITH_CIRCUIT),
     "bias": ComparedMethod("constant bias on the output logits", ('update.arm="bias"',), 1.0),
     "steering": ComparedMethod("vector added to the last layer's output", ('update.arm="steering"',), 3000.0),
-    "lora-pivots": ComparedMethod("LoRA on the pivot loss", ('update.arm="lora-pivots"',), 0.003),
-    "lora": ComparedMethod("LoRA on correct solutions", ('update.arm="lora"',), 0.0001, ()),
-    "finetune": ComparedMethod("full fine-tuning on correct solutions", ('update.arm="finetune"',), 0.00001, ()),
+    "lora-pivots": ComparedMethod("LoRA on the pivot loss", ('update.arm="lora-pivots"',), OF_ADAM["lora-pivots"]),
+    "lora": ComparedMethod("LoRA on correct solutions", ('update.arm="lora"',), OF_ADAM["lora"], ()),
+    "finetune": ComparedMethod(
+        "full fine-tuning on correct solutions", ('update.arm="finetune"',), OF_ADAM["finetune"], ()
+    ),
 }
 """By name, in the order in which they run; each is compared with the base model."""
 

@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cca.errors import InputError
+from cca.method.rates import OF_ADAM, default_rate
 from cca.options import Count, CountOrNone, Options, Positive, Share
 
 Loss = Literal["linear", "logistic"]
 PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
 """What an update changes: the method, and the controls that a comparison puts beside it."""
-_BY_ADAM = ("lora-pivots", "lora", "finetune")
-"""What Adam trains, and not plain gradient descent."""
 
 
 class TraceOptions(Options):
@@ -137,10 +136,11 @@ class UpdateOptions(Options):
     (all weights). In a config file its name is ``arm``."""
     loss: Loss = "logistic"
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as the desired token wins."""
-    learning_rate: Positive | Literal["auto"] = 0.2
-    """Step size of plain gradient descent; the default suits the bundled model. ``auto``, for a first look at another
-    one: such that the first step would lower the loss by a half, were it as steep all the way (0.5 / the gradient's
-    squared norm). In the methods ``lora-pivots``, ``lora`` and ``finetune`` of Adam, which has no ``auto``."""
+    learning_rate: Positive | Literal["auto"] = Field(default_factory=lambda data: default_rate(data.get("method", "")))
+    """Step size of plain gradient descent. ``auto``: such that the first step would lower the loss by a half, were it as
+    steep all the way (0.5 / the gradient's squared norm). In the methods ``lora-pivots``, ``lora`` and ``finetune`` of
+    Adam, which has no ``auto``. Not set: in a run of the bundled model 0.2; else ``auto``, and of Adam 0.003, 0.0001 and
+    0.00001."""
     steps: Count = 20
     """At most."""
     validate_every: Count = 2
@@ -166,7 +166,7 @@ class UpdateOptions(Options):
 
     @model_validator(mode="after")
     def _has_a_rate(self) -> "UpdateOptions":
-        if self.learning_rate == "auto" and self.method in _BY_ADAM:
+        if self.learning_rate == "auto" and self.method in OF_ADAM:
             raise ValueError(f"learning_rate auto is for gradient descent, and {self.method} has Adam; give a number")
         return self
 

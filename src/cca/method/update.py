@@ -69,7 +69,7 @@ def update(
         model: stays as it is; put the delta on with ``delta.active(model)``.
         circuit: whose rows change.
         pivots: found by `cca.find_pivots`, or one's own. Those of validation problems are measured, never trained on.
-        options: how rows are trained; by default `UpdateOptions()`, whose rate suits the bundled model.
+        options: how rows are trained; by default `UpdateOptions()`.
         validate: problems of which those for validation choose the step, by greedy accuracy. Without, the last step is
             kept, and nothing says whether it helped.
         max_new_tokens: of a validation answer.

@@ -14,6 +14,11 @@ def location(path: str) -> str:
     return str(BUNDLED) if path == "bundled" else str(Path(path).expanduser()) if path.startswith("~") else path
 
 
+def is_bundled(path: str) -> bool:
+    """Whether `path` names the model inside this package, in either way."""
+    return location(path) == str(BUNDLED)
+
+
 def planted_slips(path: str) -> dict[str, dict[str, Any]]:
     """Template -> `kind` and training `share` of its planted slip; empty for a model that has none planted.
 

@@ -19,7 +19,7 @@ from cca.evaluation.pooling import Answers, against_base, answers_of, between
 from cca.evaluation.results import Comparison, MethodResult, PooledResult, Summary
 from cca.folder import RunFolder
 from cca.io import to_json, write_text
-from cca.model.bundled import BUNDLED, location
+from cca.model.bundled import is_bundled
 from cca.records import Score, Split
 from cca.run.config import Config, load_config
 from cca.run.run import Run
@@ -88,8 +88,7 @@ def method_config(
     path: Path | None, overrides: Sequence[str], method: str, seed: int, rates: Mapping[str, float]
 ) -> Config:
     """The config of a method's run; arguments as those of `plan`."""
-    bundled = location(load_config(path, overrides).model.path) == str(BUNDLED)
-    rate = rates.get(method) or learning_rate(method, bundled)
+    rate = rates.get(method) or learning_rate(method, is_bundled(load_config(path, overrides).model.path))
     own = () if rate is None else (f"update.learning_rate={rate}",)
     return load_config(path, (*overrides, *METHODS[method].settings, *own, f"seed={seed}"))
 

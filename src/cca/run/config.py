@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from cca.controls.methods import OF_ROWS
@@ -15,6 +15,8 @@ from cca.errors import InputError
 from cca.evaluation.options import EvaluationOptions, Limit
 from cca.io import user_text
 from cca.method.options import CircuitOptions, PivotOptions, TraceOptions, UpdateOptions
+from cca.method.rates import OF_ADAM, OF_THE_BUNDLED_MODEL
+from cca.model.bundled import is_bundled
 from cca.model.options import ModelOptions
 from cca.options import Count, Options, all_explained
 from cca.problems.prompts import PromptOptions, check_prompt
@@ -36,6 +38,18 @@ class Config(Options):
     circuit: CircuitOptions = CircuitOptions()
     update: UpdateOptions = UpdateOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_the_bundled_model_s_rate(cls, data: Any) -> Any:
+        """Of a run of the bundled model that gives none."""
+        update, model = data.get("update", {}), data.get("model", {})
+        if not isinstance(update, dict) or not isinstance(model, dict):  # whole options, or what they cannot be
+            return data
+        other = "learning_rate" in update or {update.get("arm"), update.get("method")} & OF_ADAM.keys()
+        if other or not is_bundled(str(model.get("path", "bundled"))):
+            return data
+        return {**data, "update": {**update, "learning_rate": OF_THE_BUNDLED_MODEL}}
 
     @property
     def answer_limit(self) -> Limit:
