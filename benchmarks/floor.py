@@ -63,13 +63,20 @@ def copy_rate(device: str) -> float:
 
 
 def decode_steps(
-    network: Any, ids: Sequence[Sequence[int]], temperatures: Sequence[float], rounds: int = 5, repeats: int = 5
+    network: Any,
+    ids: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    rounds: int = 5,
+    repeats: int = 5,
+    starts: Sequence[Sequence[int]] = ((),),
 ) -> tuple[list[float], float]:
-    """Seconds of a pass that writes a token for each of the rows that continue `ids`, by temperature, and its floor.
+    """Seconds of a pass that writes a token for each of the rows that continue `ids`, and of its floor.
 
-    They take turns, so that a machine which is slower for a while is so for all of them.
+    Of each temperature, and of each of `starts` with which the rows begin and that is kept once for all of them. They
+    take turns, so that a machine which is slower for a while is so for all of them.
     """
-    writers = [_writer(network, ids, temperature, rounds * (repeats + 1) + 1) for temperature in temperatures]
+    limit = rounds * (repeats + 1) + 1
+    writers = [_writer(network, ids, temperature, limit, start) for temperature in temperatures for start in starts]
     found, floors = [[] for _ in writers], list[float]()
     for _ in range(rounds):
         floors.append(linear_layers(network, len(ids), repeats=repeats))
@@ -80,12 +87,14 @@ def decode_steps(
 
 
 @torch.no_grad()
-def _writer(network: Any, ids: Sequence[Sequence[int]], temperature: float, limit: int) -> _Writing:
+def _writer(
+    network: Any, ids: Sequence[Sequence[int]], temperature: float, limit: int, start: Sequence[int]
+) -> _Writing:
     """With every row at work."""
     writing = _Writing(network, len(ids), frozenset(), None, Watch(lambda _: None))
     writing._add(
         Row(text, limit + 1, (i,), temperature=temperature, uniforms=stream(0, i).random(limit + 1))
-        for i, text in enumerate(texts(ids, ()))
+        for i, text in enumerate(texts(ids, start))
     )
     writing._fill()
     return writing

@@ -8,6 +8,7 @@ time of its linear layers alone, on the same numbers of rows; a copy of memory i
 
 decode      a step of 16, 64 and 128 rows after prompts of 100 tokens: greedy, and sampled
 read        prompts of 100 tokens, 16, 64 and 128 of them: tokens a second
+start       a step of 64 and 128 rows that begin with the same 500 or 1,000 tokens, and where each keeps these itself
 generate    a greedy step of 16 and 64 rows, and of `model.generate`
 stage1      greedy traces and samples of opposite correctness for GSM-Symbolic problems
 branch      the pivots of the pairs that stage1 found
@@ -38,7 +39,8 @@ from cca.problems.splits import ProblemOptions, build_problems, chosen_source
 ASK = "{question}\nSolve the problem step by step, briefly. End with a last line of the form: #### number"
 ROWS = (16, 64, 128)
 PROMPT = 100
-PARTS = ("decode", "read", "generate", "stage1", "branch", "gradient")
+STARTS = (500, 1000)
+PARTS = ("decode", "read", "start", "generate", "stage1", "branch", "gradient")
 
 
 def line(what: str, now: str, before: str = "", floor: str = "", ratio: str = "") -> None:
@@ -88,6 +90,21 @@ def decode(network: Any) -> None:
             "",
             f"{floor * 1e3:.0f} ms",
             f"{greedy / floor:.2f}x the floor; sampled {sampled * 1e3:.0f} ms ({sampled / greedy:.2f}x)",
+        )
+
+
+def after_a_start(network: Any) -> None:
+    for rows, length in itertools.product(ROWS[1:], STARTS):
+        start = prompts(network, 1)[0] * (length // PROMPT)
+        (once, copied), floor = decode_steps(
+            network, [start + own for own in prompts(network, rows)], (0.0,), starts=(start, ())
+        )
+        line(
+            f"decode, {rows} rows after {length} + {PROMPT}",
+            f"{once * 1e3:.0f} ms",
+            f"{copied * 1e3:.0f} ms *",
+            f"{floor * 1e3:.0f} ms",
+            f"{copied / once:.2f}x",
         )
 
 
@@ -187,6 +204,8 @@ def main() -> None:
         decode(network)
     if "read" in parts:
         reading(network)
+    if "start" in parts:
+        after_a_start(network)
     if "generate" in parts:
         generate(network)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,7 @@
 """Models and problems that many tests share. Everything is float32 on the CPU and offline."""
 
 import os
+import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("CCA_TEST_DEVICE", "cpu") == "cpu":
@@ -200,3 +201,18 @@ def random_pivots(count: int, vocabulary: int, seed: int = 0, longest: int = 20)
         desired, undesired = torch.randperm(vocabulary, generator=generator)[:2].tolist()
         pivots.append(Pivot(tuple(prefix), desired, undesired, f"p-{i}", method="branching"))
     return pivots
+
+
+def refuse(arguments: list[str], capsys, *parts: str) -> None:
+    """The command says in one line that holds `parts` what is wrong, soon, with exit code 2."""
+    from cca import cli
+
+    began = time.monotonic()
+    capsys.readouterr()  # what the test's own preparations said
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("cca: ")
+    assert "\n" not in error
+    for part in parts:
+        assert part in error
+    assert time.monotonic() - began < 20

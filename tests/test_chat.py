@@ -5,9 +5,9 @@ import shutil
 from datetime import datetime
 
 import pytest
+from conftest import refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_run import refuse
 from test_tokens import IDS, LLAMA2, TURNS, problem, prompter
 from tokenizers_made import made
 

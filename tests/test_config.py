@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+from conftest import refuse
 from hypothesis import given, reject
 from hypothesis import strategies as st
-from test_run import refuse
 
 from cca import cli
 from cca.errors import InputError

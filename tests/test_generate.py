@@ -1,18 +1,15 @@
 import itertools
 import random
 
-import numpy as np
 import pytest
 import reference
 import torch
 from conftest import tiny_qwen2
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cca.model.attention import attend
+from cca.model.attention import attend, attend_after
 from cca.model.generate import Row, Watch, _Writing, generate_greedy, write
 from cca.model.read import Text, common_start, passing, read, texts
-from cca.model.sampling import BLOCK, argmax, pick, stream
+from cca.model.sampling import pick, stream
 
 PROMPTS = [[5, 9, 3, 8], [7, 2], [4, 4, 4, 4, 4, 4, 9], [11]]
 END = frozenset({0})
@@ -138,14 +135,48 @@ def test_to_the_last_bit_attention_of_one_query_does_not_depend_on_the_rows_besi
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_attention_after_a_start_that_rows_share_is_that_over_both_and_does_not_depend_on_the_rows_beside(dtype):
+    draw = torch.Generator().manual_seed(0)
+    close = {"atol": 5e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.05}
+    for (key_heads, size), groups in itertools.product(((1, 64), (3, 64), (2, 256), (1, 32)), (1, 2, 3, 7)):
+        for begun, softcap, window in ((17, None, 0), (130, None, 90), (130, 30.0, 90), (600, None, 0)):
+            heads, columns, rows = key_heads * groups, 128, 40
+            query = torch.randn(rows, heads, 1, size, generator=draw).to(dtype) * 2
+            start = torch.randn(2, key_heads, begun, size, generator=draw).to(dtype) * 2
+            own = torch.randn(2, rows, key_heads, columns, size, generator=draw).to(dtype) * 2
+            at = torch.arange(begun + columns)
+            last = begun + torch.randint(0, columns, (rows, 1), generator=draw)
+            seen = ((at <= last) & (at > (last - window if window else -1)))[:, None, None]
+            if window:
+                assert not seen[..., :begun].any(-1).all(), "some see nothing of the start"
+            joined = (torch.cat([a.expand(rows, -1, -1, -1), b], 2).float() for a, b in zip(start, own, strict=True))
+            plain = attend(query.float(), *joined, seen, None, softcap)
+
+            def some(of: slice, softcap=softcap, begun=begun, query=query, start=start, own=own, seen=seen):
+                parts = (start[0], start[1]), query[of], own[0][of], own[1][of]
+                return attend_after(*parts, seen[of, ..., :begun], seen[of, ..., begun:], None, softcap)
+
+            together = some(slice(0, rows))
+            torch.testing.assert_close(together.float(), plain, **close)
+            for of in (slice(0, 8), slice(3, 8), slice(11, 30), slice(0, 1), slice(39, 40)):
+                assert torch.equal(some(of), together[of]), (key_heads, size, groups, begun, softcap, of)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("shared", [0, 150])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_to_the_last_bit_the_logits_of_a_row_do_not_depend_on_how_long_the_rows_beside_it_are(dtype, monkeypatch):
+def test_to_the_last_bit_the_logits_of_a_row_do_not_depend_on_how_long_the_rows_beside_it_are(
+    dtype, shared, monkeypatch
+):
     """Seven queries a key head, of 64 numbers, over 100 to 400 keys: sums of so many are split in other places."""
     model = tiny_qwen2(num_attention_heads=7, num_key_value_heads=1, head_dim=64, max_position_embeddings=1024).to(
         dtype
     )
     draw = random.Random(0)
     prompts = [[draw.randrange(1, 40) for _ in range(length)] for length in (96, 104, 120, 190, 200, 250, 366, 380)]
+    starts = [prompts[7][:shared], prompts[6][:shared]]  # each of three prompts, besides two that have none
+    prompts = [starts[n % 3] + prompt if n % 3 < 2 else prompt for n, prompt in enumerate(prompts)]
     seen: dict[tuple[int, int], torch.Tensor] = {}
     chosen = _Writing._chosen
 
@@ -157,7 +188,8 @@ def test_to_the_last_bit_the_logits_of_a_row_do_not_depend_on_how_long_the_rows_
     monkeypatch.setattr(_Writing, "_chosen", look)
     for slots, order in ((8, range(8)), (3, range(8)), (1, range(8)), (5, (6, 1, 7, 0, 5, 3, 2, 4))):
         before, seen = seen, {}
-        rows = [Row(Text(tuple(prompts[n])), 12 + n, (n,)) for n in order]
+        read_once = [Text(tuple(start)) if shared else None for start in starts] + [None]
+        rows = [Row(Text(tuple(prompts[n]), start=read_once[n % 3]), 12 + n, (n,)) for n in order]
         write(model, rows, slots=slots, end_tokens=frozenset())
         assert len(seen) == sum(11 + n for n in range(8))
         assert not before or all(torch.equal(values, before[key]) for key, values in seen.items())
@@ -179,6 +211,24 @@ def test_what_is_read_is_the_same_to_the_last_bit_whatever_is_read_beside_it(dty
             assert torch.equal(text.last, other.last)
             for mine, theirs in zip((*text.keys, *text.values), (*other.keys, *other.values), strict=True):
                 assert torch.equal(mine, theirs)
+
+
+def test_what_all_rows_begin_with_stands_in_no_slot(tiny, monkeypatch):
+    prompts = _many(9, shared=150)
+    made: list[_Writing] = []
+    fill = _Writing._fill
+    monkeypatch.setattr(_Writing, "_fill", lambda self: (fill(self), made.append(self))[0])
+    generate_greedy(tiny, prompts, max_new_tokens=20, end_tokens=END)
+    assert made[0].layers[0].key_buffer.shape[2] == 128
+    generate_greedy(tiny, prompts[:1], max_new_tokens=20, end_tokens=END)
+    assert made[-1].layers[0].key_buffer.shape[2] == 256, "of one row it is its own"
+
+
+def test_an_attention_that_is_more_than_softmax_looks_at_what_all_rows_begin_with_too(tiny, monkeypatch):
+    prompts = _many(5, shared=40)
+    plain = [reference.greedy(tiny, p, 12, END) for p in prompts]
+    monkeypatch.setattr("cca.model.generate.is_softmax", lambda *_: False)
+    assert generate_greedy(tiny, prompts, max_new_tokens=12, end_tokens=END) == plain
 
 
 def test_what_was_read_of_rows_that_are_done_is_let_go(tiny):
@@ -298,113 +348,6 @@ def test_a_watch_sees_the_rows_at_work_and_those_that_ended_after_each_pass(tiny
         (1, [], {}, {3: 1, 2: 1}),
     ]
     assert watch.sizes == {2: 1}
-
-
-# ---- sampling ----
-
-
-def test_sampling_follows_the_distribution():
-    logits = torch.log(torch.tensor([[0.1, 0.6, 0.3]])).expand(20_000, -1)
-    uniforms = torch.from_numpy(stream(0, "test").random(20_000))
-    shares = torch.bincount(pick(logits, 1.0, uniforms), minlength=3) / 20_000
-    torch.testing.assert_close(shares, torch.tensor([0.1, 0.6, 0.3]), atol=0.015, rtol=0)
-
-
-def test_sampling_from_a_large_vocabulary_follows_the_distribution():
-    vocabulary = 2 * BLOCK + 100
-    chances = torch.full((vocabulary,), 0.3 / vocabulary)
-    for token, chance in ((7, 0.1), (BLOCK - 1, 0.2), (BLOCK, 0.15), (vocabulary - 1, 0.25)):
-        chances[token] += chance
-    uniforms = torch.from_numpy(stream(0, "test").random(6_000))
-    found = pick((chances.log() * 1.5).expand(6_000, -1), 1.5, uniforms)
-    counts = torch.bincount(found, minlength=vocabulary)
-    for token in (7, BLOCK - 1, BLOCK, vocabulary - 1):
-        assert abs(counts[token] / 6_000 - chances[token]) < 0.02
-    rest = counts.clone()
-    rest[[7, BLOCK - 1, BLOCK, vocabulary - 1]] = 0
-    assert abs(rest.sum() / 6_000 - 0.3) < 0.025
-    assert rest.max() <= 4, "the rest is spread over all tokens"
-    assert int((rest[:BLOCK] > 0).sum()) > 500
-    assert int((rest[2 * BLOCK :] > 0).sum()) > 5, "those of the last, shorter block among them"
-
-
-NUMBERS = torch.from_numpy(stream(0, "test").random(4_000))
-
-
-@pytest.mark.parametrize(
-    ("logits", "k", "left"),
-    [
-        ([3.0, 1.0, 2.0, 0.0], 2, [0, 2]),
-        ([1.0, 3.0, 1.0, 2.0, 1.0], 3, [0, 1, 2, 3, 4]),
-        ([2.0, 1.0, 2.0], 1, [0, 2]),
-        ([0.0, 5.0, 1.0], 1, [1]),
-        ([1.0] * 6, 2, range(6)),
-        ([1.0, 2.0, 1.5], 3, range(3)),
-        ([1.0, 2.0, 1.5], 50, range(3)),
-        ([-torch.inf, 1.0, -torch.inf, 2.0], 3, [1, 3]),
-        ([-torch.inf, 1.0, 0.5, 2.0], 2, [1, 3]),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_sample_is_one_of_the_k_likeliest_and_of_those_that_equal_the_last_of_them(logits, k, left, dtype):
-    row = torch.tensor(logits, dtype=dtype)
-    found = torch.bincount(pick(row.expand(4_000, -1), 1.3, NUMBERS, k), minlength=len(row)) / 4_000
-    expected = reference.chances(row, 1.3, k)
-    assert expected.nonzero()[:, 0].tolist() == found.nonzero()[:, 0].tolist() == list(left)
-    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
-
-
-def test_the_k_likeliest_are_found_in_all_blocks_of_a_large_vocabulary():
-    vocabulary = 2 * BLOCK + 100
-    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
-    high = [7, BLOCK - 1, BLOCK, BLOCK + 5, vocabulary - 1]
-    logits[high] = torch.tensor([5.0, 5.5, 6.0, 5.0, 6.5])
-    found = torch.bincount(pick(logits.expand(4_000, -1), 1.3, NUMBERS, 4), minlength=vocabulary) / 4_000
-    assert found.nonzero()[:, 0].tolist() == high, "two are as likely as the fourth"
-    torch.testing.assert_close(found, reference.chances(logits, 1.3, 4), atol=0.03, rtol=0)
-
-
-@given(
-    vocabulary=st.sampled_from([1, 2, 9, 60, BLOCK, BLOCK + 1, 2 * BLOCK + 17]),
-    k=st.integers(1, 70) | st.just(10**6),
-    levels=st.integers(1, 400),
-    hidden=st.sampled_from([0.0, 0.5, 0.99]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=60)
-def test_no_sample_is_a_token_that_transformers_would_not_draw_and_none_depends_on_other_rows(
-    vocabulary, k, levels, hidden, dtype, seed
-):
-    """With few levels many are equal, and a part of them is impossible."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = (torch.randint(0, levels, (5, vocabulary), generator=generator) / 7).to(dtype)
-    impossible = torch.rand(5, vocabulary, generator=generator) < hidden
-    impossible[:, seed % vocabulary] = False
-    logits = logits.masked_fill(impossible, -torch.inf)
-    uniforms = torch.rand(5, generator=generator, dtype=torch.float64)
-    together = pick(logits, 0.8, uniforms, k).tolist()
-    for n, token in enumerate(together):
-        assert reference.chances(logits[n], 0.8, k)[token] > 0
-        assert pick(logits[n : n + 1], 0.8, uniforms[n : n + 1], k).tolist() == [token]
-    if k >= vocabulary:
-        assert together == pick(logits, 0.8, uniforms).tolist()
-    if k == 1:
-        assert logits.gather(1, torch.tensor(together)[:, None])[:, 0].tolist() == logits.amax(-1).tolist()
-    assert pick(logits, 0.0, uniforms, k).tolist() == argmax(logits).tolist()
-
-
-@pytest.mark.parametrize("vocabulary", [1, 50, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17])
-def test_the_argmax_is_the_first_of_the_highest(vocabulary):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randint(0, 5, (40, vocabulary), generator=generator).bfloat16()  # with many equal ones
-    assert argmax(logits).tolist() == np.argmax(logits.float().numpy(), axis=1).tolist()
-
-
-def test_streams_differ_by_key_and_repeat():
-    assert stream(0, "p", 1).random() == stream(0, "p", 1).random()
-    assert len({stream(0, "p", 1).random(), stream(0, "p", 2).random(), stream(1, "p", 1).random()}) == 3
 
 
 def test_multi_head_and_multi_query_models_decode_alike():

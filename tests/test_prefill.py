@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from conftest import refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_chat import FIRST_LOST, ONLY_SYSTEM, PARTS, SHOWN, said, turns
-from test_run import refuse
 from test_tokens import IDS, LLAMA2, SOLUTIONS, TURNS, problem, read
 from test_tokens import prompter as bare
 from tokenizers import normalizers

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import few_shot
+from conftest import few_shot, refuse
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rows_made import put, row, some
-from test_run import refuse
 from test_sources import write
 
 from cca import cli

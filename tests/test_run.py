@@ -1,7 +1,6 @@
-"""The whole command: a small run of the bundled model, interrupted in every place, and bad input."""
+"""The whole command: a small run of the bundled model, interrupted in every place, and a folder that is not right."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import refuse
 
 from cca import cli
 from cca.folder import RunFolder
@@ -238,66 +238,12 @@ def test_json_goes_to_stdout_alone(whole, config_path, capfd):
     assert json.loads(out)["circuit"]["components"] > 0
 
 
-# ---- bad input: one line with the remedy, exit code 2, before any slow work ----
-
-
-def refuse(arguments: list[str], capsys, *parts: str) -> None:
-    began = time.monotonic()
-    capsys.readouterr()  # what the test's own preparations said
-    assert cli.main(arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("cca: ")
-    assert "\n" not in error
-    for part in parts:
-        assert part in error
-    assert time.monotonic() - began < 20
-
-
-def test_a_missing_model_folder_is_named(tmp_path, capsys):
-    refuse(["run", "--model", str(tmp_path / "nothing"), "--out", str(tmp_path / "r")], capsys, "nothing", "model.path")
-
-
-def test_a_model_that_is_no_causal_lm_is_refused(tmp_path, capsys):
-    from transformers import BertConfig, T5Config
-
-    T5Config().save_pretrained(tmp_path / "t5")
-    refuse(
-        ["run", "--model", str(tmp_path / "t5"), "--out", str(tmp_path / "r")], capsys, "t5", "causal language model"
-    )
-    BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path / "bert")
-    refuse(["run", "--model", str(tmp_path / "bert"), "--out", str(tmp_path / "r")], capsys, "BertModel")
-
-
-def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys, bundled):
-    bundled.network.save_pretrained(tmp_path / "m")
-    refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "no usable tokenizer")
-
-
-def test_a_model_folder_without_weights_is_refused(tmp_path, capsys):
-    shutil.copytree(BUNDLED, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
-    refuse(["run", "--model", str(tmp_path / "m"), "--out", str(tmp_path / "r")], capsys, "holds no weights")
-    assert not (tmp_path / "r").exists()
+# ---- bad input ----
 
 
 def test_a_config_of_another_run_in_the_same_folder_is_refused(whole, config_path, capsys):
     arguments = ["run", str(config_path), "--out", str(whole), "--set", "seed=4"]
     refuse(arguments, capsys, "another config", "--out")
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("mine")
-    refuse(["run", "--out", str(tmp_path)], capsys, "not empty")
-    refuse(["pivots", str(tmp_path)], capsys, "holds no run")
-    refuse(["show", "scores", str(tmp_path)], capsys, "holds no run")
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    refuse(["run", "--out", str(tmp_path / "file" / "run")], capsys, "cannot write", "--out")
-    if os.geteuid() != 0:
-        locked = tmp_path / "locked"
-        locked.mkdir(mode=0o500)
-        refuse(["run", "--out", str(locked)], capsys, "cannot write", "--out")
 
 
 def test_a_run_folder_of_an_earlier_version_says_what_to_do(whole, tmp_path, capsys):

@@ -137,10 +137,10 @@ class UpdateOptions(Options):
     loss: Loss = "logistic"
     """Of a pivot's margin: ``linear`` is the paper's; ``logistic`` lets go of a pivot as the desired token wins."""
     learning_rate: Positive | Literal["auto"] = Field(default_factory=lambda data: default_rate(data.get("method", "")))
-    """Step size of plain gradient descent. ``auto``: such that the first step would lower the loss by a half, were it as
-    steep all the way (0.5 / the gradient's squared norm). In the methods ``lora-pivots``, ``lora`` and ``finetune`` of
-    Adam, which has no ``auto``. Not set: in a run of the bundled model 0.2; else ``auto``, and of Adam 0.003, 0.0001 and
-    0.00001."""
+    """Step size of plain gradient descent. ``auto``: such that the first step would lower the loss by a half, were it
+    as steep all the way (0.5 / the gradient's squared norm). In the methods ``lora-pivots``, ``lora`` and ``finetune``
+    of Adam, which has no ``auto``. Not set: in a run of the bundled model 0.2; else ``auto``, and of Adam 0.003, 0.0001
+    and 0.00001."""
     steps: Count = 20
     """At most."""
     validate_every: Count = 2

@@ -107,14 +107,15 @@ class Pattern:
         seen = self._allowed(row, 0, queries[:, None, :, None], keys[None, None, None, :])
         return seen.expand(len(queries), 1, queries.shape[1], len(keys))
 
-    def of_one_query(self, columns: Int[Tensor, " B"], keys: int) -> Bool[Tensor, "B 1 1 T"]:
-        """For a query a row, at the position of its column, which of so many keys it looks at.
+    def of_one_query(self, queries: Int[Tensor, " B"], rows: slice, keys: range) -> Bool[Tensor, "B 1 1 T"]:
+        """For a query a row, of those of `rows` at their positions, which of the keys at these positions it looks at.
 
-        Made once: it is the same for all layers that have this pattern.
+        Made once a step: it is the same for all layers that have this pattern.
         """
-        known = (columns.device,)
+        known = (queries.device, rows.start, rows.stop, keys)
         if known not in self._kept:
-            self._kept[known] = self.seen(columns[:, None], torch.arange(keys, device=columns.device))
+            at = torch.arange(keys.start, keys.stop, device=queries.device)
+            self._kept[known] = self.seen(queries[rows, None], at)
         mask = self._kept[known]
         assert mask is not None
         return mask
@@ -139,9 +140,81 @@ class Pattern:
         return seen if base == "sdpa" else additive(seen, query.dtype)
 
 
-def additive(seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q T"]:
-    """The mask that eager attention adds to its scores."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+def additive(
+    seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype, unseen: float | None = None
+) -> Float[Tensor, "B 1 Q T"]:
+    """The mask that attention adds to its scores: for keys that are not seen the least number, as eager attention has
+    it, or `unseen`."""
+    least = torch.finfo(dtype).min if unseen is None else unseen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)
+
+
+_BLOCK = 32
+"""Queries of unlike rows that look at the same keys are taken so many at a time: with another number, products are
+rounded in another order."""
+
+
+def attend_after(
+    start: tuple[Float[Tensor, "K S D"], Float[Tensor, "K S D"]],
+    query: Float[Tensor, "B H 1 D"],
+    key: Float[Tensor, "B K T D"],
+    value: Float[Tensor, "B K T D"],
+    start_seen: Bool[Tensor, "B 1 1 S"],
+    seen: Bool[Tensor, "B 1 1 T"],
+    scaling: float | None,
+    softcap: float | None,
+) -> Float[Tensor, "B 1 H D"]:
+    """What `attend` gives, on a CPU, where all rows look at the same keys and values first: those of `start`.
+
+    These are read from memory once for all rows. Softmax over the two parts apart, each weighted by its share of the
+    sum of exponentials, is softmax over both (to rounding). A row's result does not depend on the other rows, bit for
+    bit.
+    """
+    rows, heads, _, size = query.shape
+    key_heads = key.shape[1]
+    groups = heads // key_heads
+    packed = query.reshape(rows, key_heads, groups, size)
+    own, own_total = _with_total(*_never_alone(packed, key, value, seen), scaling, softcap)
+    own, own_total = own[:rows, :, :groups], own_total[:rows, :, :groups]
+
+    count = rows * groups
+    odd = -count % _BLOCK or (_BLOCK if count == _BLOCK and key_heads == 1 else 0)  # never one thread's work alone
+    blocks = packed.transpose(0, 1).reshape(key_heads, count, size)
+    blocks = nn.functional.pad(blocks, (0, 0, 0, odd)).view(key_heads, -1, _BLOCK, size).transpose(0, 1)
+    each = None
+    if not bool(start_seen.all()):  # a window does not reach back so far
+        each = start_seen[:, 0].expand(-1, groups, -1).reshape(count, -1)
+        each = nn.functional.pad(each, (0, 0, 0, odd), value=True).view(-1, 1, _BLOCK, start_seen.shape[-1])
+    keys, values = (side.expand(len(blocks), -1, -1, -1) for side in start)
+    shared, total = _with_total(blocks, keys, values, each, scaling, softcap)
+    if each is not None:
+        blind = ~each.any(-1).expand(total.shape)
+        shared, total = shared.masked_fill(blind[..., None], 0), total.masked_fill(blind, -torch.inf)
+    shared = shared.transpose(0, 1).reshape(key_heads, -1, size)[:, :count].view(key_heads, rows, groups, size)
+    total = total.transpose(0, 1).reshape(key_heads, -1)[:, :count].view(key_heads, rows, groups)
+    # of functions with exponentials only softmax is rounded alike wherever a row stands
+    share = torch.stack([own_total, total.transpose(0, 1)], -1).softmax(-1)[..., 1:]
+    own, shared = (side.to(share.dtype) for side in (own, shared.transpose(0, 1)))
+    mixed = own + (shared - own) * share
+    return mixed.to(query.dtype).reshape(rows, 1, heads, size)
+
+
+def _with_total(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scaling: float | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention (B, K, Q, D), and the log of its sum of exponentials (B, K, Q) in float32."""
+    bias = None if seen is None else additive(seen, query.dtype, -torch.inf)
+    if softcap is None:
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=bias, scale=scaling
+        )
+    else:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = softcap * torch.tanh((query @ key.mT).float() * scale / softcap)
+        scores = scores if bias is None else scores + bias
+        total = scores.amax(-1) - scores.log_softmax(-1).amax(-1)
+        out = scores.softmax(-1).to(query.dtype) @ value
+    return out, total
 
 
 def attend(
@@ -162,10 +235,8 @@ def attend(
     groups = heads // key.shape[1]
     packed = query.reshape(rows, key.shape[1], groups * count, size)
     seen = seen if count == 1 else seen.repeat(1, 1, groups, 1)
-    if count == 1 and groups in _UNLIKE:
-        packed = torch.cat([packed, packed[:, :, :1]], 2)
-    if count == 1 and rows == key.shape[1] == 1:  # else several threads would share what is one thread's
-        packed, key, value, seen = (x.expand(2, -1, -1, -1) for x in (packed, key, value, seen))
+    if count == 1:
+        packed, key, value, seen = _never_alone(packed, key, value, seen)
     if softcap is not None:
         scale = size**-0.5 if scaling is None else scaling
         scores = (softcap * torch.tanh(packed @ key.mT * scale / softcap)).masked_fill(~seen, -torch.inf)
@@ -173,3 +244,12 @@ def attend(
     else:
         mixed = nn.functional.scaled_dot_product_attention(packed, key, value, attn_mask=seen, scale=scaling)
     return mixed[:rows, :, : groups * count].reshape(rows, heads, count, size).transpose(1, 2)
+
+
+def _never_alone(packed: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One query a row (B, K, G, D) and what it looks at, with what is added lest rounding depend on the other rows."""
+    if packed.shape[2] in _UNLIKE:
+        packed = torch.cat([packed, packed[:, :, :1]], 2)
+    if len(packed) == key.shape[1] == 1:  # else several threads would share what is one thread's
+        packed, key, value, seen = (x.expand(2, -1, -1, -1) for x in (packed, key, value, seen))
+    return packed, key, value, seen

@@ -1,8 +1,9 @@
 """Key and value caches that are written in place: none that grows by copying."""
 
 import inspect
+from collections.abc import Sequence
 from functools import cache as remembered
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,40 +40,56 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
 
+class SlotGroup(NamedTuple):
+    """Slots side by side whose rows look at as many columns, after the same start.
+
+    begun: the position of their first column. start: by layer keys and values (K, begun, D) of the positions before it,
+    which were read once for all of them.
+    """
+
+    slots: slice
+    columns: int
+    begun: int = 0
+    start: Sequence[tuple[Tensor, Tensor]] = ()
+
+
 class SlotPlaces:
     """Where the next tokens of the slots go, and which columns attention looks at.
 
-    columns: (S,) on the CPU, of the next token of each slot. groups: slots side by side, and how many columns they look
-    at. count, shown: the slots of all groups, and the most columns.
+    columns, begun: (S,) on the CPU, the column of the next token of each slot, and the position of its first column.
+    groups: of a step. count, shown: the slots of all groups, and the most columns. layer: the one that is at work.
     """
 
     def __init__(self, slots: int):
-        self.columns = torch.zeros(slots, dtype=torch.long)
-        self.groups: list[tuple[slice, int]] = []
-        self.count = self.shown = 0
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.columns, self.begun = torch.zeros(2, slots, dtype=torch.long)
+        self.groups: list[SlotGroup] = []
+        self.count = self.shown = self.layer = 0
+        self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def step(self, groups: list[tuple[slice, int]]) -> None:
+    def step(self, groups: list[SlotGroup]) -> None:
         """The next tokens are of the slots of these groups, which are the first ones."""
-        self.groups, self.count, self.shown = groups, groups[-1][0].stop, max(shown for _, shown in groups)
+        self.groups, self.count, self.shown = groups, groups[-1].slots.stop, max(group.columns for group in groups)
         self._on.clear()
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Numbers and columns of the slots of this step; copied to a device once for all layers there."""
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of the slots of this step, columns and positions of their next tokens; copied to a device once."""
         if device not in self._on:
-            self._on[device] = torch.arange(self.count, device=device), self.columns[: self.count].to(device)
+            columns = self.columns[: self.count]
+            places = columns.to(device), (columns + self.begun[: self.count]).to(device)
+            self._on[device] = torch.arange(self.count, device=device), *places
         return self._on[device]
 
 
 class SlotLayer(DynamicLayer):
-    """Keys and values of sequences of unlike lengths, one a slot, in buffers (S, K, capacity, D): column = position.
+    """Keys and values of sequences of unlike lengths, one a slot, in buffers (S, K, capacity, D), without a start that
+    several share.
 
-    places: where a step writes and how much it shows, common to all layers.
+    places: where a step writes and how much it shows, common to all layers. number: of the layer.
     """
 
-    def __init__(self, places: SlotPlaces, key_buffer: Tensor, value_buffer: Tensor):
+    def __init__(self, places: SlotPlaces, number: int, key_buffer: Tensor, value_buffer: Tensor):
         super().__init__()
-        self.places, self.key_buffer, self.value_buffer = places, key_buffer, value_buffer
+        self.places, self.number, self.key_buffer, self.value_buffer = places, number, key_buffer, value_buffer
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -83,7 +100,8 @@ class SlotLayer(DynamicLayer):
         return self.places.shown, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        rows, columns = self.places.on(self.key_buffer.device)
+        rows, columns, _ = self.places.on(self.key_buffer.device)
+        self.places.layer = self.number  # attention comes next
         for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
             buffer[rows, :, columns] = states[:, :, 0]
         count, shown = self.places.count, self.places.shown

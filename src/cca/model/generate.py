@@ -19,8 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from cca.model.attention import Pattern, additive, attend, attention_through, is_softmax, stock_attention
-from cca.model.cache import SlotLayer, SlotPlaces, cache_argument
+from cca.model.attention import (
+    Pattern,
+    additive,
+    attend,
+    attend_after,
+    attention_through,
+    is_softmax,
+    stock_attention,
+)
+from cca.model.cache import SlotGroup, SlotLayer, SlotPlaces, cache_argument
 from cca.model.numerics import check_finite
 from cca.model.read import Text, read, texts, tokens_of_a_pass
 from cca.model.sampling import argmax, pick
@@ -40,7 +48,7 @@ class Row:
     new token, where that is known. temperature: 0 for the argmax. top_k: of how many of the likeliest tokens one is
     drawn, 0 for all. uniforms: (limit,) its random stream. stop: whether it ends with its new tokens, besides at an end
     token. then: told of its new tokens when it has ended, an end token included; rows that it gives are written too.
-    tokens: its new tokens so far.
+    tokens: its new tokens so far. after: a start that it shares with other rows, of which its slot holds nothing.
     """
 
     text: Text | None
@@ -54,6 +62,7 @@ class Row:
     stop: Callable[[Sequence[int]], bool] | None = None
     then: Callable[[list[int]], Iterable["Row"]] | None = None
     tokens: list[int] = field(default_factory=list)
+    after: Text | None = None
     dropped: bool = False
 
     def drop(self) -> None:
@@ -145,6 +154,7 @@ class _Writing:
         watch: Watch,
     ):
         self.model, self.size, self.end_tokens = model, slots, end_tokens
+        self.on_a_cpu = model.device.type == "cpu"
         self.idle, self.watch = idle, watch
         self.queue: list[tuple[tuple[int, ...], int, Row]] = []
         self.numbers = itertools.count()
@@ -154,6 +164,7 @@ class _Writing:
         self.most = _multiple(slots, _ROWS)
         self.places = SlotPlaces(self.most)
         self.cache = DynamicCache()
+        self.starts: dict[Text | None, int] = {}
 
     def run(self, rows: Iterable[Row]) -> None:
         self._add(rows)
@@ -232,10 +243,15 @@ class _Writing:
             self._told(row)
             return
         slot, length = len(self.at_work), len(text.ids) if row.length is None else row.length
-        self._make_room(text, length + row.limit)
+        if self.on_a_cpu and text.start and length >= len(text.start.ids):
+            row.after = text.start
+        self.starts.setdefault(row.after, len(self.starts))
+        begun = len(row.after.ids) if row.after else 0
+        own = length - begun
+        self._make_room(text, own + row.limit)
         for number, layer in enumerate(self.layers):
-            text.copy_to(number, layer.key_buffer[slot, :, :length], layer.value_buffer[slot, :, :length])
-        self.places.columns[slot] = length
+            text.copy_to(number, layer.key_buffer[slot, :, :own], layer.value_buffer[slot, :, :own], begun)
+        self.places.columns[slot], self.places.begun[slot] = own, begun
         self.at_work.append(row)
 
     @property
@@ -249,9 +265,9 @@ class _Writing:
             whole = like
             while whole.start:
                 whole = whole.start
-            for sides in zip(whole.keys, whole.values, strict=True):
+            for number, sides in enumerate(zip(whole.keys, whole.values, strict=True)):
                 buffers = (side.new_zeros(self.most, side.shape[0], columns, side.shape[2]) for side in sides)
-                self.cache.layers.append(SlotLayer(self.places, *buffers))
+                self.cache.layers.append(SlotLayer(self.places, number, *buffers))
         elif (have := self.layers[0].key_buffer.shape[2]) < columns:
             for layer in self.layers:
                 layer.grow(columns - have)
@@ -265,36 +281,45 @@ class _Writing:
                 if slot < last:
                     self._swap(slot, last)
                 self.at_work.pop()
-                self.places.columns[last] = 0
+                self.places.columns[last] = self.places.begun[last] = 0
                 if not row.dropped:
                     self._told(row)
 
     def _swap(self, one: int, other: int) -> None:
-        columns, rows = self.places.columns, self.at_work
+        places, rows = self.places, self.at_work
         for layer in self.layers:
-            layer.swap(one, other, int(columns[[one, other]].max()))
-        columns[[one, other]] = columns[[other, one]]
+            layer.swap(one, other, int(places.columns[[one, other]].max()))
+        for of_slots in (places.columns, places.begun):
+            of_slots[[one, other]] = of_slots[[other, one]]
         rows[one], rows[other] = rows[other], rows[one]
 
     # ---- a step ----
 
-    def _groups(self) -> list[tuple[slice, int]]:
+    def _groups(self) -> list[SlotGroup]:
         """Slots side by side whose rows look at as many columns; on a CPU, where that is by their own lengths."""
         count = len(self.at_work)
-        looked = [_multiple(column + 1, _COLUMNS) for column in self.places.columns[:count].tolist()]
-        if self.model.device.type != "cpu":
-            return [(slice(0, self.most), max(looked))]
+        columns = [_multiple(column + 1, _COLUMNS) for column in self.places.columns[:count].tolist()]
+        if not self.on_a_cpu:
+            return [SlotGroup(slice(0, self.most), max(columns))]
+        looked = [(self.starts[row.after], n) for row, n in zip(self.at_work, columns, strict=True)]
         wanted = sorted(looked, reverse=True)
-        for slot, columns in enumerate(wanted):
-            if looked[slot] != columns:
+        for slot, one in enumerate(wanted):
+            if looked[slot] != one:
                 # of those that belong here, the one that stands where this one belongs, if there is one
-                found = [n for n in range(slot + 1, count) if looked[n] == columns != wanted[n]]
+                found = [n for n in range(slot + 1, count) if looked[n] == one != wanted[n]]
                 other = next((n for n in found if wanted[n] == looked[slot]), found[0])
                 self._swap(slot, other)
                 looked[slot], looked[other] = looked[other], looked[slot]
+        # what fills the last group up looks at no less than its rows
+        self.places.begun[count : _multiple(count, _ROWS)] = self.places.begun[count - 1]
         ends = [n for n in range(1, count) if wanted[n] != wanted[n - 1]]
-        starts, ends = [0, *ends], [*ends, _multiple(count, _ROWS)]
-        return [(slice(start, end), wanted[start]) for start, end in zip(starts, ends, strict=True)]
+        firsts, ends = [0, *ends], [*ends, _multiple(count, _ROWS)]
+        return [self._group(slice(first, end), wanted[first][1]) for first, end in zip(firsts, ends, strict=True)]
+
+    def _group(self, slots: slice, columns: int) -> SlotGroup:
+        if not (start := self.at_work[slots.start].after):
+            return SlotGroup(slots, columns)
+        return SlotGroup(slots, columns, len(start.ids), list(zip(start.keys, start.values, strict=True)))
 
     def _step(self) -> None:
         """One pass: a token for each row at work."""
@@ -304,7 +329,7 @@ class _Writing:
         last = torch.tensor([row.tokens[-1] for row in rows] + [0] * (count - len(rows)), device=device)
         logits = self.model(
             input_ids=last[:, None],
-            position_ids=self.places.on(device)[1][:, None],
+            position_ids=self.places.on(device)[2][:, None],
             **cache_argument(self.model, self.cache),
             use_cache=True,
             logits_to_keep=1,
@@ -338,12 +363,27 @@ class _Writing:
         def forward(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
         ) -> Any:
-            mask = attention_mask.of_one_query(self.places.on(query.device)[1], key.shape[2])
-            mixed = [
-                one(module, query[rows], key[rows, :, :n], value[rows, :, :n], mask[rows, ..., :n], **kwargs)
-                for rows, n in self.places.groups
-            ]
+            at, layer, mixed = self.places.on(query.device)[2], self.places.layer, list[Tensor]()
+            for group in self.places.groups:
+                slots, own = group.slots, range(group.begun, group.begun + group.columns)
+                some = query[slots], key[slots, :, : len(own)], value[slots, :, : len(own)]
+                mask = attention_mask.of_one_query(at, slots, own)
+                if group.start:
+                    before = attention_mask.of_one_query(at, slots, range(group.begun))
+                    mixed.append(after(group.start[layer], before, module, *some, mask, **kwargs))
+                else:
+                    mixed.append(one(module, *some, mask, **kwargs))
             return mixed[0] if len(mixed) == 1 else torch.cat(mixed), None
+
+        def after(
+            start: tuple[Tensor, Tensor], before: Tensor, module: nn.Module, query: Tensor, *own: Tensor, **kwargs: Any
+        ) -> Tensor:
+            key, value, mask = own
+            if is_softmax(base, module, kwargs) and query.shape[-1] == value.shape[-1] and query.device.type == "cpu":
+                how = kwargs.get("scaling"), kwargs.get("softcap")
+                return attend_after(start, query, key, value, before, mask, *how)
+            key, value = (torch.cat([a.expand(len(b), -1, -1, -1), b], 2) for a, b in zip(start, own[:2], strict=True))
+            return one(module, query, key, value, torch.cat([before, mask], -1), **kwargs)
 
         def one(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
             if is_softmax(base, module, kwargs):

@@ -75,15 +75,15 @@ class Text:
         if self.last is not None:
             self.last = self.last.new_empty(0)
 
-    def copy_to(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write the first n positions of a layer into `keys` and `values` (K, n, D)."""
-        length, begun = keys.shape[1], len(self.start.ids) if self.start else 0
-        if self.start:
-            shared = min(begun, length)
-            self.start.copy_to(layer, keys[:, :shared], values[:, :shared])
-        if length > begun:
-            keys[:, begun:] = self.keys[layer][:, : length - begun]
-            values[:, begun:] = self.values[layer][:, : length - begun]
+    def copy_to(self, layer: int, keys: Tensor, values: Tensor, after: int = 0) -> None:
+        """Write a layer's n positions from position `after` on into `keys` and `values` (K, n, D)."""
+        end, begun = after + keys.shape[1], len(self.start.ids) if self.start else 0
+        shared = max(0, min(begun, end) - after)
+        if self.start and shared:
+            self.start.copy_to(layer, keys[:, :shared], values[:, :shared], after)
+        if end > begun:
+            own = slice(max(0, after - begun), end - begun)
+            keys[:, shared:], values[:, shared:] = self.keys[layer][:, own], self.values[layer][:, own]
 
 
 def texts(sequences: Sequence[Sequence[int]], start: Sequence[int] | None = None) -> list[Text]:
