@@ -138,7 +138,7 @@ def test_to_the_last_bit_attention_of_one_query_does_not_depend_on_the_rows_besi
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_attention_after_a_start_that_rows_share_is_that_over_both_and_does_not_depend_on_the_rows_beside(dtype):
     draw = torch.Generator().manual_seed(0)
-    close = {"atol": 5e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.05}
+    atol, rtol = (5e-5, 1e-4) if dtype == torch.float32 else (0.1, 0.05)
     for (key_heads, size), groups in itertools.product(((1, 64), (3, 64), (2, 256), (1, 32)), (1, 2, 3, 7)):
         for begun, softcap, window in ((17, None, 0), (130, None, 90), (130, 30.0, 90), (600, None, 0)):
             heads, columns, rows = key_heads * groups, 128, 40
@@ -150,15 +150,15 @@ def test_attention_after_a_start_that_rows_share_is_that_over_both_and_does_not_
             seen = ((at <= last) & (at > (last - window if window else -1)))[:, None, None]
             if window:
                 assert not seen[..., :begun].any(-1).all(), "some see nothing of the start"
-            joined = (torch.cat([a.expand(rows, -1, -1, -1), b], 2).float() for a, b in zip(start, own, strict=True))
-            plain = attend(query.float(), *joined, seen, None, softcap)
+            key, value = (torch.cat([a.expand(rows, -1, -1, -1), b], 2) for a, b in zip(start, own, strict=True))
+            plain = attend(query.float(), key.float(), value.float(), seen, None, softcap)
 
             def some(of: slice, softcap=softcap, begun=begun, query=query, start=start, own=own, seen=seen):
-                parts = (start[0], start[1]), query[of], own[0][of], own[1][of]
-                return attend_after(*parts, seen[of, ..., :begun], seen[of, ..., begun:], None, softcap)
+                key, value, before, mask = own[0][of], own[1][of], seen[of, ..., :begun], seen[of, ..., begun:]
+                return attend_after((start[0], start[1]), query[of], key, value, before, mask, None, softcap)
 
             together = some(slice(0, rows))
-            torch.testing.assert_close(together.float(), plain, **close)
+            torch.testing.assert_close(together.float(), plain, atol=atol, rtol=rtol)
             for of in (slice(0, 8), slice(3, 8), slice(11, 30), slice(0, 1), slice(39, 40)):
                 assert torch.equal(some(of), together[of]), (key_heads, size, groups, begun, softcap, of)
 

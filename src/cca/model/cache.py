@@ -100,7 +100,7 @@ class SlotLayer(DynamicLayer):
         return self.places.shown, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        rows, columns, _ = self.places.on(self.key_buffer.device)
+        rows, columns, _positions = self.places.on(self.key_buffer.device)
         self.places.layer = self.number  # attention comes next
         for buffer, states in ((self.key_buffer, key_states), (self.value_buffer, value_states)):
             buffer[rows, :, columns] = states[:, :, 0]
