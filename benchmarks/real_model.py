@@ -102,7 +102,7 @@ def after_a_start(network: Any) -> None:
         line(
             f"decode, {rows} rows after {length} + {PROMPT}",
             f"{once * 1e3:.0f} ms",
-            f"{copied * 1e3:.0f} ms *",
+            f"{copied * 1e3:.0f} ms +",
             f"{floor * 1e3:.0f} ms",
             f"{copied / once:.2f}x",
         )
@@ -234,7 +234,7 @@ def main() -> None:
                 work = gradient_work(count, length, shared, batches)
                 tokens = shared + sum(len(p) - shared for p in work["prefixes"])
                 compare(f"gradient, {what} tokens", sides.run("gradient", work), f"{tokens * a_token:.0f} s")
-    print("\n* of model.generate with transformers' own cache")
+    print("\n* of model.generate with transformers' own cache; + where each row keeps its own start")
 
 
 if __name__ == "__main__":
