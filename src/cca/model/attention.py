@@ -140,13 +140,9 @@ class Pattern:
         return seen if base == "sdpa" else additive(seen, query.dtype)
 
 
-def additive(
-    seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype, unseen: float | None = None
-) -> Float[Tensor, "B 1 Q T"]:
-    """The mask that attention adds to its scores: for keys that are not seen the least number, as eager attention has
-    it, or `unseen`."""
-    least = torch.finfo(dtype).min if unseen is None else unseen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, least)
+def additive(seen: Bool[Tensor, "B 1 Q T"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q T"]:
+    """The mask that eager attention adds to its scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 _BLOCK = 32
@@ -203,7 +199,7 @@ def _with_total(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scaling: float | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention (B, K, Q, D), and the log of its sum of exponentials (B, K, Q) in float32."""
-    bias = None if seen is None else additive(seen, query.dtype, -torch.inf)
+    bias = None if seen is None else additive(seen, query.dtype)
     if softcap is None:
         out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, attn_mask=bias, scale=scaling

@@ -56,12 +56,12 @@ class SlotGroup(NamedTuple):
 class SlotPlaces:
     """Where the next tokens of the slots go, and which columns attention looks at.
 
-    columns, begun: (S,) on the CPU, the column of the next token of each slot, and the position of its first column.
-    groups: of a step. count, shown: the slots of all groups, and the most columns. layer: the one that is at work.
+    columns: (S,) on the CPU, of the next token of each slot. groups: of a step. count, shown: the slots of all groups,
+    and the most columns. layer: the one that is at work.
     """
 
     def __init__(self, slots: int):
-        self.columns, self.begun = torch.zeros(2, slots, dtype=torch.long)
+        self.columns = torch.zeros(slots, dtype=torch.long)
         self.groups: list[SlotGroup] = []
         self.count = self.shown = self.layer = 0
         self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
@@ -75,8 +75,10 @@ class SlotPlaces:
         """Numbers of the slots of this step, columns and positions of their next tokens; copied to a device once."""
         if device not in self._on:
             columns = self.columns[: self.count]
-            places = columns.to(device), (columns + self.begun[: self.count]).to(device)
-            self._on[device] = torch.arange(self.count, device=device), *places
+            positions = columns.clone()
+            for group in self.groups:
+                positions[group.slots] += group.begun
+            self._on[device] = torch.arange(self.count, device=device), columns.to(device), positions.to(device)
         return self._on[device]
 
 

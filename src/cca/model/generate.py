@@ -251,7 +251,7 @@ class _Writing:
         self._make_room(text, own + row.limit)
         for number, layer in enumerate(self.layers):
             text.copy_to(number, layer.key_buffer[slot, :, :own], layer.value_buffer[slot, :, :own], begun)
-        self.places.columns[slot], self.places.begun[slot] = own, begun
+        self.places.columns[slot] = own
         self.at_work.append(row)
 
     @property
@@ -281,16 +281,15 @@ class _Writing:
                 if slot < last:
                     self._swap(slot, last)
                 self.at_work.pop()
-                self.places.columns[last] = self.places.begun[last] = 0
+                self.places.columns[last] = 0
                 if not row.dropped:
                     self._told(row)
 
     def _swap(self, one: int, other: int) -> None:
-        places, rows = self.places, self.at_work
+        columns, rows = self.places.columns, self.at_work
         for layer in self.layers:
-            layer.swap(one, other, int(places.columns[[one, other]].max()))
-        for of_slots in (places.columns, places.begun):
-            of_slots[[one, other]] = of_slots[[other, one]]
+            layer.swap(one, other, int(columns[[one, other]].max()))
+        columns[[one, other]] = columns[[other, one]]
         rows[one], rows[other] = rows[other], rows[one]
 
     # ---- a step ----
@@ -310,8 +309,6 @@ class _Writing:
                 other = next((n for n in found if wanted[n] == looked[slot]), found[0])
                 self._swap(slot, other)
                 looked[slot], looked[other] = looked[other], looked[slot]
-        # what fills the last group up looks at no less than its rows
-        self.places.begun[count : _multiple(count, _ROWS)] = self.places.begun[count - 1]
         ends = [n for n in range(1, count) if wanted[n] != wanted[n - 1]]
         firsts, ends = [0, *ends], [*ends, _multiple(count, _ROWS)]
         return [self._group(slice(first, end), wanted[first][1]) for first, end in zip(firsts, ends, strict=True)]
