@@ -7,6 +7,7 @@ Heavy imports stay inside the commands, so that `--help` answers at once.
 
 import argparse
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -90,6 +91,10 @@ def command() -> int:
         if isinstance(stream, TextIOWrapper):  # models write what not every console can show
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        # torch's threads wait for one another by spinning, for milliseconds: beside other work on the same cores they
+        # take its time and their own. Read when torch is loaded, which is later than this.
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     code = main()
     gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
     return code
