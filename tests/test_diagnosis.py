@@ -10,7 +10,7 @@ from cca.evaluation import diagnosis
 from cca.evaluation.pivot_kinds import PIVOT_KINDS, Between
 from cca.evaluation.results import Interval, SetResult
 from cca.method.density import missed, next_penalty
-from cca.records import Metric, Score, Trace, TracePair, Trial, WithoutPivot
+from cca.records import Metric, Pivot, Score, Trace, TracePair, Trial, WithoutPivot
 
 NUMBERS, LETTERS = ["72", "$1,200", "one half"], ["B", "yes", "no"]
 
@@ -307,8 +307,13 @@ def test_words_that_samples_confirm_are_no_chance():
     assert diagnosis.pivots_by_kind(of_words, NUMBERS, confirmed=True).fine
 
 
-def test_pivots_of_which_samples_confirm_few_are_a_warning():
-    few = diagnosis.confirmed(40, 19, 8, 0.2)
+def test_pivots_of_which_samples_confirm_few_are_a_warning_and_those_of_the_other_way_say_how_many_are_chance():
+    def pivots(*differences: int) -> list[Pivot]:
+        return [Pivot((1, 2), 3, 4, samples=8, right_after_desired=4 + d, right_after_undesired=4) for d in differences]
+
+    apart = [2] * 10 + [4] * 9 + [1] * 7 + [0] * 8 + [-1] * 3
+    few = diagnosis.confirmed(pivots(*apart, -2, -3, -4), 8, 0.25)
     assert not few.fine and few.message.startswith("at 19 of 40 pivots") and "8 sampled completions" in few.message
+    assert "At 3 it is lower by as much: about as many of the 19 are chance" in few.message
     assert "prompt.prefill" in few.advice
-    assert diagnosis.confirmed(40, 20, 8, 0.2).fine
+    assert diagnosis.confirmed(pivots(*apart, 2), 8, 0.25).fine

@@ -11,7 +11,7 @@ from cca.evaluation.pivot_kinds import CARRIERS, Between, Kind, counted, says
 from cca.evaluation.results import Finding, SetResult
 from cca.method.density import SPARSE, is_near
 from cca.method.traces import CUT_SHARE, share_cut
-from cca.records import Metric, Score, TracePair, WithoutPivot
+from cca.records import Metric, Pivot, Score, TracePair, WithoutPivot
 
 STYLE_SHARE = 0.25
 """More pivots than this on punctuation, or on the first token, are a warning."""
@@ -84,14 +84,21 @@ _OF_KIND: dict[Kind, str] = {
 }
 
 
-def confirmed(found: int, counting: int, samples: int, gap: float) -> Finding:
-    """How many of the pivots that were found sampled completions confirm."""
+def confirmed(pivots: Sequence[Pivot], samples: int, gap: float) -> Finding:
+    """How many of the pivots that were found sampled completions confirm, and how many of these by chance.
+
+    Where the two tokens make no difference the success rates differ as often either way, so about as many are
+    confirmed by chance as lie as far the other way; or fewer, since one of these may have turned by chance greedily.
+    """
+    counting = sum(p.counts(gap) for p in pivots)
+    other_way = sum(p.gain is not None and p.gain <= 1e-9 - gap for p in pivots)
     return _finding(
         "confirmed pivots",
-        counting >= MOSTLY_CONFIRMED * found,
-        f"at {counting} of {found} pivots the success rate of {samples} sampled completions is higher after the "
-        f"desired token by {gap:g} or more; the others were not learned from",
-        {"found": found, "confirmed": counting, "samples": samples, "gap": gap},
+        counting >= MOSTLY_CONFIRMED * len(pivots),
+        f"at {counting} of {len(pivots)} pivots the success rate of {samples} sampled completions is higher after the "
+        f"desired token by {gap:g} or more; the others were not learned from. At {other_way} it is lower by as much: "
+        f"about as many of the {counting} are chance",
+        {"found": len(pivots), "confirmed": counting, "other_way": other_way, "samples": samples, "gap": gap},
         "most turns are chance: the greedy completion is right or wrong whatever the token; settle the form of answers "
         "(prompt.prefill, worked examples), trace more problems so that enough pivots are left, or find them by "
         "pivots.method=probability",

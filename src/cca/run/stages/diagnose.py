@@ -47,7 +47,7 @@ def diagnose(
     answers = [score for score in scores if score.set == target[0].set]
     cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens, config.evaluation.max_new_tokens)
     pivots = config.pivots
-    sampled = [diagnosis.confirmed(len(run.found_pivots()), len(run.pivots()), pivots.confirm, pivots.gap)]
+    sampled = [diagnosis.confirmed(run.found_pivots(), pivots.confirm, pivots.gap)]
     found = [
         diagnosis.room(result),
         diagnosis.no_answer(answers, config.problems.grader),
