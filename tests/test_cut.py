@@ -68,14 +68,24 @@ def test_validation_evaluation_and_diagnosis_answer_within_a_limit_of_their_own(
     assert set(limits) == {5}
     before, after = (folder.read("metrics.jsonl", Metric)[0] for folder in (RunFolder.open(mended), run.folder))
     assert after.accuracy < before.accuracy
+    assert (before.cut, after.cut) == (0.0, 1.0)
+    (warning,) = run.folder.noted("warnings", "update")[:1]
+    assert "100% of the validation answers of step 0 were cut at evaluation.max_new_tokens = 5" in warning
     scores = run.folder.read("scores.jsonl", Score)
     assert max(score.tokens for score in scores) == 5
     assert all(score.cut for score in scores if score.split == "test")
     found = next(finding for finding in run.summary.diagnosis if finding.check == "cut answers")
-    assert "100.0% of the answers to the target at evaluation.max_new_tokens = 5" in found.message
+    assert "and 100.0% of the base and 100.0% of the updated model's" in found.message
     assert found.advice.startswith("raise evaluation.max_new_tokens:")
     assert main(["merge", str(folder), str(tmp_path / "merged")]) == 0
     assert "max_new_tokens=5" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_an_update_whose_validation_answers_are_cut_says_so(bundled, few, mended):
+    run = Run.load(mended)
+    with pytest.warns(UserWarning, match=r"100% of the validation answers of step 0 were cut at max_new_tokens = 4"):
+        circuit = cca.Circuit.load(mended / "circuit.safetensors")
+        cca.update(bundled, circuit, run.pivots_of("train")[:2], validate=few, steps=1, max_new_tokens=4)
 
 
 def test_a_run_whose_traces_are_cut_says_so_when_it_gives_up_and_in_its_warnings(tmp_path, capsys):

@@ -10,7 +10,7 @@ from cca.evaluation import diagnosis
 from cca.evaluation.pivot_kinds import PIVOT_KINDS, Between
 from cca.evaluation.results import Interval, SetResult
 from cca.method.density import missed, next_penalty
-from cca.records import Metric, Pivot, Score, Trace, TracePair, Trial, WithoutPivot
+from cca.records import Metric, Pivot, Score, Trace, TracePair, Trial, Which, WithoutPivot
 
 NUMBERS, LETTERS = ["72", "$1,200", "one half"], ["B", "yes", "no"]
 
@@ -157,8 +157,10 @@ def test_a_base_model_that_solves_nothing_or_everything_is_said(base, advice):
     assert advice in found.advice
 
 
-def answer(answer: str = "5", correct: bool = False, cut: bool = False) -> Score:
-    return Score("base", "test", None, "p", "t", answer, correct, 9, "", cut)
+def answer(
+    answer: str = "5", correct: bool = False, cut: bool = False, model: Which = "base", tokens: int = 9
+) -> Score:
+    return Score(model, "test", None, "p", "t", answer, correct, tokens, "", cut)
 
 
 def test_no_answer_and_cut_are_told_apart_from_wrong():
@@ -177,7 +179,7 @@ def test_a_noteworthy_share_of_cut_texts_is_a_warning_that_names_the_limit(trace
     pairs = [replace(pair, greedy=replace(pair.greedy, cut=i < traces)) for i, pair in enumerate(pairs)]
     found = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60)
     assert found.fine is fine
-    assert f"{traces}.0% of the traces and {answers}.0% of the answers to the target" in found.message
+    assert f"{traces}.0% of the traces and {answers}.0% of the base and 0.0% of the updated model's" in found.message
     assert ("raise traces.max_new_tokens" in found.advice) is not fine
 
 
@@ -235,10 +237,27 @@ def test_advice_about_cut_texts_is_about_the_limit_that_cut_them(traces, answers
     pairs = [replace(p, greedy=replace(p.greedy, cut=i < traces)) for i, p in enumerate(_pairs(100, 50))]
     cut = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60, 30)
     assert f"{traces}.0% of the traces were cut at traces.max_new_tokens = 60" in cut.message
-    assert f"{answers}.0% of the answers to the target at evaluation.max_new_tokens = 30" in cut.message
+    told = f"{answers}.0% of the base and 0.0% of the updated model's answers to the target at "
+    assert told + "evaluation.max_new_tokens = 30" in cut.message
     assert cut.advice.startswith(f"raise {raised}:")
     waits = diagnosis.after_cut(diagnosis.sample_sizes(3, 3), cut)
     assert waits.advice.startswith(f"first raise {raised}:")
+
+
+def test_answers_that_the_limit_ends_in_the_updated_model_alone_are_not_averaged_away():
+    answers = [answer(), *(answer(model="updated", cut=i < 30) for i in range(100)), *[answer()] * 99]
+    cut = diagnosis.unfinished(_pairs(4, 0), answers, 40)
+    assert "0.0% of the base and 30.0% of the updated model's" in cut.message
+    assert diagnosis.after_cut(diagnosis.sample_sizes(3, 3), cut).advice.startswith("first raise")
+
+
+@pytest.mark.parametrize(("after", "fine"), [(100, True), (119, True), (81, True), (138, False), (70, False)])
+def test_an_update_that_changes_how_long_answers_are_is_said_to_change_how_they_are_written(after, fine):
+    answers = [answer(tokens=90), answer(tokens=110), answer(model="updated", tokens=after)]
+    found = diagnosis.answer_lengths(answers)
+    assert found.fine is fine
+    assert f"have 100 tokens on average, and {after} after the update ({after - 100:+d}%)" in found.message
+    assert ("may be style" in found.advice) is not fine
 
 
 def test_where_most_texts_are_cut_other_advice_waits_for_that():

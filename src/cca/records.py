@@ -317,6 +317,8 @@ class Metric:
     accuracy: float
     """Greedy accuracy on the validation problems."""
     n: int = 0
+    cut: float | None = None
+    """Share of the answers to them that the limit of tokens ended; None in runs that did not note it."""
 
 
 def best_of(metrics: Sequence[Metric]) -> Metric:

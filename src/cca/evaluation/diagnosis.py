@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,8 @@ FEW_PIVOTS, FEW_VALIDATED = 25, 30
 NO_ANSWER_SHARE = 0.05
 NO_ROOM = 0.02
 """Base accuracy this near to 0 or 1 leaves nothing to gain, or nothing to gain it from."""
+LENGTHENED = 0.2
+"""A change of the mean length of answers that is said to be one of style."""
 MOSTLY_CUT = 0.25
 """A share of cut texts from which on they are the first thing to mend."""
 FAINT = 0.1
@@ -172,20 +175,22 @@ def sample_sizes(pivots: int, validation: int) -> Finding:
 def unfinished(
     pairs: Sequence[TracePair], answers: Sequence[Score], limit: int, answer_limit: int | None = None
 ) -> Finding:
-    """Texts that the limit of tokens ended, among the traces and both models' answers to the target.
+    """Texts that the limit of tokens ended, among the traces and each model's answers to the target.
 
     answer_limit: of answers, where they have one of their own.
     """
-    traces = [trace for pair in pairs for trace in pair.by_kind().values()]
-    shares = {"traces": share_cut(traces), "answers to the target": share_cut(answers)}
+    of_traces = share_cut(trace for pair in pairs for trace in pair.by_kind().values())
+    base, updated = (share_cut(a for a in answers if a.model == model) for model in ("base", "updated"))
+    shares = {"traces": of_traces, "answers to the target": max(base, updated)}
     limits = {"limit": limit} if answer_limit is None else {"limit": limit, "answer_limit": answer_limit}
-    traced, answered = (f"{share:.1%} of the {what}" for what, share in shares.items())
+    traced = f"{of_traces:.1%} of the traces"
+    answered = f"{base:.1%} of the base and {updated:.1%} of the updated model's answers to the target"
     if answer_limit is None:
         told = f"{traced} and {answered} were cut at traces.max_new_tokens = {limit}"
     else:
         told = f"{traced} were cut at traces.max_new_tokens = {limit}, and {answered} at evaluation.max_new_tokens = "
         told += str(answer_limit)
-    figures: dict[str, Any] = {**limits, **shares}
+    figures: dict[str, Any] = {**limits, **shares, "base": base, "updated": updated}
     return _finding(
         "cut answers",
         max(shares.values()) < CUT_SHARE,
@@ -210,6 +215,21 @@ def after_cut(finding: Finding, cut: Finding) -> Finding:
         return finding
     first = _limits_to_raise(cut.figures, MOSTLY_CUT)
     return replace(finding, advice=f"first raise {first}: this may come of the cut answers alone")
+
+
+def answer_lengths(answers: Sequence[Score]) -> Finding:
+    """How long each model's answers to the target are: an update that changes that changes how they are written."""
+    base, updated = (fmean(a.tokens for a in answers if a.model == model) for model in ("base", "updated"))
+    change = updated / base - 1 if base else 0.0
+    return _finding(
+        "length of answers",
+        abs(change) <= LENGTHENED,
+        f"answers to the target have {base:.0f} tokens on average, and {updated:.0f} after the update ({change:+.0%})",
+        {"base": base, "updated": updated},
+        "the update changes how answers are written, so that part of what it gains or loses may be style and not "
+        "skill: see with cca show problem what they are like, try a prompt under which the base model writes as much "
+        "(prompt.template, prompt.shots), and leave evaluation.max_new_tokens room for the longer ones",
+    )
 
 
 def no_answer(answers: Sequence[Score], grader: str) -> Finding:

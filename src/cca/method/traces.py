@@ -75,13 +75,13 @@ def share_cut(written: Iterable[Trace | Score]) -> float:
     return sum(cut) / max(1, len(cut))
 
 
-def cut_off(share: float, limit: int, what: str = "the traces") -> str | None:
+def cut_off(share: float, limit: int, what: str = "the traces", setting: str = "traces.max_new_tokens") -> str | None:
     """What to say where the limit of tokens ended a noteworthy share of `what`, or None."""
     if share < CUT_SHARE:
         return None
     return (
-        f"{share:.0%} of {what} were cut at traces.max_new_tokens = {limit}, which counts as wrong unless the right "
-        "answer came before; raise it"
+        f"{share:.0%} of {what} were cut at {setting} = {limit}, which counts as wrong unless the right answer came "
+        "before; raise it"
     )
 
 

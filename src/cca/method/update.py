@@ -5,6 +5,7 @@ the best validation accuracy is kept, and step 0, no change at all, counts.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from cca.method.course import Course, Training
 from cca.method.objective import Loss, last_margins, losses, training_pivots
 from cca.method.options import TraceOptions, UpdateOptions
 from cca.method.resume import check_shape, load_state, of_a_state
-from cca.method.traces import by_length, greedy_traces
+from cca.method.traces import by_length, cut_off, greedy_traces, share_cut
 from cca.model.checks import check_prompts
 from cca.model.delta import Delta
 from cca.model.generate import Watch
@@ -46,10 +47,11 @@ the first step of a training that goes on, of 0 tokens."""
 
 
 class Validation(NamedTuple):
-    """Greedy accuracy on `n` problems."""
+    """Greedy accuracy on `n` problems; cut: the share of their answers that the limit of tokens ended."""
 
     accuracy: float
     n: int
+    cut: float = 0.0
 
 
 def update(
@@ -116,6 +118,8 @@ def update(
         recompute=read_twice(model, options),
         progress=progress,
     )
+    if said := cut_in_validation(training.metrics, max_new_tokens, "max_new_tokens"):
+        warnings.warn(said, stacklevel=2)
     return training.intervention
 
 
@@ -128,9 +132,16 @@ def validator(
     def validate(intervention: Intervention) -> Validation:
         with intervention.active(model):
             answers = greedy_traces(model.network, model.prompter, ordered, max_new_tokens, slots=batch, watch=watch)
-        return Validation(sum(a.correct for a in answers) / len(problems), len(problems))
+        return Validation(sum(a.correct for a in answers) / len(problems), len(problems), share_cut(answers))
 
     return validate
+
+
+def cut_in_validation(metrics: Sequence[Metric], limit: int, setting: str) -> str | None:
+    """What to say where the limit of tokens ended a noteworthy share of a step's validation answers: what such a step
+    gains by longer answers does not show, so that another may be kept. None where it did not."""
+    most = max(metrics, key=lambda m: m.cut or 0.0, default=None)
+    return most and cut_off(most.cut or 0.0, limit, f"the validation answers of step {most.step}", setting)
 
 
 def read_twice(model: Model, options: UpdateOptions) -> list[nn.Module]:
@@ -215,7 +226,7 @@ def measured(step: int, loss: float | None, held_out: Float[Tensor, " P"], score
     """The metric of a step from the margins (P,) of held-out pivots and the validation."""
     mean = float(held_out.mean()) if len(held_out) else 0.0
     preferred = float((held_out > 0).float().mean()) if len(held_out) else 0.0
-    return Metric(step, loss, mean, preferred, score.accuracy, score.n)
+    return Metric(step, loss, mean, preferred, score.accuracy, score.n, score.cut)
 
 
 @torch.inference_mode(False)  # whatever the caller's mode is

@@ -51,6 +51,7 @@ def diagnose(
     found = [
         diagnosis.room(result),
         diagnosis.no_answer(answers, config.problems.grader),
+        diagnosis.answer_lengths(answers),
         diagnosis.sample_sizes(len(train), kept.n),
         diagnosis.pivots_by_kind(turns, [p.answer for p in run.problems if p.split == "train"], pivots.confirm > 0),
         *(sampled if pivots.confirm else ()),

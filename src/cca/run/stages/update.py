@@ -13,7 +13,18 @@ from cca.evaluation.stats import wilson
 from cca.method.circuit import Circuit
 from cca.method.course import Training
 from cca.method.rounds import Round, further_rounds
-from cca.method.update import Progress, Validation, Work, held_out_margins, measured, read_twice, train, validator
+from cca.method.traces import CUT_SHARE
+from cca.method.update import (
+    Progress,
+    Validation,
+    Work,
+    cut_in_validation,
+    held_out_margins,
+    measured,
+    read_twice,
+    train,
+    validator,
+)
 from cca.model.delta import Delta
 from cca.model.intervention import Intervention, Trainable
 from cca.records import Metric, best_of
@@ -100,13 +111,16 @@ def _update_once(run: Run) -> None:
         def report(step: int, _: int, metric: Metric | None) -> None:
             if metric:
                 low, high = wilson(round(metric.accuracy * metric.n), metric.n)
-                bar.figure("validation", f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%})")
+                cut = f", {metric.cut:.0%} cut" if (metric.cut or 0.0) >= CUT_SHARE else ""
+                bar.figure("validation", f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%}){cut}")
                 if metric.loss is not None:
                     bar.figure("target loss", f"{metric.loss:.3f}")
             bar.reach(step)
 
         learn = _learn_solutions if options.method in OF_SOLUTIONS else _learn_pivots
         result = learn(run, bar, report, work)
+    if said := cut_in_validation(result.metrics, *run.config.answer_limit):
+        run.warn("update", said)
     if result.best_step == 0:
         run.warn("update", "no step of the update helped on the validation problems: the model stays as it was")
     if result.rate is not None:
