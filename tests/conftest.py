@@ -8,7 +8,7 @@ if os.environ.get("CCA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes with as many threads as cores block each other
     os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["GOMP_SPINCOUNT"] = "10000"  # nor do those of a test with two threads, which else takes 40 times as long
+os.environ["GOMP_SPINCOUNT"] = "10000"  # a test of two threads beside another process else takes 40 times as long
 
 from pathlib import Path
 

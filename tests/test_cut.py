@@ -69,13 +69,14 @@ def test_validation_evaluation_and_diagnosis_answer_within_a_limit_of_their_own(
     before, after = (folder.read("metrics.jsonl", Metric)[0] for folder in (RunFolder.open(mended), run.folder))
     assert after.accuracy < before.accuracy
     assert (before.cut, after.cut) == (0.0, 1.0)
-    (warning,) = run.folder.noted("warnings", "update")[:1]
-    assert "100% of the validation answers of step 0 were cut at evaluation.max_new_tokens = 5" in warning
+    said = run.folder.noted("warnings", "update")[0]
+    assert "100% of the validation answers of step 0 were cut at evaluation.max_new_tokens = 5" in said
     scores = run.folder.read("scores.jsonl", Score)
     assert max(score.tokens for score in scores) == 5
     assert all(score.cut for score in scores if score.split == "test")
     found = next(finding for finding in run.summary.diagnosis if finding.check == "cut answers")
-    assert "and 100.0% of the base and 100.0% of the updated model's" in found.message
+    told = "100.0% of the base and 100.0% of the updated model's answers to the target at evaluation.max_new_tokens = 5"
+    assert told in found.message
     assert found.advice.startswith("raise evaluation.max_new_tokens:")
     assert main(["merge", str(folder), str(tmp_path / "merged")]) == 0
     assert "max_new_tokens=5" in (tmp_path / "merged" / "README.md").read_text()

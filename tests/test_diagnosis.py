@@ -179,7 +179,8 @@ def test_a_noteworthy_share_of_cut_texts_is_a_warning_that_names_the_limit(trace
     pairs = [replace(pair, greedy=replace(pair.greedy, cut=i < traces)) for i, pair in enumerate(pairs)]
     found = diagnosis.unfinished(pairs, [answer(cut=i < answers) for i in range(100)], 60)
     assert found.fine is fine
-    assert f"{traces}.0% of the traces and {answers}.0% of the base and 0.0% of the updated model's" in found.message
+    told = f"{answers}.0% of the base and 0.0% of the updated model's answers to the target"
+    assert f"{traces}.0% of the traces and {told}" in found.message
     assert ("raise traces.max_new_tokens" in found.advice) is not fine
 
 

@@ -18,6 +18,10 @@ from cca.commands import compare, config, grade, merge, problems, run, show
 from cca.errors import InputError
 from cca.run.stages import STAGES
 
+WAITING = {"GOMP_SPINCOUNT": "10000"}
+"""How threads of a command wait for one another: torch has them spin for milliseconds, which beside other work on the
+same cores takes its time and their own. Read when torch is loaded, which is later than this is set."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -91,10 +95,8 @@ def command() -> int:
         if isinstance(stream, TextIOWrapper):  # models write what not every console can show
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        # torch's threads wait for one another by spinning, for milliseconds: beside other work on the same cores they
-        # take its time and their own. Read when torch is loaded, which is later than this.
-        os.environ["GOMP_SPINCOUNT"] = "10000"
+    if not {*WAITING, "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ |= WAITING
     code = main()
     gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
     return code

@@ -214,6 +214,10 @@ class Pivot:
         """Whether it is to be learned from: its gain is at least `gap`, or nothing was sampled."""
         return self.gain is None or self.gain >= gap - 1e-9
 
+    def lies_the_other_way(self, gap: float) -> bool:
+        """Whether its gain is as far below 0: where samples speak for the undesired token."""
+        return self.gain is not None and -self.gain >= gap - 1e-9
+
 
 @dataclass(frozen=True)
 class WithoutPivot:

@@ -94,7 +94,7 @@ def confirmed(pivots: Sequence[Pivot], samples: int, gap: float) -> Finding:
     confirmed by chance as lie as far the other way; or fewer, since one of these may have turned by chance greedily.
     """
     counting = sum(p.counts(gap) for p in pivots)
-    other_way = sum(p.gain is not None and p.gain <= 1e-9 - gap for p in pivots)
+    other_way = sum(p.lies_the_other_way(gap) for p in pivots)
     return _finding(
         "confirmed pivots",
         counting >= MOSTLY_CONFIRMED * len(pivots),
@@ -172,6 +172,10 @@ def sample_sizes(pivots: int, validation: int) -> Finding:
     )
 
 
+def _of_each_model(answers: Sequence[Score]) -> tuple[list[Score], list[Score]]:
+    return [a for a in answers if a.model == "base"], [a for a in answers if a.model == "updated"]
+
+
 def unfinished(
     pairs: Sequence[TracePair], answers: Sequence[Score], limit: int, answer_limit: int | None = None
 ) -> Finding:
@@ -180,7 +184,7 @@ def unfinished(
     answer_limit: of answers, where they have one of their own.
     """
     of_traces = share_cut(trace for pair in pairs for trace in pair.by_kind().values())
-    base, updated = (share_cut(a for a in answers if a.model == model) for model in ("base", "updated"))
+    base, updated = map(share_cut, _of_each_model(answers))
     shares = {"traces": of_traces, "answers to the target": max(base, updated)}
     limits = {"limit": limit} if answer_limit is None else {"limit": limit, "answer_limit": answer_limit}
     traced = f"{of_traces:.1%} of the traces"
@@ -219,7 +223,7 @@ def after_cut(finding: Finding, cut: Finding) -> Finding:
 
 def answer_lengths(answers: Sequence[Score]) -> Finding:
     """How long each model's answers to the target are: an update that changes that changes how they are written."""
-    base, updated = (fmean(a.tokens for a in answers if a.model == model) for model in ("base", "updated"))
+    base, updated = (fmean(a.tokens for a in of_model) for of_model in _of_each_model(answers))
     change = updated / base - 1 if base else 0.0
     return _finding(
         "length of answers",

@@ -75,6 +75,11 @@ def share_cut(written: Iterable[Trace | Score]) -> float:
     return sum(cut) / max(1, len(cut))
 
 
+def cut_note(share: float) -> str:
+    """What to add to a figure, such as ``, 9% cut``, where that share is noteworthy."""
+    return f", {share:.0%} cut" if share >= CUT_SHARE else ""
+
+
 def cut_off(share: float, limit: int, what: str = "the traces", setting: str = "traces.max_new_tokens") -> str | None:
     """What to say where the limit of tokens ended a noteworthy share of `what`, or None."""
     if share < CUT_SHARE:

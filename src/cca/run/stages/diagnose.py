@@ -47,14 +47,13 @@ def diagnose(
     answers = [score for score in scores if score.set == target[0].set]
     cut = diagnosis.unfinished(pairs, answers, config.traces.max_new_tokens, config.evaluation.max_new_tokens)
     pivots = config.pivots
-    sampled = [diagnosis.confirmed(run.found_pivots(), pivots.confirm, pivots.gap)]
     found = [
         diagnosis.room(result),
         diagnosis.no_answer(answers, config.problems.grader),
         diagnosis.answer_lengths(answers),
         diagnosis.sample_sizes(len(train), kept.n),
         diagnosis.pivots_by_kind(turns, [p.answer for p in run.problems if p.split == "train"], pivots.confirm > 0),
-        *(sampled if pivots.confirm else ()),
+        *([diagnosis.confirmed(run.found_pivots(), pivots.confirm, pivots.gap)] if pivots.confirm else ()),
         diagnosis.pivot_yield(pairs, left_out, len(train) + len(validation)),
         diagnosis.density(circuit.density, folder.manifest["lambda"], config.circuit.target_density),
         diagnosis.undecided_gates(circuit.gates),

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from cca.errors import InputError
 from cca.grading.graders import NAMES
-from cca.method.traces import CUT_SHARE, TRACED, Traces, by_length, cut_off, trace_pairs
+from cca.method.traces import TRACED, Traces, by_length, cut_note, cut_off, share_cut, trace_pairs
 from cca.model.checks import check_model
 from cca.problems.sources import Source
 from cca.problems.splits import describe_splits, how_split
@@ -84,10 +84,9 @@ def _draw(run: Run) -> list[Problem]:
 
 def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
     right = sum(pair.greedy.correct for pair in pairs) / len(pairs)
-    cut = sum(pair.greedy.cut for pair in pairs) / len(pairs)
-    said = f", {cut:.0%} cut" if cut >= CUT_SHARE else ""
+    cut = cut_note(share_cut(pair.greedy for pair in pairs))
     opposite = sum(p.sampled is not None for p in pairs)
-    return "greedy traces", f"{right:.1%} right{said}, {opposite:,} with an opposite sample"
+    return "greedy traces", f"{right:.1%} right{cut}, {opposite:,} with an opposite sample"
 
 
 def _check_grader(run: Run, problems: list[Problem], source: Source) -> None:

@@ -13,7 +13,7 @@ from cca.evaluation.stats import wilson
 from cca.method.circuit import Circuit
 from cca.method.course import Training
 from cca.method.rounds import Round, further_rounds
-from cca.method.traces import CUT_SHARE
+from cca.method.traces import cut_note
 from cca.method.update import (
     Progress,
     Validation,
@@ -111,8 +111,8 @@ def _update_once(run: Run) -> None:
         def report(step: int, _: int, metric: Metric | None) -> None:
             if metric:
                 low, high = wilson(round(metric.accuracy * metric.n), metric.n)
-                cut = f", {metric.cut:.0%} cut" if (metric.cut or 0.0) >= CUT_SHARE else ""
-                bar.figure("validation", f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%}){cut}")
+                said = f"{metric.accuracy:.1%} ({low:.1%} to {high:.1%}){cut_note(metric.cut or 0.0)}"
+                bar.figure("validation", said)
                 if metric.loss is not None:
                     bar.figure("target loss", f"{metric.loss:.3f}")
             bar.reach(step)
