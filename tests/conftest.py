@@ -9,6 +9,7 @@ if os.environ.get("CCA_TEST_DEVICE", "cpu") == "cpu":
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes with as many threads as cores block each other
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "10000"  # a test of two threads beside another process else takes 40 times as long
+os.environ["MKL_CBWR"] = "AUTO,STRICT"  # as the command has it
 
 from pathlib import Path
 

@@ -370,6 +370,14 @@ def test_threads_of_the_command_do_not_spin_for_long_unless_they_are_told_to_wai
     assert found.stdout == spins + "\n", found.stderr
 
 
+@pytest.mark.parametrize(("own", "order"), [({}, "AUTO,STRICT"), ({"MKL_CBWR": "AVX2"}, "AVX2")], ids=str)
+def test_a_command_has_sums_in_one_order_unless_it_is_told_another(own, order):
+    code = "import os; from cca import cli; cli.main = lambda: print(os.environ['MKL_CBWR']) or 0; cli.command()"
+    rest = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=rest | own)
+    assert found.stdout == order + "\n", found.stderr
+
+
 def test_windows_syncs_no_folder_and_math_verify_says_what_it_needs(tmp_path, monkeypatch):
     from cca.grading.mathematics import MathVerify
     from cca.run import memory

@@ -118,6 +118,23 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the setting is of MKL's products")
+@pytest.mark.parametrize(("inputs", "outputs"), [(896, 896), (896, 128), (896, 4864), (4864, 896), (1536, 576)])
+def test_products_of_a_real_models_size_do_not_depend_on_rows_and_threads_under_the_commands_setting(inputs, outputs):
+    draw, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    weight, rows = (torch.randn(n, inputs, generator=draw) for n in (outputs, 300))
+    try:
+        torch.set_num_threads(1)
+        together = torch.nn.functional.linear(rows, weight)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for count in (1, 2, 8, 13, 16, 64, 100, 256, 300):
+                few = torch.nn.functional.linear(rows[:count], weight)
+                assert torch.equal(few, together[:count]), (threads, count)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_to_the_last_bit_attention_of_one_query_does_not_depend_on_the_rows_beside_it(dtype):

@@ -22,6 +22,10 @@ WAITING = {"GOMP_SPINCOUNT": "10000"}
 """How threads of a command wait for one another: torch has them spin for milliseconds, which beside other work on the
 same cores takes its time and their own. Read when torch is loaded, which is later than this is set."""
 
+ROUNDING = {"MKL_CBWR": "AUTO,STRICT"}
+"""MKL adds the terms of a float32 product in one order, whatever the number of rows and of threads. Read at the first
+product."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -97,6 +101,7 @@ def command() -> int:
     signal.signal(signal.SIGTERM, _terminate)
     if not {*WAITING, "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ |= WAITING
+    os.environ |= {name: value for name, value in ROUNDING.items() if name not in os.environ}
     code = main()
     gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
     return code

@@ -2,10 +2,10 @@
 
 Rows wait in one queue. Whenever one ends, the next takes its slot, so that every pass of the model has as many rows
 as there are. What a row becomes does not depend on the rows beside it, on their number or their order: on a CPU it is
-the same to the last bit (with the same number of threads; where AMX rounds 16-bit products otherwise, see
-docs/method.md). For its keys and values stand in columns of their own positions, its attention looks at as many columns
-as its own length asks for, and what a matrix product gives for one row does not depend on how many rows there are,
-which are a multiple of eight.
+the same to the last bit (with the same number of threads, and as far as the library of matrix products grants it:
+docs/method.md says where). For its keys and values stand in columns of their own positions, its attention looks at as
+many columns as its own length asks for, and what a matrix product gives for one row does not depend on how many rows
+there are, which are a multiple of eight.
 """
 
 import heapq
