@@ -9,6 +9,7 @@ import pytest
 from cca import cli
 from cca.evaluation.summarize import task_comparisons
 from cca.records import TaskScore
+from cca.run.stages import evaluate
 
 SETTINGS = """
 [problems]
@@ -74,6 +75,43 @@ def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
     graded = json.loads(capsys.readouterr().out)
     assert (graded["first"], graded["second"]) == ("exact", "number")
     assert graded["traces"] > 0
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
+def test_a_model_of_which_no_step_was_kept_is_its_base_and_is_not_read_again(tmp_path, monkeypatch):
+    """In 16 bits or on a GPU a second reading would find changes that are rounding."""
+    (tmp_path / "tale.txt").write_text("Once there was a fog bank. It took 14 minutes to cover the city. " * 20)
+    settings = SETTINGS.replace("[update]\n", "[update]\nlearning_rate = 1e-9\n").replace("steps = 2", "steps = 1")
+    more = (
+        f'tasks = ["truthfulqa_mc2"]\ntask_data = "{truths(tmp_path / "data")}"\ntext = ["{tmp_path / "tale.txt"}"]\n'
+    )
+    (tmp_path / "c.toml").write_text(settings + more)
+    read = list[str]()
+    for name in ("answer", "choices", "run_tasks"):
+        once = getattr(evaluate, name)
+
+        def seen(*args, _once=once, _name=name, **kwargs):
+            read.append(f"{_name} {kwargs.get('model', '')}".strip())
+            return _once(*args, **kwargs)
+
+        monkeypatch.setattr(evaluate, name, seen)
+    monkeypatch.setattr(evaluate, "drift", lambda *_: pytest.fail("of a model from itself there is none"))
+    out = tmp_path / "run"
+    assert cli.main(["run", str(tmp_path / "c.toml"), "--out", str(out), "--quiet"]) == 0
+    assert sorted(read) == ["answer base", "choices base", "run_tasks"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["update"]["best_step"] == 0
+    for found in (summary["target"], *summary["retention"].values()):
+        assert found["base"] == found["updated"]
+    assert (summary["target"]["gained"], summary["target"]["lost"]) == (0, 0)
+    (text,) = summary["text_drift"].values()
+    assert text == {"kl": 0.0, "perplexity_ratio": 1.0, "tokens": text["tokens"]}
+    assert text["tokens"] > 100
+    for file in ("scores.jsonl", "choices.jsonl"):
+        records = [json.loads(line) for line in (out / file).read_text().splitlines()]
+        of = {m: [{**r, "model": ""} for r in records if r["model"] == m] for m in ("base", "updated")}
+        assert of["base"] == of["updated"] != []
+    assert (out / "base_tasks.jsonl").read_bytes() == (out / "updated_tasks.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(

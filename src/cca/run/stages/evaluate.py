@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+from transformers import PreTrainedModel
 
 from cca.controls.load import load_intervention
 from cca.evaluation.choices import choices
@@ -38,6 +41,7 @@ from cca.records import (
     TracePair,
     Which,
     WithoutPivot,
+    best_of,
     problem_of,
 )
 from cca.run.journal import Keep, journalled
@@ -54,14 +58,18 @@ _TARGET, _HELD_OUT = ProblemSet("test", None), ProblemSet("held_out", None)
 
 def work(run: Run) -> None:
     """Write scores.jsonl, choices.jsonl and summary.json."""
-    intervention = load_intervention(run.folder.final_delta(), run.model.network.device)
-    sets = evaluated_sets(run.problems)
-    scores = _answers(run, intervention, sets)
-    drifts = _drifts(run, intervention, "drift", {name: _solutions(run, found) for name, found in sets.items()})
-    text_drift = _drifts(run, intervention, "drift on text", _texts(run))
-    made_of = _choices(run, intervention)
-    tasks = _tasks(run, intervention)
     config, folder = run.config, run.folder
+    intervention = load_intervention(folder.final_delta(), run.model.network.device)
+    metrics = folder.read("metrics.jsonl", Metric)
+    # where no step was kept the two are one model: a second reading would take as long, and in 16 bits or on a GPU
+    # could differ by rounding
+    change = intervention if best_of(metrics).step else None
+    sets = evaluated_sets(run.problems)
+    scores = _answers(run, change, sets)
+    drifts = _drifts(run, change, "drift", {name: _solutions(run, found) for name, found in sets.items()})
+    text_drift = _drifts(run, change, "drift on text", _texts(run))
+    made_of = _choices(run, change)
+    tasks = _tasks(run, change)
     found = comparisons(scores, drifts, config.seed)
     problems = {p.id: p for p in run.problems}
     turns = {
@@ -88,9 +96,7 @@ def work(run: Run) -> None:
             frozenset(turns.keys() - learned),
         ),
         circuit=circuit_summary(Circuit.load(folder.file("circuit.safetensors"))),
-        update=update_summary(
-            intervention, folder.read("metrics.jsonl", Metric), folder.noted("learning_rate", "update")
-        ),
+        update=update_summary(intervention, metrics, folder.noted("learning_rate", "update")),
         target=found[_TARGET],
         held_out_templates=found.get(_HELD_OUT),
         transfer=by_skill(found, "transfer"),
@@ -109,18 +115,28 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
     return found
 
 
-def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
+def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
     network, limit = run.model.network, run.config.answer_limit.tokens
     writing = answers_of(run)
-    there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
-    if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in there]:
+    base = {score.problem: score for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
+    if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in base]:
         run.folder.append("scores.jsonl", known)
+    base |= {score.problem: score for score in known}
     ordered = [p for problems in sets.values() for p in by_length(problems, run.prompter)]
 
     def answers(left: list[tuple[Which, Problem]], keep: Keep[Score]) -> None:
+        def done(score: Score) -> None:
+            if score.model == "base":
+                base[score.problem] = score
+            keep([score])
+
         for which in _BOTH:
             problems = [p for of, p in left if of == which]
-            with nullcontext() if which == "base" else intervention.active(network):
+            if which == "updated" and not change:
+                for problem in problems:
+                    done(replace(base[problem.id], model=which))
+                continue
+            with _made(network, which, change):
                 answer(
                     network,
                     run.prompter,
@@ -128,7 +144,7 @@ def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
                     model=which,
                     max_new_tokens=limit,
                     slots=run.config.evaluation.batch,
-                    done=lambda score: keep([score]),
+                    done=done,
                     watch=writing.watch,
                 )
 
@@ -151,6 +167,11 @@ def _answers(run: Run, intervention: Intervention, sets: Sets) -> list[Score]:
     )
 
 
+def _made(network: PreTrainedModel, which: Which, change: Intervention | None) -> AbstractContextManager[None]:
+    """The network is the one of the two models within the context."""
+    return change.active(network) if change and which == "updated" else nullcontext()
+
+
 def shown(scores: Sequence[Score]) -> tuple[str, str]:
     """The current figure: on the set at work, accuracy of the models on the problems that both have answered."""
     last = scores[-1]
@@ -161,19 +182,22 @@ def shown(scores: Sequence[Score]) -> tuple[str, str]:
     return "evaluated", f"{last.set.name} {share} of {len(ids):,}"
 
 
-def _choices(run: Run, intervention: Intervention) -> list[Choice]:
+def _choices(run: Run, change: Intervention | None) -> list[Choice]:
     """Write choices.jsonl: what both models make of the pivots."""
     network, batch = run.model.network, run.config.update.batch
     pivots = run.pivots_of("train") + run.pivots_of("validation")
     with run.display.reading("pivots under both models", 2 * sum(len(p.prefix) for p in pivots)) as read:
         found = choices(network, pivots, model="base", batch=batch, progress=read)
-        with intervention.active(network):
-            found += choices(network, pivots, model="updated", batch=batch, progress=read)
+        if change:
+            with change.active(network):
+                found += choices(network, pivots, model="updated", batch=batch, progress=read)
+        else:
+            found += [replace(choice, model="updated") for choice in found]
     run.folder.write("choices.jsonl", found)
     return found
 
 
-def _tasks(run: Run, intervention: Intervention) -> dict[Which, list[TaskScore]]:
+def _tasks(run: Run, change: Intervention | None) -> dict[Which, list[TaskScore]]:
     """Scores of the benchmarks by model; a model that is finished is not run again."""
     options, network = run.config.evaluation, run.model.network
     if not options.tasks:
@@ -183,9 +207,11 @@ def _tasks(run: Run, intervention: Intervention) -> dict[Which, list[TaskScore]]
     found: dict[Which, list[TaskScore]] = {}
     for which in _BOTH:
         name = f"{which}_tasks.jsonl"
+        if which == "updated" and not change:
+            run.folder.write(name, found["base"])
         if not run.folder.file(name).exists():
             with (
-                nullcontext() if which == "base" else intervention.active(network),
+                _made(network, which, change),
                 _requests(run, f"benchmarks, {which} model") as answered,
             ):
                 scores = run_tasks(
@@ -232,11 +258,13 @@ def _texts(run: Run) -> dict[str, list[Text]]:
     }
 
 
-def _drifts(run: Run, intervention: Intervention, what: str, texts: Mapping[T, Sequence[Text]]) -> dict[T, Drift]:
+def _drifts(run: Run, change: Intervention | None, what: str, texts: Mapping[T, Sequence[Text]]) -> dict[T, Drift]:
     """The drift on each of `texts` that has any."""
     network, batch = run.model.network, run.config.update.batch
     tokens = 2 * sum(text.tokens for found in texts.values() for text in found)
     if not tokens:
         return {}
+    if not change:
+        return {name: Drift(0.0, 1.0, sum(len(t.written) for t in found)) for name, found in texts.items() if found}
     with run.display.reading(what, tokens) as read:
-        return {name: drift(network, intervention, found, batch, read) for name, found in texts.items() if found}
+        return {name: drift(network, change, found, batch, read) for name, found in texts.items() if found}
