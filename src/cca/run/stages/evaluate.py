@@ -118,24 +118,15 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
     network, limit = run.model.network, run.config.answer_limit.tokens
     writing = answers_of(run)
-    base = {score.problem: score for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
-    if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in base]:
+    models = _BOTH if change else _BOTH[:1]
+    there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
+    if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in there]:
         run.folder.append("scores.jsonl", known)
-    base |= {score.problem: score for score in known}
     ordered = [p for problems in sets.values() for p in by_length(problems, run.prompter)]
 
     def answers(left: list[tuple[Which, Problem]], keep: Keep[Score]) -> None:
-        def done(score: Score) -> None:
-            if score.model == "base":
-                base[score.problem] = score
-            keep([score])
-
-        for which in _BOTH:
+        for which in models:
             problems = [p for of, p in left if of == which]
-            if which == "updated" and not change:
-                for problem in problems:
-                    done(replace(base[problem.id], model=which))
-                continue
             with _made(network, which, change):
                 answer(
                     network,
@@ -144,14 +135,14 @@ def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
                     model=which,
                     max_new_tokens=limit,
                     slots=run.config.evaluation.batch,
-                    done=done,
+                    done=lambda score: keep([score]),
                     watch=writing.watch,
                 )
 
     items: dict[tuple[Which, str], tuple[Which, Problem]] = {
-        (which, p.id): (which, p) for p in ordered for which in _BOTH
+        (which, p.id): (which, p) for p in ordered for which in models
     }
-    return journalled(
+    scores = journalled(
         run.folder,
         run.display,
         "evaluate",
@@ -165,6 +156,10 @@ def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
         writing=writing,
         unit="answers",
     )
+    if not change:
+        scores = [of for score in scores for of in (score, replace(score, model="updated"))]
+        run.folder.write("scores.jsonl", scores)
+    return scores
 
 
 def _made(network: PreTrainedModel, which: Which, change: Intervention | None) -> AbstractContextManager[None]:
@@ -186,7 +181,8 @@ def _choices(run: Run, change: Intervention | None) -> list[Choice]:
     """Write choices.jsonl: what both models make of the pivots."""
     network, batch = run.model.network, run.config.update.batch
     pivots = run.pivots_of("train") + run.pivots_of("validation")
-    with run.display.reading("pivots under both models", 2 * sum(len(p.prefix) for p in pivots)) as read:
+    tokens = (2 if change else 1) * sum(len(p.prefix) for p in pivots)
+    with run.display.reading("pivots under both models", tokens) as read:
         found = choices(network, pivots, model="base", batch=batch, progress=read)
         if change:
             with change.active(network):
