@@ -114,25 +114,23 @@ def test_rows_of_different_top_k_are_written_side_by_side_as_each_would_be_alone
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield
+    yield request.param
     torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the setting is of MKL's products")
 @pytest.mark.parametrize(("inputs", "outputs"), [(896, 896), (896, 128), (896, 4864), (4864, 896), (1536, 576)])
-def test_products_of_a_real_models_size_do_not_depend_on_rows_and_threads_under_the_commands_setting(inputs, outputs):
-    draw, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+def test_products_of_a_real_models_size_do_not_depend_on_rows_and_threads_under_the_commands_setting(
+    inputs, outputs, threads
+):
+    draw = torch.Generator().manual_seed(0)
     weight, rows = (torch.randn(n, inputs, generator=draw) for n in (outputs, 300))
-    try:
-        torch.set_num_threads(1)
-        together = torch.nn.functional.linear(rows, weight)
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            for count in (1, 2, 8, 13, 16, 64, 100, 256, 300):
-                few = torch.nn.functional.linear(rows[:count], weight)
-                assert torch.equal(few, together[:count]), (threads, count)
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    together = torch.nn.functional.linear(rows, weight)
+    torch.set_num_threads(threads)
+    for count in (1, 2, 8, 13, 16, 64, 100, 256, 300):
+        few = torch.nn.functional.linear(rows[:count], weight)
+        assert torch.equal(few, together[:count]), (threads, count)
 
 
 @pytest.mark.usefixtures("threads")

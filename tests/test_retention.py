@@ -43,13 +43,15 @@ def truths(folder: Path) -> Path:
     return folder
 
 
+def benchmark_and_text(folder: Path) -> str:
+    """Settings of the evaluation that need both."""
+    (folder / "tale.txt").write_text("Once there was a fog bank. It took 14 minutes to cover the city. " * 20)
+    return f'tasks = ["truthfulqa_mc2"]\ntask_data = "{truths(folder / "data")}"\ntext = ["{folder / "tale.txt"}"]\n'
+
+
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
 def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
-    (tmp_path / "tale.txt").write_text("Once there was a fog bank. It took 14 minutes to cover the city. " * 20)
-    more = (
-        f'tasks = ["truthfulqa_mc2"]\ntask_data = "{truths(tmp_path / "data")}"\ntext = ["{tmp_path / "tale.txt"}"]\n'
-    )
-    (tmp_path / "c.toml").write_text(SETTINGS + more)
+    (tmp_path / "c.toml").write_text(SETTINGS + benchmark_and_text(tmp_path))
     out = tmp_path / "run"
     assert cli.main(["run", str(tmp_path / "c.toml"), "--out", str(out), "--quiet"]) == 0
     summary = json.loads((out / "summary.json").read_text())
@@ -80,12 +82,8 @@ def test_benchmarks_and_drift_on_text_are_part_of_the_summary(tmp_path, capsys):
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
 def test_a_model_of_which_no_step_was_kept_is_its_base_and_is_not_read_again(tmp_path, monkeypatch):
     """In 16 bits or on a GPU a second reading would find changes that are rounding."""
-    (tmp_path / "tale.txt").write_text("Once there was a fog bank. It took 14 minutes to cover the city. " * 20)
     settings = SETTINGS.replace("[update]\n", "[update]\nlearning_rate = 1e-9\n").replace("steps = 2", "steps = 1")
-    more = (
-        f'tasks = ["truthfulqa_mc2"]\ntask_data = "{truths(tmp_path / "data")}"\ntext = ["{tmp_path / "tale.txt"}"]\n'
-    )
-    (tmp_path / "c.toml").write_text(settings + more)
+    (tmp_path / "c.toml").write_text(settings + benchmark_and_text(tmp_path))
     read = list[str]()
     for name in ("answer", "choices", "run_tasks"):
         once = getattr(evaluate, name)

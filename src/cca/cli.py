@@ -101,7 +101,8 @@ def command() -> int:
     signal.signal(signal.SIGTERM, _terminate)
     if not {*WAITING, "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ |= WAITING
-    os.environ |= {name: value for name, value in ROUNDING.items() if name not in os.environ}
+    for name, value in ROUNDING.items():
+        os.environ.setdefault(name, value)
     code = main()
     gc.freeze()  # else the interpreter looks through all of torch for garbage before it ends: a second
     return code

@@ -118,7 +118,7 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
     network, limit = run.model.network, run.config.answer_limit.tokens
     writing = answers_of(run)
-    models = _BOTH if change else _BOTH[:1]
+    models = _read(change)
     there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
     if known := [score for score in run.folder.read("base.jsonl", Score) if score.problem not in there]:
         run.folder.append("scores.jsonl", known)
@@ -162,6 +162,11 @@ def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
     return scores
 
 
+def _read(change: Intervention | None) -> Sequence[Which]:
+    """The models that are read; what the updated one gives is otherwise what the base does."""
+    return _BOTH if change else _BOTH[:1]
+
+
 def _made(network: PreTrainedModel, which: Which, change: Intervention | None) -> AbstractContextManager[None]:
     """The network is the one of the two models within the context."""
     return change.active(network) if change and which == "updated" else nullcontext()
@@ -181,14 +186,14 @@ def _choices(run: Run, change: Intervention | None) -> list[Choice]:
     """Write choices.jsonl: what both models make of the pivots."""
     network, batch = run.model.network, run.config.update.batch
     pivots = run.pivots_of("train") + run.pivots_of("validation")
-    tokens = (2 if change else 1) * sum(len(p.prefix) for p in pivots)
+    models, found = _read(change), list[Choice]()
+    tokens = len(models) * sum(len(p.prefix) for p in pivots)
     with run.display.reading("pivots under both models", tokens) as read:
-        found = choices(network, pivots, model="base", batch=batch, progress=read)
-        if change:
-            with change.active(network):
-                found += choices(network, pivots, model="updated", batch=batch, progress=read)
-        else:
-            found += [replace(choice, model="updated") for choice in found]
+        for which in models:
+            with _made(network, which, change):
+                found += choices(network, pivots, model=which, batch=batch, progress=read)
+    if not change:
+        found += [replace(choice, model="updated") for choice in found]
     run.folder.write("choices.jsonl", found)
     return found
 
@@ -201,10 +206,8 @@ def _tasks(run: Run, change: Intervention | None) -> dict[Which, list[TaskScore]
     if left_out := check_tasks(options.tasks, options.task_folder, shots=options.task_shots).left_out:
         run.warn("evaluate", f"without local files, these benchmarks are left out: {', '.join(left_out)}")
     found: dict[Which, list[TaskScore]] = {}
-    for which in _BOTH:
+    for which in _read(change):
         name = f"{which}_tasks.jsonl"
-        if which == "updated" and not change:
-            run.folder.write(name, found["base"])
         if not run.folder.file(name).exists():
             with (
                 _made(network, which, change),
@@ -223,6 +226,9 @@ def _tasks(run: Run, change: Intervention | None) -> dict[Which, list[TaskScore]
                 )
             run.folder.write(name, scores)
         found[which] = run.folder.read(name, TaskScore)
+    if not change:
+        found["updated"] = found["base"]
+        run.folder.write("updated_tasks.jsonl", found["base"])
     return found
 
 
