@@ -16,8 +16,11 @@ from cca.evaluation.results import Drift, Interval, SetResult
 from cca.evaluation.scores import answer
 from cca.evaluation.stats import paired
 from cca.evaluation.summarize import by_skill, comparisons
+from cca.method.traces import by_length
 from cca.model.delta import Delta
 from cca.records import ProblemSet, Score, Which
+from cca.run.run import Run
+from cca.run.stages import diagnose
 from cca.run.stages.evaluate import shown
 
 
@@ -201,3 +204,16 @@ def test_the_current_figure_compares_the_models_on_the_same_problems():
     assert shown(base) == ("evaluated", "target 75.0% of 4")
     updated = [score("updated", number, correct=True) for number in (3, 0)]
     assert shown([*base, *updated]) == ("evaluated", "target 50.0% -> 100.0% of 2")
+
+
+def test_the_diagnosis_answers_a_few_problems_alone_and_names_those_that_were_answered_otherwise(mended, monkeypatch):
+    run, asked = Run.load(mended), list[int]()
+    target = [p for p in run.problems if p.split == "test"]
+    scores = run.folder.read("scores.jsonl", Score)
+    monkeypatch.setattr(diagnose, "ALONE", 3)
+    monkeypatch.setattr(diagnose, "answer", lambda *of, **how: asked.append(len(of[2])) or answer(*of, **how))
+    assert diagnose._answered_alone(run, target, scores) == ([], 3)
+    assert asked == [1, 1, 1], "what was answered among others is not answered again"
+    other = by_length(target, run.prompter)[0].id
+    scores = [replace(s, text=s.text + ".") if (s.model, s.problem) == ("base", other) else s for s in scores]
+    assert diagnose._answered_alone(run, target, scores) == ([other], 3)

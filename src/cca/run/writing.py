@@ -50,18 +50,14 @@ class Writing:
         self.watch = Watch(lambda _: None)
 
     @contextmanager
-    def told(
-        self, bar: Bar, units: int, span: int | None = None, settled: Callable[[], int] | None = None
-    ) -> Iterator[None]:
+    def told(self, bar: Bar, units: int, settled: Callable[[], int] | None = None) -> Iterator[None]:
         """Within the context, in which `units` are written, `bar` is told of each pass, and twice a second how far.
 
         Args:
-            span: how much of the bar they are; by default `units`.
             settled: how many of them are done, where that is to be asked for; it is at the end, too.
         """
         watch, start, now = self.watch, bar.done, bar.display.now
         looked, sizes, lengths = now(), watch.sizes.total(), _sum(watch.lengths)
-        span = units if span is None else span
 
         def over() -> int:
             return settled() if settled else watch.sizes.total() - sizes
@@ -73,16 +69,16 @@ class Writing:
                 return
             looked = now()
             done = over()
-            bar.done = start + done * span // units
+            bar.done = start + done
             written, rest = _sum(watch.lengths) - lengths, self.rest(units - done)
             written += sum(len(row.tokens) for row in watch.at_work if not row.dropped) + self.read * done
-            bar.work(tokens, start + span * written / (written + rest or 1) - bar.done)
+            bar.work(tokens, start + units * written / (written + rest or 1) - bar.done)
 
         watch.passed = passed
         try:
             yield
         finally:
-            bar.reach(start + over() * span // units if units else start)
+            bar.reach(start + over())
 
     def rest(self, units: int) -> float:
         """Tokens that are still to be written, where so many units are not over."""

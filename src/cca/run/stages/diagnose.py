@@ -8,14 +8,15 @@ from torch import Tensor
 from cca.evaluation import diagnosis
 from cca.evaluation.pivot_kinds import Between
 from cca.evaluation.results import Finding, SetResult
+from cca.evaluation.scores import answer
 from cca.method.circuit import Circuit
-from cca.method.traces import by_length, greedy_traces
+from cca.method.traces import by_length
 from cca.records import Choice, Metric, Problem, Score, TracePair, Which, WithoutPivot, best_of
 from cca.run.run import Run
 from cca.run.writing import answers_of
 
 ALONE = 8
-"""Problems that are answered alone as well as in a batch."""
+"""Problems that are answered alone as well as among others."""
 
 
 def diagnose(
@@ -62,22 +63,25 @@ def diagnose(
         if kept.step
         else diagnosis.margins_tried(metrics, len(validation)),
         diagnosis.loss_against_accuracy(metrics, config.update.loss),
-        diagnosis.batch_size_matters(*_answered_alone(run, target)),
+        diagnosis.batch_size_matters(*_answered_alone(run, target, scores)),
     ]
     return [cut, *(diagnosis.after_cut(finding, cut) for finding in found)]
 
 
-def _answered_alone(run: Run, problems: Sequence[Problem]) -> tuple[list[str], int]:
-    batch = by_length(problems, run.prompter)[: run.config.evaluation.batch]
-    some = batch[:: max(1, len(batch) // ALONE)][:ALONE]
-    network, limit, writing = run.model.network, run.config.answer_limit.tokens, answers_of(run)
-    # a batch takes about as long as one of its answers
-    with run.display.bar("diagnosis", 1 + len(some), "batches") as bar:
-
-        def answers(of: Sequence[Problem]) -> list[tuple[int, ...]]:
-            with writing.told(bar, len(of), span=1):
-                greedy = greedy_traces(network, run.prompter, of, limit, slots=len(of), watch=writing.watch)
-            return [trace.tokens for trace in greedy]
-
-        together = dict(zip([p.id for p in batch], answers(batch), strict=True))
-        return [p.id for p in some if answers([p])[0] != together[p.id]], len(some)
+def _answered_alone(run: Run, problems: Sequence[Problem], scores: Sequence[Score]) -> tuple[list[str], int]:
+    """Which of some problems the base model answers otherwise alone than among others, and how many these are."""
+    ordered, among = by_length(problems, run.prompter), {s.problem: s for s in scores if s.model == "base"}
+    some = ordered[:: max(1, len(ordered) // ALONE)][:ALONE]
+    limit, writing, alone = run.config.answer_limit.tokens, answers_of(run), list[Score]()
+    with run.display.bar("diagnosis", len(some), "answers alone") as bar, writing.told(bar, len(some)):
+        for problem in some:  # a call each, or they would share what all prompts begin with
+            alone += answer(
+                run.model.network,
+                run.prompter,
+                [problem],
+                model="base",
+                max_new_tokens=limit,
+                slots=1,
+                watch=writing.watch,
+            )
+    return [score.problem for score in alone if score != among[score.problem]], len(some)
