@@ -9,8 +9,11 @@ if os.environ.get("CCA_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes with as many threads as cores block each other
     os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["GOMP_SPINCOUNT"] = "10000"  # a test of two threads beside another process else takes 40 times as long
-os.environ["MKL_CBWR"] = "AUTO,STRICT"  # as the command has it
+
+from cca.cli import ROUNDING, WAITING  # which loads nothing of what is hooked below
+
+# before torch is loaded; without the first a test of two threads beside another process takes 40 times as long
+os.environ |= WAITING | ROUNDING
 
 from pathlib import Path
 
