@@ -2,9 +2,10 @@
 
     python experiments/elsewhere.py gsm8k_test.jsonl runs/compare/0/* -n 500 --out answers
 
-Asks the base model, and each run's updated one, with the run's prompt and limit of tokens. Questions of a run's own
-training or validation are refused. Answers go to OUT, a file for each model, prompt, update and choice of problems, and
-are not asked for again.
+Asks the base model, and each run's updated one, with the run's prompt and limit of tokens, and sets the result beside
+that on all problems which had no part in the update: these, and the run's own of test and held-out templates. Questions
+of a run's own training or validation are refused. Answers go to OUT, a file for each model, prompt, update and choice
+of problems, and are not asked for again.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 from cca.controls.load import load_intervention
 from cca.errors import InputError
 from cca.evaluation import stats
-from cca.evaluation.pooling import outcomes
+from cca.evaluation.pooling import answers_of, outcomes
 from cca.evaluation.scores import answer
 from cca.folder import RunFolder
 from cca.method.traces import TRACED, by_length
@@ -80,6 +81,27 @@ def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[
     return [there[p.id] for p in problems]
 
 
+def compared(pairs: list[tuple[Score, Score]]) -> stats.Outcomes:
+    """Both answers to each problem; problems of no template are each their own cluster."""
+    found = outcomes(pairs, 0)
+    return found if len(set(found.templates)) > 1 else found._replace(templates=[one.problem for one, _ in pairs])
+
+
+def with_its_own(run: Run, here: stats.Outcomes) -> str:
+    """The change on `here` and on the run's own problems of test and held-out templates together."""
+    if not run.folder.finished("evaluate"):
+        return "not evaluated"
+    own = answers_of(run.folder)
+    found = stats.pooled(
+        [
+            here,
+            *(compared([(a.base, a.updated) for a in own[split]]) for split in ("test", "held_out") if split in own),
+        ],
+        seed=0,
+    )
+    return f"{found.n:,}: {points(found)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="as problems.source of a config")
@@ -93,14 +115,19 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     base = answers(runs[0], problems, options.out, "base")
     print(f"base: {stats.accuracy([score.correct for score in base]).value:.1%} of {len(base)}")
-    print("\n| update | accuracy | points (95%) | gained / lost | sign-flip p |\n" + "| --- " * 5 + "|")
+    print(
+        "\n| update | accuracy | points (95%) | gained / lost | sign-flip p | with its own problems |\n"
+        + "| --- " * 6
+        + "|"
+    )
     for run in runs:
         run.use(runs[0].model)
         updated = answers(run, problems, options.out, "updated")
-        found = stats.pooled([outcomes(list(zip(base, updated, strict=True)), 0)], seed=0)
+        here = compared(list(zip(base, updated, strict=True)))
+        found = stats.pooled([here], seed=0)
         print(
             f"| {run.folder.path} | {found.updated:.1%} | {points(found)} | {found.gained} / {found.lost} | "
-            f"{found.sign_flip_p:.2g} |",
+            f"{found.sign_flip_p:.2g} | {with_its_own(run, here)} |",
             flush=True,
         )
 
