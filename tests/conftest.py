@@ -32,9 +32,9 @@ settings.load_profile("cca")
 
 # under test, the shapes and types of all arguments and results are checked, but of functions within functions: their
 # checks would be compiled again at each call of what is around them, half of the time of the whole suite
-def _outer_alone(visitor: ast.NodeVisitor, node: ast.AST) -> None:
+def _outer_alone(self: ast.NodeVisitor, node: ast.AST) -> None:
     if not isinstance(node, ast.FunctionDef):
-        ast.NodeVisitor.generic_visit(visitor, node)
+        ast.NodeVisitor.generic_visit(self, node)
 
 
 jaxtyping._import_hook.JaxtypingTransformer.generic_visit = _outer_alone
