@@ -10,6 +10,7 @@ of problems, and are not asked for again.
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[
     return [there[p.id] for p in problems]
 
 
-def compared(pairs: list[tuple[Score, Score]]) -> stats.Outcomes:
+def compared(pairs: Sequence[tuple[Score, Score]]) -> stats.Outcomes:
     """Both answers to each problem; problems of no template are each their own cluster."""
     found = outcomes(pairs, 0)
     return found if len(set(found.templates)) > 1 else found._replace(templates=[one.problem for one, _ in pairs])
@@ -92,13 +93,7 @@ def with_its_own(run: Run, here: stats.Outcomes) -> str:
     if not run.folder.finished("evaluate"):
         return "not evaluated"
     own = answers_of(run.folder)
-    found = stats.pooled(
-        [
-            here,
-            *(compared([(a.base, a.updated) for a in own[split]]) for split in ("test", "held_out") if split in own),
-        ],
-        seed=0,
-    )
+    found = stats.pooled([here, *(compared(own[split]) for split in ("test", "held_out") if split in own)], seed=0)
     return f"{found.n:,}: {points(found)}"
 
 
