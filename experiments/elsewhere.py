@@ -10,7 +10,6 @@ of problems, and are not asked for again.
 
 import argparse
 import hashlib
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 from cca.controls.load import load_intervention
 from cca.errors import InputError
 from cca.evaluation import stats
-from cca.evaluation.pooling import answers_of, outcomes
+from cca.evaluation.pooling import answers_of, clusters_of, outcomes
 from cca.evaluation.scores import answer
 from cca.folder import RunFolder
 from cca.method.traces import TRACED, by_length
@@ -82,18 +81,13 @@ def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[
     return [there[p.id] for p in problems]
 
 
-def compared(pairs: Sequence[tuple[Score, Score]]) -> stats.Outcomes:
-    """Both answers to each problem; problems of no template are each their own cluster."""
-    found = outcomes(pairs, 0)
-    return found if len(set(found.templates)) > 1 else found._replace(templates=[one.problem for one, _ in pairs])
-
-
 def with_its_own(run: Run, here: stats.Outcomes) -> str:
     """The change on `here` and on the run's own problems of test and held-out templates together."""
     if not run.folder.finished("evaluate"):
         return "not evaluated"
     own = answers_of(run.folder)
-    found = stats.pooled([here, *(compared(own[split]) for split in ("test", "held_out") if split in own)], seed=0)
+    mine = [outcomes(own.by_split[split], own.clusters) for split in ("test", "held_out") if split in own.by_split]
+    found = stats.pooled([here, *mine], seed=0)
     return f"{found.n:,}: {points(found)}"
 
 
@@ -118,7 +112,7 @@ def main() -> None:
     for run in runs:
         run.use(runs[0].model)
         updated = answers(run, problems, options.out, "updated")
-        here = compared(list(zip(base, updated, strict=True)))
+        here = outcomes(list(zip(base, updated, strict=True)), clusters_of(problems))
         found = stats.pooled([here], seed=0)
         print(
             f"| {run.folder.path} | {found.updated:.1%} | {points(found)} | {found.gained} / {found.lost} | "

@@ -2,17 +2,19 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cca import cli
 from cca.controls.methods import METHODS
-from cca.evaluation.pooling import outcomes
+from cca.evaluation.pooling import Answers, against_base, clusters_of
 from cca.evaluation.results import Comparison
+from cca.evaluation.summarize import comparisons
 from cca.folder import RunFolder
 from cca.io import from_json, to_json
-from cca.records import Pivot, Score, Split, WithoutPivot
+from cca.records import Answered, Pivot, Problem, Score, Split, WithoutPivot
 from cca.run import compare
 from cca.run.config import load_config
 from cca.show.tables import markdown
@@ -173,18 +175,47 @@ def test_full_fine_tuning_of_16_bit_weights_is_refused_before_the_first_runs(tmp
     assert not (tmp_path / "o").exists()
 
 
-def test_problems_of_a_skill_are_clusters_of_their_own_and_those_of_a_template_are_one():
-    def pair(name: str, skill: str | None, template: str) -> tuple[Score, Score]:
-        split: Split = "transfer" if skill else "test"
-        return (
-            Score("base", split, skill, name, template, "", False, 1, ""),
-            Score("updated", split, skill, name, template, "", True, 1, ""),
-        )
+def problem(template: str, number: int, question: str, skill: str | None = None) -> Problem:
+    split: Split = "transfer" if skill else "test"
+    return Problem(f"{template}-{number}", template, number, split, question, "1", "", skill)
 
-    skill = outcomes([pair("s-0", "s", "s"), pair("s-1", "s", "s")], 3)
-    assert list(skill.templates) == ["3:s-0", "3:s-1"]
-    target = outcomes([pair("4-0", None, "4"), pair("4-1", None, "4")], 3)
-    assert list(target.templates) == ["4", "4"]
+
+def answers(problems: Sequence[Problem], gained: int) -> Answers:
+    """Of a base model that has all wrong and an updated one that has the first `gained` right."""
+    pairs = [
+        Answered(
+            Score("base", p.split, p.skill, p.id, p.template, "", False, 1, ""),
+            Score("updated", p.split, p.skill, p.id, p.template, "", number < gained, 1, ""),
+        )
+        for number, p in enumerate(problems)
+    ]
+    return Answers({problems[0].split: pairs}, clusters_of(problems))
+
+
+def test_problems_of_a_template_are_one_cluster_and_those_of_a_skill_or_of_no_template_are_their_own():
+    kinds = [("4", None), ("all", None), ("chain_sum", "chain_sum")]
+    found = {template: clusters_of(problem(template, n, f"{template} {n}", s) for n in (0, 1)) for template, s in kinds}
+    assert [len(set(clusters.values())) for clusters in found.values()] == [1, 2, 2]
+
+
+def test_a_question_that_several_seeds_ask_counts_once_for_the_interval():
+    """A file of a hundred test questions is the same for every seed, in whatever order each draws them."""
+    asked = [problem("all", n, f"question {n}") for n in range(100)]
+    other = [problem("all", 99 - n, f"question {n}") for n in range(100)]  # each seed numbers them anew
+    once = against_base([answers(asked, 10)], "test")
+    three = against_base([answers(asked, 10), answers(other, 10), answers(asked, 10)], "test")
+    assert once and three
+    assert (three.n, three.units) == (300, 100)
+    assert three.ci95.high - three.ci95.low > 0.8 * (once.ci95.high - once.ci95.low)  # of 300 questions about 0.6
+
+
+def test_rows_without_a_template_are_no_cluster_beside_those_that_have_one():
+    rows = [problem("all", n, f"question {n}") for n in range(30)] + [problem("4", n, f"four {n}") for n in range(3)]
+    both = answers(rows, 5)
+    scores = [score for pair in both.by_split["test"] for score in pair]
+    (target,) = comparisons(scores, {}, 0).values()
+    pooled = against_base([both], "test")
+    assert pooled and target.units == pooled.units == 31
 
 
 def test_a_written_comparison_is_read_as_it_was(out):

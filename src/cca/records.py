@@ -19,6 +19,8 @@ Split = Literal["train", "validation", "test", "held_out", "transfer", "retentio
 """What a problem is for. ``held_out``: a test problem of a template that is kept out of the update entirely."""
 Which = Literal["base", "updated"]
 """The model before or after the update."""
+NO_TEMPLATE = "all"
+"""What stands for the template of problems whose source names none. They are no more alike than others."""
 
 
 class ProblemSet(NamedTuple):

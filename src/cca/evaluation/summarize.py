@@ -22,6 +22,7 @@ from cca.method.circuit import Circuit
 from cca.model.intervention import Intervention
 from cca.records import (
     KINDS,
+    NO_TEMPLATE,
     Answered,
     Choice,
     Metric,
@@ -148,7 +149,7 @@ def _compared(both: Sequence[Answered], drift: Drift | None, seed: int) -> SetRe
     found = stats.paired(
         [a.base.correct for a in both],
         [a.updated.correct for a in both],
-        [a.base.template for a in both],
+        [a.base.problem if a.base.template == NO_TEMPLATE else a.base.template for a in both],
         seed,
         drift=drift,
     )

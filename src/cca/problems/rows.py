@@ -14,7 +14,7 @@ from cca.grading.answers import GRADERS
 from cca.grading.graders import load_grader
 from cca.options import Options
 from cca.problems.gsm_symbolic import Worked
-from cca.records import Split
+from cca.records import NO_TEMPLATE, Split
 
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -24,7 +24,6 @@ SPLITS: dict[str, Split] = {
 }
 """What people call their splits, and what they are here."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
-_NO_TEMPLATE = "all"
 _MAX_DIGITS = 400
 """Of a number as an answer: every float has fewer."""
 _NOISE = 4
@@ -91,7 +90,7 @@ def row_of(values: Mapping[str, Any], place: str, columns: Columns) -> Row:
     if split and split.casefold() not in SPLITS:
         raise InputError(f"{place}: unknown split {split!r}; known: {', '.join(SPLITS)}")
     return Row(
-        Worked(template or _NO_TEMPLATE, question, answer, solution), SPLITS[split.casefold()] if split else None, place
+        Worked(template or NO_TEMPLATE, question, answer, solution), SPLITS[split.casefold()] if split else None, place
     )
 
 
