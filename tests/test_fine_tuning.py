@@ -206,6 +206,20 @@ def test_the_end_token_is_learned_although_it_is_the_padding_too(model):
             assert tuple(logits.argmax(-1)[len(prompt) - 1 : -1].tolist()) == answer
 
 
+def test_the_head_reads_no_more_of_the_prompts_than_the_answers_need(model):
+    """With a vocabulary of 150,000 the logits of whole prompts take nearly as long as the layers."""
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    tuned(model, solved=[Solved((3,) * 40, (5, END)), Solved((6,) * 38, (7, 8, 9, END))], steps=1)
+    assert set(seen) == {5}  # the two tokens by which the prompts differ, and from the last one of the shorter on
+
+
+def test_a_prompt_of_no_tokens_teaches_all_of_its_answer_but_the_first(model):
+    solved = [Solved((), (3, 4, END)), Solved((5, 6), (7, END))]
+    said = tuned(model, solved=solved, steps=1).metrics[1].loss
+    assert said == pytest.approx(float(plain_loss(model, [Solved((3,), (4, END)), solved[1]])), rel=1e-5)
+
+
 def test_padding_counts_for_nothing_whatever_its_token(model):
     close(learned(model, pad_token=7), learned(model))
 

@@ -46,6 +46,8 @@ _SETTINGS: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
 }
+_NOT_LEARNED = -100
+"""The label of a token that is given."""
 
 
 Measure = Callable[[int, float | None], Metric]
@@ -259,7 +261,7 @@ def _train(
     data = Dataset.from_dict(
         {
             "input_ids": [[*e.prompt, *e.answer] for e in examples],
-            "labels": [[-100] * len(e.prompt) + [*e.answer] for e in examples],
+            "labels": [[_NOT_LEARNED] * len(e.prompt) + [*e.answer] for e in examples],
         }
     )
     wanted = {f"{name}.weight" for name in adapter.target_modules} if adapter else set[str]()
@@ -297,6 +299,11 @@ def _reporting_to(epochs: _Epochs, change: Callable[[], Intervention]) -> tuple[
         def _send_telemetry(self) -> None:
             """Tell nobody: trl would report every run to huggingface.co."""
 
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            if inputs["input_ids"].device.type == "cpu":
+                return _answer_loss(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
         def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
             tokens = inputs["input_ids"].numel()
             loss = super().training_step(model, inputs, *args, **kwargs)
@@ -311,6 +318,17 @@ def _reporting_to(epochs: _Epochs, change: Callable[[], Intervention]) -> tuple[
             control.should_training_stop |= epochs.epoch_done(change)
 
     return Trainer, Epochs()
+
+
+def _answer_loss(model: nn.Module, tokens: Tensor, there: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens. trl's is the same, but where there is no Triton it takes the
+    logits of every token of the prompts as well, which with a large vocabulary takes nearly as long as the layers."""
+    answered = labels != _NOT_LEARNED
+    start = max(1, int(answered.any(0).nonzero()[0]))  # nothing says the first token of all
+    kept = labels.shape[1] - start + 1
+    logits = model(input_ids=tokens, attention_mask=there, use_cache=False, logits_to_keep=kept).logits[:, :-1]
+    answered, wanted = answered[:, start:], labels[:, start:]
+    return nn.functional.cross_entropy(logits[answered].float(), wanted[answered])
 
 
 def _adapter(lora: Lora, names: list[str]) -> Any:
