@@ -108,6 +108,15 @@ def test_only_the_bundled_model_has_a_learning_rate_that_was_chosen_for_it(setti
     assert parse_config(tomllib.loads(dump_toml(config)), "test") == config
 
 
+@pytest.mark.parametrize(("method", "rate"), [("lora", 0.03), ("finetune", 0.03), ("lora-pivots", 0.4)])
+def test_a_rate_of_gradient_descent_is_refused_for_adam_before_it_ruins_a_model(method, rate, tmp_path):
+    """A config that gives the circuit its rate, and ``--set update.arm=lora`` on top."""
+    (tmp_path / "own.toml").write_text(f"[update]\nlearning_rate = {rate}\n")
+    with pytest.raises(InputError, match=rf"learning_rate {rate} is one of gradient descent.* is a start"):
+        load_config(tmp_path / "own.toml", (f"update.arm={method}",))
+    assert load_config(tmp_path / "own.toml", (f"update.arm={method}", "update.learning_rate=0.0005"))
+
+
 @pytest.mark.parametrize("written", ["1.5", "-0.1", "80", "nan", "yes"])
 def test_a_skip_solved_that_is_no_share_is_refused(written):
     with pytest.raises(InputError, match=r"traces\.skip_solved: "):

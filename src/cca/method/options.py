@@ -14,6 +14,9 @@ PivotMethod = Literal["branching", "prefix", "probability"]
 Trained = Literal["circuit", "random", "all", "gradient", "bias", "steering", "lora-pivots", "lora", "finetune"]
 """What an update changes: the method, and the controls that a comparison puts beside it."""
 
+_TOO_MUCH = 100
+"""Times the usual rate of Adam, whose steps are as long as the rate says: such a one unlearns the language."""
+
 
 class TraceOptions(Options):
     """Stage 1a (paper section 3.1): how traces are drawn."""
@@ -168,6 +171,11 @@ class UpdateOptions(Options):
     def _has_a_rate(self) -> "UpdateOptions":
         if self.learning_rate == "auto" and self.method in OF_ADAM:
             raise ValueError(f"learning_rate auto is for gradient descent, and {self.method} has Adam; give a number")
+        if self.method in OF_ADAM and float(self.learning_rate) >= _TOO_MUCH * OF_ADAM[self.method]:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} is one of gradient descent; {self.method} has Adam, whose "
+                f"are far smaller: {OF_ADAM[self.method]:g} is a start"
+            )
         return self
 
     def validated(self, step: int) -> bool:
