@@ -322,7 +322,7 @@ def _reporting_to(epochs: _Epochs, change: Callable[[], Intervention]) -> tuple[
 
 def _answer_loss(model: nn.Module, tokens: Tensor, there: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens. trl's is the same, but where there is no Triton it takes the
-    logits of every token of the prompts as well, which with a large vocabulary takes nearly as long as the layers."""
+    logits of every token of the prompts as well, which with a large vocabulary is half as long as the layers."""
     answered = labels != _NOT_LEARNED
     start = max(1, int(answered.any(0).nonzero()[0]))  # nothing says the first token of all
     kept = labels.shape[1] - start + 1
