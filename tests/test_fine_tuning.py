@@ -211,7 +211,7 @@ def test_the_head_reads_no_more_of_the_prompts_than_the_answers_need(model):
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
     tuned(model, solved=[Solved((3,) * 40, (5, END)), Solved((6,) * 38, (7, 8, 9, END))], steps=1)
-    assert set(seen) == {5}  # the two tokens by which the prompts differ, and from the last one of the shorter on
+    assert set(seen) == {5}  # the shorter prompt's last token and the four that follow
 
 
 def test_a_prompt_of_no_tokens_teaches_all_of_its_answer_but_the_first(model):

@@ -169,12 +169,15 @@ class UpdateOptions(Options):
 
     @model_validator(mode="after")
     def _has_a_rate(self) -> "UpdateOptions":
-        if self.learning_rate == "auto" and self.method in OF_ADAM:
+        usual = OF_ADAM.get(self.method)
+        if usual is None:
+            return self
+        if self.learning_rate == "auto":
             raise ValueError(f"learning_rate auto is for gradient descent, and {self.method} has Adam; give a number")
-        if self.method in OF_ADAM and float(self.learning_rate) >= _TOO_MUCH * OF_ADAM[self.method]:
+        if self.learning_rate >= _TOO_MUCH * usual:
             raise ValueError(
                 f"learning_rate {self.learning_rate:g} is one of gradient descent; {self.method} has Adam, whose "
-                f"are far smaller: {OF_ADAM[self.method]:g} is a start"
+                f"are far smaller: {usual:g} is a start"
             )
         return self
 
