@@ -19,9 +19,9 @@ from cca.model.generate import generate_greedy
 from cca.model.open import open_model
 from cca.problems.prompts import Example, Prompter, PromptOptions
 from cca.records import Problem, Score, TracePair
-from cca.run.card import asked
-from cca.run.merge import merge
 from cca.run.run import Run
+from cca.run.share.asked import asked
+from cca.run.share.merge import merge
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_one_round_of_several_is_not_merged_without_those_before_it(mended, tmp_
     shutil.copytree(mended, run)
     shutil.copytree(mended, run / "round-2")
     assert cli.main(["merge", str(run / "round-2"), str(tmp_path / "m")]) == 2
-    assert f"merge all of them: cca merge {run}" in capsys.readouterr().err
+    assert f"take all of them: cca merge {run}" in capsys.readouterr().err
 
 
 def test_the_delta_of_another_base_is_not_merged(mended, tmp_path, capsys):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from cca import __version__
-from cca.commands import compare, config, grade, merge, problems, run, show
+from cca.commands import apply, compare, config, diff, export, grade, merge, problems, run, show
 from cca.errors import InputError
 from cca.run.stages import STAGES
 
@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add(command("compare", compare.run, "run every method on the same problems and rank them in one table"))
     problems.add(command("problems", problems.run, "write problems of a source as JSON lines, or check its templates"))
     merge.add(command("merge", merge.run, "write the updated model as an ordinary model folder"))
+    export.add(command("export", export.run, "write the update of a run as a delta file or a LoRA adapter"))
+    apply.add(command("apply", apply.run, "write a model with deltas applied, each seen to be for it"))
+    apply.add_revert(command("revert", apply.run_revert, "take out what cca merge or cca apply put into a model"))
+    diff.add(command("diff", diff.run, "in which components two models differ"))
     grade.add(command("grade", grade.run, "list the traces of a run on which another grader disagrees with the run's"))
     show.add(command("show", show.run, "look at a run: its scores, pivots, circuit or one of its problems"))
     return parser

@@ -6,7 +6,7 @@ experts that keep theirs in 3-D parameters. `cca.model.verify` proves by a small
 structure also computes so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +42,11 @@ class Component(NamedTuple):
 
     def __str__(self) -> str:
         return f"layer {self.layer} {self.kind} {self.number}"
+
+
+def in_order(component: Component) -> tuple[int, int, int]:
+    """Sorts components as `Components` has them."""
+    return component.layer, KINDS.index(component.kind), component.number
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,13 @@ class Components:
             if bool(chosen.any()):
                 found.setdefault(owned.weight, []).append(owned.of(chosen))
         return {name: torch.cat(rows).sort().values for name, rows in found.items()}
+
+    def owners(self, rows: Mapping[str, Int[Tensor, " n"]]) -> tuple[Component, ...]:
+        """The components that own any of these rows (weight name -> row numbers), in flat order."""
+        none = torch.zeros(0, dtype=torch.int64)
+        owned = (o for layer in self.layers for o in layer.owned())
+        chosen = torch.cat([torch.isin(o.rows, rows.get(o.weight, none).cpu()).any(1) for o in owned])
+        return tuple(component for component, owns in zip(self, chosen.tolist(), strict=True) if owns)
 
 
 def find_components(model: Any) -> Components:

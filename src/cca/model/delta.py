@@ -1,30 +1,23 @@
 """Row deltas: the change of a circuit's weight rows, as indices and float32 values."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cca.errors import InputError
-from cca.io import header_of, save_tensors
 from cca.model.base import TYPES, Base, BaseRows, identity
+from cca.model.components import Component, find_components, in_order
+from cca.model.delta_file import Contents, read_delta, write_delta
 from cca.model.experts import is_experts, with_experts
 from cca.model.rows import Rows
 from cca.model.state import network_of
-from cca.model.weights import check_start
-
-FORMAT = "1"
-_ROWS, _VALUES, _BASE = ".rows", ".values", ".base"
-_NAMES = {str(kind).removeprefix("torch."): kind for kind in TYPES}
 
 
 class Rounding(NamedTuple):
@@ -44,10 +37,14 @@ class Delta:
 
     weights: by name, which rows (n,) change, and by how much (n, E) in float32.
     base: the model that it is for; None for one that was put together by hand, which fits any model of its shapes.
+    components: whose rows they are; none are known of one that was put together by hand.
+    metrics: what was measured with it, by set of problems, where it was exported from a run.
     """
 
     weights: dict[str, Rows]
     base: Base | None = None
+    components: tuple[Component, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     _fits: WeakSet[nn.Module] = field(default_factory=WeakSet, repr=False)
     """Networks that it was made on, or found to fit: to look again at each use would take too long."""
 
@@ -56,7 +53,11 @@ class Delta:
 
     @classmethod
     def zeros(cls, model: Any, rows: Mapping[str, Tensor]) -> "Delta":
-        """A delta that changes nothing yet, where the model computes. `rows`: weight name -> row numbers."""
+        """A delta that changes nothing yet, where the model computes. `rows`: weight name -> row numbers.
+
+        Raises:
+            InputError: as `find_components` does, of a network that is not opened.
+        """
         weights: dict[str, Rows] = {}
         network = network_of(model)
         for name, index in rows.items():
@@ -64,7 +65,8 @@ class Delta:
             width = row_view(network, name).shape[1]
             weights[name] = Rows(index.to(device), torch.zeros(len(index), width, dtype=torch.float32, device=device))
         held = {name: _held(network, name, index) for name, index in rows.items()}
-        return cls(weights, Base(*identity(model), held), WeakSet([network]))
+        known = getattr(model, "components", None) or find_components(network)
+        return cls(weights, Base(*identity(model), held), known.owners(rows), _fits=WeakSet([network]))
 
     @property
     def row_count(self) -> int:
@@ -84,10 +86,13 @@ class Delta:
     def copy(self) -> "Delta":
         """An independent copy of the values."""
         weights = {name: Rows(r.index, r.values.detach().clone()) for name, r in self.weights.items()}
-        return Delta(weights, self.base, self._fits)
+        return replace(self, weights=weights)
 
     def plus(self, other: "Delta") -> "Delta":
-        """The sum of two deltas, on the rows of either. `other` may be of the model as this one left it."""
+        """The sum of two deltas, on the rows of either. `other` may be of the model as this one left it.
+
+        What was measured with either is not said of both.
+        """
         summed = dict(self.weights)
         for name, more in other.weights.items():
             if name not in summed:
@@ -97,7 +102,8 @@ class Delta:
             index, where = torch.cat([mine.index, more.index]).unique(return_inverse=True)
             values = torch.zeros(len(index), mine.values.shape[1], device=mine.values.device)
             summed[name] = Rows(index, values.index_add(0, where, torch.cat([mine.values, more.values])))
-        return Delta(summed, _base_of_both(self, other, summed))
+        components = tuple(sorted({*self.components, *other.components}, key=in_order))
+        return Delta(summed, _base_of_both(self, other, summed), components)
 
     def active(self, model: Any) -> AbstractContextManager[None]:
         """Within the context `model` (a `cca.model.open.Model`, or its network) computes with base + delta.
@@ -176,9 +182,7 @@ class Delta:
         return rounding
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file: for each weight NAME.rows (int64), NAME.values (float32) and NAME.base (int64).
-
-        The last are checksums of what the rows hold in the base (`cca.model.base`), whose name is in the header.
+        """Write to a safetensors file: the format of `cca.model.delta_file`.
 
         Raises:
             InputError: the delta was put together by hand, so that nobody could see later what it fits.
@@ -188,20 +192,7 @@ class Delta:
                 "this delta does not know the model that it is for; begin with cca.Delta.zeros(model, rows) and fill "
                 "in its values"
             )
-        tensors: dict[str, Tensor] = {}
-        header = {"format": FORMAT, "kind": "rows"}
-        if self.base:
-            kinds = {name: str(held.dtype).removeprefix("torch.") for name, held in self.base.rows.items()}
-            header |= {
-                "base": self.base.name,
-                "revision": self.base.revision,
-                "types": json.dumps(kinds, sort_keys=True),
-            }
-            tensors = {name + _BASE: held.sums for name, held in self.base.rows.items()}
-        for name, rows in self.weights.items():
-            tensors[name + _ROWS] = rows.index.cpu()
-            tensors[name + _VALUES] = rows.values.detach().cpu().contiguous()
-        save_tensors(path, tensors, header)
+        write_delta(path, Contents(self.weights, self.base, self.components, self.metrics))
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, *, device: str | torch.device = "cpu") -> "Delta":
@@ -216,16 +207,7 @@ class Delta:
             InputError: the file cannot be read, holds something else or numbers that no delta has, or is for another
                 model.
         """
-        where = Path(path)
-        if where.is_file():
-            check_start(where)
-        try:
-            with safe_open(where, "pt") as file:
-                header = header_of(file)
-            tensors = load_file(where, device=str(device if model is None else network_of(model).device))
-        except (OSError, SafetensorError, InputError) as error:
-            raise InputError(f"cannot read a delta from {path} ({error}); name a file that Delta.save wrote") from error
-        delta = cls(*_parts(tensors, header, str(path)))
+        delta = cls(*read_delta(path, str(device if model is None else network_of(model).device)))
         if model is not None:
             delta.check_fits(model, str(path))
         return delta
@@ -266,49 +248,6 @@ class Delta:
                 "that it is for, or learn a delta on this one"
                 + ("" if held.comparable(now) else f". If it is the same, load it as {held.dtype} or as float32")
             )
-
-
-def _parts(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: str) -> tuple[dict[str, Rows], Base | None]:
-    """What a file holds, seen to be a delta."""
-    names = [key.removesuffix(_ROWS) for key in tensors if key.endswith(_ROWS)]
-    if header.get("kind", "rows") != "rows" or {key for key in tensors if not key.endswith(_BASE)} != {
-        name + part for name in names for part in (_ROWS, _VALUES)
-    }:
-        raise InputError(f"{path} holds no row delta; name a file that Delta.save wrote")
-    if not names:
-        return {}, None
-    if header.get("format") != FORMAT:
-        raise InputError(
-            f"{path} does not say which model it is for (format {header.get('format', 'unknown')}, this is {FORMAT}); "
-            "it is of another version of cca: train it again, in a run with: cca update RUN --redo"
-        )
-    for name in names:
-        if said := _what_is_wrong(tensors[name + _ROWS], tensors[name + _VALUES]):
-            raise InputError(f"{path}: {said} of {name}; the file is damaged, train the delta again")
-    weights = {name: Rows(tensors[name + _ROWS], tensors[name + _VALUES]) for name in names}
-    try:
-        kinds = json.loads(header["types"])
-        held = {name: BaseRows(_NAMES[kinds[name]], tensors[name + _BASE].cpu()) for name in names}
-        base = Base(header["base"], header["revision"], held)
-        if any(len(held[name].sums) != len(rows.index) for name, rows in weights.items()):
-            raise ValueError("checksums")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not say which model it is for ({error!r}); train the delta again") from error
-    return weights, base
-
-
-def _what_is_wrong(index: Tensor, values: Tensor) -> str | None:
-    if index.dtype != torch.int64 or index.dim() != 1:
-        return f"the row numbers are {index.dtype} of {index.dim()} dimensions, not a list of int64,"
-    if values.dtype != torch.float32 or values.dim() != 2 or len(values) != len(index):
-        return f"the values are {values.dtype} {list(values.shape)}, not float32 [{len(index)}, ...],"
-    if len(index.unique()) < len(index):
-        return "a row is named twice"
-    if len(index) and int(index.min()) < 0:
-        return f"there is a row {int(index.min())}"
-    if not bool(values.isfinite().all()):
-        return "values that are not finite are among those"
-    return None
 
 
 def _held(network: Any, name: str, index: Tensor) -> BaseRows:

@@ -124,9 +124,9 @@ def open_model(
     config = check_model(chosen.path, trust_remote_code=chosen.trust_remote_code)
     if prompter is None:
         prompter = open_prompter(chosen, prompt, grader, date)
-    network = _load(chosen, config)
+    network = open_network(chosen, config)
     components = _verified(network, chosen.path)
-    return Model(chosen.path, network, prompter.tokenizer, components, prompter, _revision(chosen.path, network))
+    return Model(chosen.path, network, prompter.tokenizer, components, prompter, revision_of(chosen.path, network))
 
 
 def _in_memory(network: Any, tokenizer: Any, prompter: Prompter | None, *how: Any) -> Model:
@@ -161,7 +161,7 @@ def open_prompter(
     tokenizer = load_tokenizer(model.tokenizer or model.path, trust_remote_code=trust)
     if model.tokenizer and is_gguf(model.path):
         check_own(tokenizer, model.tokenizer, open_gguf(model.path))
-    ends = end_tokens(model.path, _generation_settings(model.path), config, tokenizer)
+    ends = end_tokens(model.path, generation_settings(model.path), config, tokenizer)
     return _prompter(tokenizer, ends, prompt, grader, date)
 
 
@@ -180,7 +180,7 @@ def _prompter(
     )
 
 
-def _generation_settings(path: str) -> Any:
+def generation_settings(path: str) -> Any:
     """What generation_config.json says, or a GGUF file in its place; None where there is none.
 
     Raises:
@@ -200,10 +200,15 @@ def _generation_settings(path: str) -> Any:
         raise InputError(f"cannot read {file} ({first_line(error)}); mend it or delete it") from error
 
 
-def _load(options: ModelOptions, config: Any) -> Any:
-    """The network of `options`, with its weights, where it computes."""
+def open_network(options: ModelOptions, config: Any = None) -> Any:
+    """The network of `options`, with its weights, where it computes; config: what `check_model` gave, where it did.
+
+    Raises:
+        InputError: there is no such model, or not all of its weights.
+    """
     import torch
 
+    config = config or check_model(options.path, trust_remote_code=options.trust_remote_code)
     path, device_map = options.path, options.device_map
     settings: dict[str, Any] = {
         "dtype": getattr(torch, _dtype(options, config)),
@@ -259,7 +264,8 @@ def _verified(network: Any, path: str) -> Any:
     return components
 
 
-def _revision(path: str, network: Any) -> str:
+def revision_of(path: str, network: Any) -> str:
+    """As `Model` has it: what tells the weights at `path` from all others."""
     where = Path(location(path))
     files = [where] if where.is_file() else sorted(where.glob("*.safetensors")) if where.is_dir() else []
     if not files:

@@ -127,7 +127,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds no weights (*.safetensors); save the model there with save_pretrained")
 
 
-def _types(files: Collection[Path]) -> dict[str, str]:
+def weight_types(files: Collection[Path]) -> dict[str, str]:
     """The type of each weight in `files`, of which only the headers are read.
 
     Raises:
@@ -155,7 +155,7 @@ def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
     Raises:
         InputError: it has not; the message names the weights.
     """
-    types = _types(weight_files(folder))
+    types = weight_types(weight_files(folder))
     network, report = _loaded(str(folder), {"device_map": "meta", "trust_remote_code": trust_remote_code})
     check_report(report, network, str(folder))
     own = {name for name, _ in network.named_parameters(remove_duplicate=False)}

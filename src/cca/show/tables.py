@@ -77,9 +77,14 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    return "\n".join([*_head(headings), *map(_line, rows)])
+
+
 def _head(columns: Sequence[str]) -> list[str]:
     return [_line(columns), "| --- " * len(columns) + "|"]
 
 
 def _line(row: Sequence[str]) -> str:
-    return "| " + " | ".join(row) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"

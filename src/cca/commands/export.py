@@ -1,0 +1,80 @@
+"""`cca export`: what a run found, as a file or folder for other tools."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cca.errors import InputError
+
+if TYPE_CHECKING:
+    from cca.run.run import Run
+
+FORMATS = {
+    "delta": "one file of the changed rows, for cca apply",
+    "peft": "a LoRA adapter, for PEFT, vLLM and others",
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `cca export`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="where it goes; must not exist yet")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=list(FORMATS),
+        help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()),
+    )
+    parser.add_argument(
+        "--base", metavar="NAME", help="what others have the base model as, such as its hub name (default: model.path)"
+    )
+    parser.add_argument(
+        "--max-rank", type=int, metavar="R", help="of peft: lower larger ranks to this, and say what is lost"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write it, and say what others need to know."""
+    from cca.run.run import Run
+
+    if options.max_rank is not None and (options.format != "peft" or options.max_rank < 1):
+        raise InputError(f"--max-rank {options.max_rank} is for --format peft, and at least 1")
+    opened = Run.load(options.run)
+    {"delta": _delta, "peft": _peft}[options.format](opened, options)
+    return 0
+
+
+def _delta(opened: "Run", options: argparse.Namespace) -> None:
+    from cca.run.share.patch import export_delta
+
+    delta = export_delta(opened, options.out, options.base)
+    print(
+        f"wrote {options.out}: {delta.row_count:,} rows of {len(delta.components):,} components, for {delta.base}. "
+        f"Apply it with: cca apply MODEL {options.out} OUT",
+        file=sys.stderr,
+    )
+    _warn_of_base(delta.base.name if delta.base else "")
+
+
+def _peft(opened: "Run", options: argparse.Namespace) -> None:
+    from cca.run.share.adapter import export_adapter
+
+    adapter = export_adapter(opened, options.out, options.base, options.max_rank)
+    print(f"wrote {options.out}: rank {adapter.rank} at most, in {len(adapter.pairs)} modules", file=sys.stderr)
+    if adapter.lost:
+        worst = max(adapter.lost, key=adapter.lost.__getitem__)
+        print(
+            f"rank lowered in {len(adapter.lost)} modules: {adapter.error:.2%} of the change's size is left out "
+            f"({worst}: {adapter.lost[worst]:.2%})",
+            file=sys.stderr,
+        )
+    _warn_of_base(options.base or opened.config.model.path)
+
+
+def _warn_of_base(base: str) -> None:
+    if base == "bundled" or Path(base).exists():
+        print(
+            f"note: it names its base as {base}, which others do not have under that name; --base says what they have",
+            file=sys.stderr,
+        )
