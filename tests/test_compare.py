@@ -227,8 +227,16 @@ def test_a_written_comparison_is_read_as_it_was(out):
 
 def test_what_is_no_change_of_rows_is_not_merged(out, tmp_path, capsys):
     assert cli.main(["merge", str(out / "0" / "bias"), str(tmp_path / "merged")]) == 2
-    assert "trained bias, and only rows can be merged" in capsys.readouterr().err
+    assert (
+        "trained bias, and only these leave what is asked for: circuit, random, all, gradient"
+        in capsys.readouterr().err
+    )
     assert cli.main(["merge", str(out / "0" / "gradient"), str(tmp_path / "merged")]) == 0
+
+
+def test_what_no_adapter_holds_is_not_exported_as_one(out, tmp_path, capsys):
+    assert cli.main(["export", str(out / "0" / "bias"), str(tmp_path / "a"), "--format", "peft"]) == 2
+    assert "trained bias, and only these leave what is asked for: circuit, random" in capsys.readouterr().err
 
 
 def test_each_method_s_own_pivots_are_confirmed_where_that_is_asked_for(tmp_path):

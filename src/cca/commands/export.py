@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "delta": "one file of the changed rows, for cca apply",
     "peft": "a LoRA adapter, for PEFT, vLLM and others",
+    "dataset": "traces, pivots and preferences as Parquet, for datasets and trl",
 }
 
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if options.max_rank is not None and (options.format != "peft" or options.max_rank < 1):
         raise InputError(f"--max-rank {options.max_rank} is for --format peft, and at least 1")
     opened = Run.load(options.run)
-    {"delta": _delta, "peft": _peft}[options.format](opened, options)
+    {"delta": _delta, "peft": _peft, "dataset": _dataset}[options.format](opened, options)
     return 0
 
 
@@ -70,6 +71,22 @@ def _peft(opened: "Run", options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     _warn_of_base(options.base or opened.config.model.path)
+
+
+def _dataset(opened: "Run", options: argparse.Namespace) -> None:
+    from cca.run.share.datasets import export_datasets
+
+    found = export_datasets(opened, options.out)
+    rows = ", ".join(f"{count:,} {name}" for name, count in found.rows.items())
+    print(f"wrote {options.out}: {rows}", file=sys.stderr)
+    if found.cut:
+        print(f"{found.cut:,} pairs are in no preferences, since the limit of tokens cut a side", file=sys.stderr)
+    if found.respelled:
+        print(
+            f"{found.respelled:,} rows of the preferences have texts that the tokenizer makes into other tokens than "
+            "the model wrote (same_tokens is false)",
+            file=sys.stderr,
+        )
 
 
 def _warn_of_base(base: str) -> None:

@@ -234,6 +234,10 @@ class Delta:
                 )
         if self.base:
             self._check_base(self.base, model, name)
+        if self.components:
+            known = getattr(model, "components", None) or find_components(network)
+            if known.owners({weight: rows.index for weight, rows in self.weights.items()}) != self.components:
+                raise InputError(f"{name} names other components than own its rows; it is damaged, train it again")
         self._fits.add(network)
 
     def _check_base(self, base: Base, model: Any, name: str) -> None:

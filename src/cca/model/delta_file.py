@@ -22,7 +22,7 @@ from cca.io import header_of, save_tensors
 from cca.model.base import TYPES, Base, BaseRows
 from cca.model.components import Component
 from cca.model.rows import Rows
-from cca.model.weights import check_start
+from cca.model.weights import check_start, first_line
 
 FORMAT = "1"
 _ROWS, _VALUES, _BASE = ".rows", ".values", ".base"
@@ -111,7 +111,9 @@ def _contents(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: st
         components = tuple(Component(*known) for known in _NUMBERED.validate_json(header.get("components", "[]")))
         metrics = _METRICS.validate_json(header.get("metrics", "{}"))
     except ValueError as error:
-        raise InputError(f"the header of {path} is damaged ({error}); train the delta again") from error
+        raise InputError(
+            f"cannot read {path}: its header is damaged ({first_line(error)}); train the delta again"
+        ) from error
     return Contents(weights, base, components, metrics)
 
 

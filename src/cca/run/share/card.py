@@ -22,8 +22,8 @@ from cca.show.tables import markdown_table
 
 _NOTEWORTHY = 0.01
 """A larger change of the update by rounding, as a share of its size, is told beside what was measured without it."""
-_TAGS = ["constructive-circuit-amplification", "cca"]
-_PAPER = "[arXiv 2512.16914](https://arxiv.org/abs/2512.16914)"
+TAGS = ["constructive-circuit-amplification", "cca"]
+PAPER = "[arXiv 2512.16914](https://arxiv.org/abs/2512.16914)"
 _SERVED = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM takes as its largest."""
 
@@ -107,9 +107,7 @@ def adapter_card(run: Run, adapter: Adapter, components: Sequence[Component], ba
         f"# {shown_name(path)}, with an adapter by Constructive Circuit Amplification",
         f"A LoRA adapter {whose}for {_base(run, revision_of(run))}, of rank {rank} at most in {len(adapter.pairs)} "
         f"modules (method {run.config.update.method}).{cut}",
-        *_about(
-            run, [f"without the part that is left out, {adapter.error:.1%} of the change's size"] if cut else [], "it"
-        ),
+        *_about(run, [f"with the {adapter.error:.1%} that is left out here"] if cut else [], "the adapter"),
         "## How it is loaded and asked",
         asking(run, run.prompter, settings, loading, ends=True),
         "## How it is served",
@@ -194,7 +192,7 @@ def _about(run: Run, otherwise: Sequence[str], what: str) -> list[str]:
     """Measured, data and method, limits. otherwise: in what the measured model was not this one."""
     config = run.config
     method = (
-        f"Constructive Circuit Amplification ({_PAPER}), cca {__version__}, seed {config.seed}: greedy and sampled "
+        f"Constructive Circuit Amplification ({PAPER}), cca {__version__}, seed {config.seed}: greedy and sampled "
         f"traces, the pivotal token of each pair ({config.pivots.method}), the components that favour the right one, "
         f"and an update of `{config.update.method}`, whose step validation problems chose."
     )
@@ -232,7 +230,7 @@ def _about(run: Run, otherwise: Sequence[str], what: str) -> list[str]:
 
 def front_matter(run: Run, base: str, library: str) -> str:
     """The metadata that the hub reads, with every figure and its interval."""
-    known: dict[str, Any] = {"library_name": library, "tags": [*_TAGS, *(["lora"] if library == "peft" else [])]}
+    known: dict[str, Any] = {"library_name": library, "tags": [*TAGS, *(["lora"] if library == "peft" else [])]}
     if is_hub_name(base):
         known["base_model"] = base
     if run.folder.finished("evaluate"):
