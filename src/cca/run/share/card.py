@@ -128,7 +128,11 @@ def _serving(base: str, rank: int, *, gguf: bool) -> str:
             f"{_SERVED[-1]}` takes the nearest change of that rank and says what it leaves out; `cca merge` leaves out "
             "nothing."
         )
-    return f"With vLLM:\n\n    vllm serve {base} --enable-lora --max-lora-rank {fits} --lora-modules cca=FOLDER"
+    return (
+        f"With vLLM:\n\n    vllm serve {base} --enable-lora --max-lora-rank {fits} --max-loras 2 "
+        "--lora-modules cca=FOLDER\n\nThe second place for an adapter stays free: without one, vLLM 0.32 on a CPU "
+        "answers requests to the base with the adapter where both are in a batch."
+    )
 
 
 # ---- a model that a delta was applied to ----
