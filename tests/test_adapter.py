@@ -16,12 +16,14 @@ from transformers import AutoTokenizer
 
 import cca
 from cca import cli
+from cca.controls.lora import LowRank
 from cca.model.adapter import adapter_of
 from cca.model.components import find_components
 from cca.model.delta import Delta
 from cca.model.open import open_model
 from cca.model.weights import empty_model
 from cca.run.run import Run
+from cca.run.share.adapter import of_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
 DENSE = [case for case in CASES if case[0] not in MIXTURES]
@@ -127,6 +129,21 @@ def test_a_rank_that_is_not_above_the_limit_is_left_as_it_is():
     same = adapter.lowered(adapter.rank)
     assert same.lost == {} and same.error == 0
     assert all(torch.equal(a, b) for name in same.pairs for a, b in zip(same.pairs[name], adapter.pairs[name]))  # noqa: B905
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_trained_lora_is_exported_as_it_is(family, tmp_path):
+    network, ids = family_model(family), tokens(2, 7)
+    parts = find_components(network)
+    trained = LowRank.fresh(network, parts.rows(torch.ones(parts.size, dtype=torch.bool)), 3, 2.0, seed=1)
+    for up in trained.up.values():
+        up.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    (tmp_path / "a").mkdir()
+    of_lora(trained, network).save(tmp_path / "a", "base")
+    with trained.active(network):
+        wanted = network(ids).logits
+    torch.testing.assert_close(loaded(network, tmp_path / "a")(input_ids=ids).logits, wanted, rtol=1e-5, atol=2e-5)
+    assert (wanted - network(ids).logits).abs().max() > 0.1
 
 
 # ---- of a run ----

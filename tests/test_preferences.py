@@ -28,7 +28,7 @@ def exported(mended, tmp_path_factory) -> Path:
 
 def table(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     """Rows by split."""
-    found = load_dataset(str(folder), name, cache_dir=str(folder.parent / "cache"))
+    found: Any = load_dataset(str(folder), name, cache_dir=str(folder.parent / "cache"))
     return {split: list(rows) for split, rows in found.items()}
 
 
@@ -68,7 +68,7 @@ def test_preferences_are_what_the_tokenizer_makes_into_the_tokens_of_the_pivots(
         for row in rows:
             pivot, pair = pivots[row["problem"]], pairs[row["problem"]]
             chosen, rejected = (tokenizer.encode(row["prompt"] + row[side]) for side in ("chosen", "rejected"))
-            right, wrong = sorted((pair.greedy, pair.sampled), key=lambda trace: not trace.correct)
+            right, wrong = sorted(pair.by_kind().values(), key=lambda trace: not trace.correct)
             assert row["same_tokens"]
             if name == "preferences_whole":
                 assert chosen == [*pair.prompt, *right.tokens] and rejected == [*pair.prompt, *wrong.tokens]
@@ -84,7 +84,7 @@ def test_trl_trains_on_the_very_tokens(kind, name, exported, tmp_path):
 
     tokenizer = load_tokenizer("bundled")
     data = load_dataset(str(exported), name, split="train", cache_dir=str(tmp_path / "cache"))
-    rows = list(data)
+    rows: list[Any] = list(data)
     settings = {
         "output_dir": str(tmp_path / "out"), "max_steps": 2, "per_device_train_batch_size": 2, "report_to": [],
         "use_cpu": True, "max_length": 512, "save_strategy": "no", "disable_tqdm": True, "bf16": False,

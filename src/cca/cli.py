@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from cca import __version__
-from cca.commands import apply, compare, config, diff, export, grade, merge, problems, run, show
+from cca.commands import apply, compare, config, diff, export, grade, merge, problems, push, run, show
 from cca.errors import InputError
 from cca.run.stages import STAGES
 
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     problems.add(command("problems", problems.run, "write problems of a source as JSON lines, or check its templates"))
     merge.add(command("merge", merge.run, "write the updated model as an ordinary model folder"))
     export.add(command("export", export.run, "write the update of a run as a delta file or a LoRA adapter"))
+    push.add(command("push", push.run, "upload adapter, model or data set of a run to the hub"))
     apply.add(command("apply", apply.run, "write a model with deltas applied, each seen to be for it"))
     apply.add_revert(command("revert", apply.run_revert, "take out what cca merge or cca apply put into a model"))
     diff.add(command("diff", diff.run, "in which components two models differ"))

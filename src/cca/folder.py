@@ -350,12 +350,13 @@ def _check_ours(path: Path) -> set[str]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What two configs differ in: ``section.key`` -> the value there and here, None where there is none."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     keys = (key for key in dict.fromkeys((*after, *before)) if before.get(key) != after.get(key))
     return {key: (before.get(key), after.get(key)) for key in keys}
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A config by ``section.key``."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}

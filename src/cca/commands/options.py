@@ -35,6 +35,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
 
 
+def add_trackers(parser: argparse.ArgumentParser) -> None:
+    """Add --tracker."""
+    parser.add_argument(
+        "--tracker",
+        dest="trackers",
+        action="append",
+        default=[],
+        choices=("tensorboard", "wandb", "mlflow"),
+        help="send the figures there too; may be repeated (default: nowhere)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the config file."""
     parser.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cca.commands.options import add_common, add_config, add_model, add_overrides, overrides
+from cca.commands.options import add_common, add_config, add_model, add_overrides, add_trackers, overrides
 from cca.run.stages import STAGES
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what the run would do, hold and change; no weights are read"
     )
+    add_trackers(parser)
     add_overrides(parser)
     add_common(parser)
 
@@ -38,6 +39,7 @@ def add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.add_argument(
         "--redo", action="store_true", help="forget this stage and what follows, and do it again, with --set otherwise"
     )
+    add_trackers(parser)
     add_common(parser)
 
 
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     """All stages."""
     from cca.run.config import load_config
     from cca.run.run import Run, config_of, default_folder
+    from cca.run.tracking import check_trackers
     from cca.show.progress import make_display
 
     path = options.out or default_folder(options.config)
@@ -54,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
         config = load_config(options.config, overrides(options))
     if options.dry_run:
         return _dry_run(config, options.json)
+    check_trackers(options.trackers)
     with Run.start(path, config, make_display(options.quiet, f"cca run, in {path}")) as opened:
+        opened.begin_tracking(options.trackers)
         return _execute(opened, tuple(STAGES), options.json)
 
 
@@ -62,8 +67,10 @@ def run_stage(options: argparse.Namespace) -> int:
     """One stage. `cca trace` may start a run."""
     from cca.run.config import load_config
     from cca.run.run import Run
+    from cca.run.tracking import check_trackers
     from cca.show.progress import make_display
 
+    check_trackers(options.trackers)
     stage, path, changes = options.command, options.run, overrides(options)
     display, redo = make_display(options.quiet), stage if options.redo else None
     if stage == "trace" and (options.config or not _begun(path)):
@@ -71,6 +78,7 @@ def run_stage(options: argparse.Namespace) -> int:
     else:
         opened = Run.resume(path, display, redo, changes)
     with opened:
+        opened.begin_tracking(options.trackers)
         if opened.folder.finished(stage):
             print(f"{stage} is finished in {path}; --redo does it again", file=sys.stderr)
         return _execute(opened, (stage,), options.json)

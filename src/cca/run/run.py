@@ -26,6 +26,7 @@ from cca.show.views import summary_of
 if TYPE_CHECKING:
     from cca.model.open import Model
     from cca.problems.prompts import Prompter
+    from cca.run.tracking import Tracking
     from cca.show.frames import Figures, Frames
 
 _VERSIONS = ("constructive-circuit-amplification", "torch", "transformers", "reasoning-gym")
@@ -39,6 +40,7 @@ class Run:
 
     def __init__(self, folder: RunFolder, config: Config, display: Display | None = None):
         self.folder, self.config, self.display = folder, config, display or Display()
+        self.tracking: Tracking | None = None
 
     def __repr__(self) -> str:
         finished = ", ".join(stage for stage in STAGES if self.folder.finished(stage))
@@ -90,6 +92,8 @@ class Run:
 
     def close(self) -> None:
         """Let other processes work in the folder."""
+        if self.tracking:
+            self.tracking.close()
         self.folder.close()
 
     def __enter__(self) -> Self:
@@ -211,6 +215,22 @@ class Run:
             self.folder.note("warnings", stage, [*said, message])
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
+    def begin_tracking(self, names: Sequence[str]) -> None:
+        """Send figures to these trackers from now on.
+
+        Raises:
+            InputError: one is unknown or not installed, or does not start.
+        """
+        if names:
+            from cca.run.tracking import Tracking
+
+            self.tracking = Tracking(names, self.folder.path, self.folder.config)
+
+    def track(self, stage: str, **figures: float | None) -> None:
+        """Send figures to the trackers, where there are any."""
+        if self.tracking:
+            self.tracking.log(stage, figures)
+
     # ---- work ----
 
     def execute(self, stages: Sequence[str] = tuple(STAGES)) -> None:
@@ -241,6 +261,9 @@ class Run:
                 self.folder.note("peak_gib", stage.name, round(peak, 3))
                 self.folder.save_manifest()
         self.folder.finish(stage.name, stage.written(self.folder))
+        self.track(stage.name, seconds=self.folder.noted("seconds", stage.name))
+        if self.tracking and stage.name == "evaluate":
+            self.tracking.summary(self.summary)
         self.folder.delete(stage.scratch)
 
     def share(self, other: "Run", stages: Sequence[str]) -> None:

@@ -22,7 +22,9 @@ from cca.run.share.merge import check_finished, reads_as
 OF_LORA = ("lora", "lora-pivots")
 
 
-def export_adapter(run: Run, out: Path, base: str | None = None, max_rank: int | None = None) -> Adapter:
+def export_adapter(
+    run: Run, out: Path, base: str | None = None, max_rank: int | None = None, called: str | None = None
+) -> Adapter:
     """Write the update of `run` to the folder `out` as a LoRA adapter, with its tokenizer and a README.md.
 
     No weights of the model are read.
@@ -30,6 +32,7 @@ def export_adapter(run: Run, out: Path, base: str | None = None, max_rank: int |
     Args:
         base: what others load the adapter on, such as a hub name; by default the run's model.
         max_rank: lower larger ranks to this; `Adapter.error` says what is lost.
+        called: what its README.md loads it as; by default the folder that it is in.
 
     Raises:
         InputError: `out` exists or cannot be written, the run has no finished update, or trained what no adapter holds.
@@ -41,7 +44,7 @@ def export_adapter(run: Run, out: Path, base: str | None = None, max_rank: int |
     network = empty_model(config, options.path, trust_remote_code=options.trust_remote_code)
     change = load_intervention(run.folder.final_delta())
     if isinstance(change, LowRank):
-        adapter, components = _of_lora(change, network), ()
+        adapter, components = of_lora(change, network), ()
     elif isinstance(change, Delta):
         adapter, components = adapter_of(change, network), change.components
     else:
@@ -54,12 +57,13 @@ def export_adapter(run: Run, out: Path, base: str | None = None, max_rank: int |
     with made_whole(out) as temporary:
         adapter.save(temporary, base, revision_of(run) if is_hub_name(base) and base == options.path else None)
         save_tokenizer(run.prompter.tokenizer, temporary, reads_as(run), trust_remote_code=options.trust_remote_code)
-        card = adapter_card(run, adapter, components, base, generation_settings(options.path))
+        card = adapter_card(run, adapter, components, base, generation_settings(options.path), called)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return adapter
 
 
-def _of_lora(trained: LowRank, network: Any) -> Adapter:
+def of_lora(trained: LowRank, network: Any) -> Adapter:
+    """LoRA that `cca.controls.lora` trained, its scale in B."""
     pairs = {
         name.rpartition(".")[0]: Pair(down, trained.up[name] * trained.scale) for name, down in trained.down.items()
     }

@@ -31,8 +31,8 @@ _SERVED = (8, 16, 32, 64, 128, 256, 320, 512)
 # ---- a merged model ----
 
 
-def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: str, folder: Path) -> str:
-    """The README.md of a merged model. folder: where the model will be."""
+def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: str, called: str | Path) -> str:
+    """The README.md of a merged model. called: the folder where it will be, or its name on the hub."""
     count, base = delta.row_count, _base(run, model.revision)
     if any(bool(rows.values.any()) for rows in delta.weights.values()):
         left = f"; rounding left {rounding.unchanged:.1%} of their parameters as they were"
@@ -46,7 +46,7 @@ def model_card(run: Run, model: Model, delta: Delta, rounding: Rounding, dtype: 
     loading = [
         *_IMPORTS,
         "",
-        f"folder = {str(folder)!r}  # where this file is",
+        f"folder = {str(called)!r}" + ("  # where this file is" if isinstance(called, Path) else ""),
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
         f'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{trust})',
     ]
@@ -75,8 +75,14 @@ def _otherwise(run: Run, rounding: Rounding, dtype: str) -> list[str]:
 # ---- an adapter ----
 
 
-def adapter_card(run: Run, adapter: Adapter, components: Sequence[Component], base: str, settings: Any) -> str:
-    """The README.md of an adapter. base: what it is loaded on; settings: those of `generate` that the base has."""
+def adapter_card(
+    run: Run, adapter: Adapter, components: Sequence[Component], base: str, settings: Any, called: str | None
+) -> str:
+    """The README.md of an adapter.
+
+    base: what it is loaded on. settings: those of `generate` that the base has. called: its name on the hub; None: it
+    is in a folder.
+    """
     path = run.config.model.path
     rank, trust = adapter.rank, _trust(run)
     whose = f"of {components_in_words(components)} " if components else ""
@@ -97,7 +103,7 @@ def adapter_card(run: Run, adapter: Adapter, components: Sequence[Component], ba
         *_IMPORTS,
         "from peft import PeftModel",
         "",
-        "adapter = '.'  # the folder where this file is",
+        f"adapter = {called!r}" if called else "adapter = '.'  # the folder where this file is",
         f"tokenizer = AutoTokenizer.from_pretrained(adapter{trust})",
         f"model = {network}",
         "model = PeftModel.from_pretrained(model, adapter)",
@@ -111,14 +117,14 @@ def adapter_card(run: Run, adapter: Adapter, components: Sequence[Component], ba
         "## How it is loaded and asked",
         asking(run, run.prompter, settings, loading, ends=True),
         "## How it is served",
-        _serving(base, rank, gguf=is_gguf(path)),
+        _serving(base, rank, called or "FOLDER", gguf=is_gguf(path)),
         "## How to take it out",
         "Do not load it: the base is as it was.",
     ]
     return _joined(parts)
 
 
-def _serving(base: str, rank: int, *, gguf: bool) -> str:
+def _serving(base: str, rank: int, called: str, *, gguf: bool) -> str:
     if gguf:
         return "The base is a GGUF file; llama.cpp has `convert_lora_to_gguf.py`, which was not tried."
     fits = next((known for known in _SERVED if known >= rank), None)
@@ -130,7 +136,7 @@ def _serving(base: str, rank: int, *, gguf: bool) -> str:
         )
     return (
         f"With vLLM:\n\n    vllm serve {base} --enable-lora --max-lora-rank {fits} --max-loras 2 "
-        "--lora-modules cca=FOLDER\n\nThe second place for an adapter stays free: without one, vLLM 0.32 on a CPU "
+        f"--lora-modules cca={called}\n\nThe second place for an adapter stays free: without one, vLLM 0.32 on a CPU "
         "answers requests to the base with the adapter where both are in a batch."
     )
 
@@ -238,7 +244,7 @@ def front_matter(run: Run, base: str, library: str) -> str:
     if is_hub_name(base):
         known["base_model"] = base
     if run.folder.finished("evaluate"):
-        known |= {"model_name": f"{shown_name(base)}-cca", "eval_results": list(_results(run))}
+        known |= {"model_name": f"{shown_name(base).rpartition('/')[2]}-cca", "eval_results": list(_results(run))}
     return f"---\n{ModelCardData(**known).to_yaml()}\n---"
 
 

@@ -34,10 +34,10 @@ class Written(NamedTuple):
     respelled: int
 
 
-def export_datasets(run: Run, out: Path) -> Written:
+def export_datasets(run: Run, out: Path, called: str = "FOLDER") -> Written:
     """Write a folder that ``datasets.load_dataset`` reads, with one configuration for each of `TABLES`.
 
-    Each has the splits of the run's problems (train and validation).
+    Each has the splits of the run's problems (train and validation). called: what its README.md loads it as.
 
     Raises:
         InputError: pyarrow is not installed, the run has no pivots yet, or `out` exists or cannot be written.
@@ -68,7 +68,7 @@ def export_datasets(run: Run, out: Path) -> Written:
     found = Written({name: len(rows) for name, rows in (tables | whole).items()}, cut, respelled)
     with made_whole(out) as temporary:
         files = {name: _write(temporary, name, rows) for name, rows in (tables | whole).items()}
-        write_text(temporary / "README.md", _card(run, found, files))
+        write_text(temporary / "README.md", _card(run, found, files, called))
     return found
 
 
@@ -202,11 +202,11 @@ def _write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> dict[s
 _CODE = """```python
 from datasets import load_dataset
 
-preferences = load_dataset(FOLDER, "preferences_at_pivot", split="train")  # for trl's DPOTrainer and KTOTrainer
+preferences = load_dataset({}, "preferences_at_pivot", split="train")  # for trl's DPOTrainer and KTOTrainer
 ```"""
 
 
-def _card(run: Run, found: Written, files: Mapping[str, Mapping[str, str]]) -> str:
+def _card(run: Run, found: Written, files: Mapping[str, Mapping[str, str]], called: str) -> str:
     configs = [
         {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in of.items()]}
         for name, of in files.items()
@@ -227,7 +227,7 @@ def _card(run: Run, found: Written, files: Mapping[str, Mapping[str, str]]) -> s
         f"which its reasoning turns ({run.config.pivots.method} method{confirmed}), by Constructive Circuit "
         f"Amplification ({PAPER}).",
         "\n".join(f"- `{name}` ({found.rows[name]:,} rows): {what}." for name, what in TABLES.items()),
-        _CODE,
+        _CODE.format(repr(called) if "/" in called else called),
         "## Limits",
         "\n".join(f"- {line}" for line in _limits(found)),
     ]

@@ -29,13 +29,14 @@ class Merged(NamedTuple):
     dtype: str
 
 
-def merge(run: Run, folder: Path, dtype: str | None = None, shard: str = SHARD) -> Merged:
+def merge(run: Run, folder: Path, dtype: str | None = None, shard: str = SHARD, called: str | None = None) -> Merged:
     """Merge the delta of `run` into its base model and save that with its tokenizer and a README.md to `folder`.
 
     Args:
         folder: appears whole or not at all. Beside the model it holds what `cca revert` needs.
         dtype: of the weights; by default the run's.
         shard: largest size of a file of weights, such as ``5GB``.
+        called: what its README.md loads it as; by default `folder`.
 
     Raises:
         InputError: `folder` exists or cannot be written, the run has no finished update or trained no rows, the base
@@ -49,7 +50,7 @@ def merge(run: Run, folder: Path, dtype: str | None = None, shard: str = SHARD) 
     found = Merged(rounding.unchanged, rounding.error, dtype or run.dtype)
     with made_whole(folder) as temporary:
         _save(run, model, temporary, shard)
-        put_beside(temporary, kept, model_card(run, model, delta, rounding, found.dtype, folder.resolve()))
+        put_beside(temporary, kept, model_card(run, model, delta, rounding, found.dtype, called or folder.resolve()))
     return found
 
 

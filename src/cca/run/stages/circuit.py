@@ -76,6 +76,7 @@ def _learn(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: CachedPr
             bar.reach(epoch)
             bar.figure("density", f"{density:.2%}")
             bar.figure("target loss", f"{loss:.3f}")
+            run.track("circuit", epoch=epoch, density=density, loss=loss, penalty=penalty)
 
         return learn_gates(
             run.model.network,

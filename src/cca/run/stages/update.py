@@ -53,6 +53,7 @@ def work(run: Run) -> None:
             folder.manifest["problems"] = run.folder.manifest["problems"]
             folder.write("problems.jsonl", run.problems)  # those of the run, whatever became of their source
             part = Run(folder, config, _Within(run.display))
+            part.tracking = run.tracking
             part.prompter = run.prompter
             part.use(run.model)
             part.execute(OF_A_ROUND)
@@ -115,6 +116,14 @@ def _update_once(run: Run) -> None:
                 bar.figure("validation", said)
                 if metric.loss is not None:
                     bar.figure("target loss", f"{metric.loss:.3f}")
+                run.track(
+                    "update",
+                    step=step,
+                    loss=metric.loss,
+                    accuracy=metric.accuracy,
+                    margin=metric.margin,
+                    preference_accuracy=metric.preference_accuracy,
+                )
             bar.reach(step)
 
         learn = _learn_solutions if options.method in OF_SOLUTIONS else _learn_pivots
