@@ -250,3 +250,23 @@ def test_templates_stay_templates_and_a_folder_that_mixes_is_refused(tmp_path):
     write(tmp_path / "own.jsonl", some("a"))
     with pytest.raises(InputError, match=r"annotated templates \(nuts\.json\) and rows \(own\.jsonl\)"):
         open_source(tmp_path)
+
+
+def test_a_small_parquet_file_that_unpacks_to_a_great_deal_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    import tracemalloc
+
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows, long = 20_000, "x" * 100_000
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([long]))
+    parquet.write_table(pa.table({"question": once, "answer": pa.array([1] * rows)}), tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
+    monkeypatch.setattr("cca.problems.formats._UNPACKED", 50 * 2**20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"unpacks to more than .* leave out columns that are no part of a problem"):
+            read_rows(tmp_path / "bomb.parquet")
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()

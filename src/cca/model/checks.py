@@ -1,5 +1,6 @@
 """Refuse early, without reading weights, what the method cannot work with."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,10 @@ from cca.model.gguf.weights import check_gguf_weights, read_config
 from cca.model.weights import check_files, check_folder, check_weights, empty_model, first_line
 from cca.problems.chat import turn_end
 from cca.problems.tokens import is_marker
+
+
+_MOST = 2**16
+"""Layers, heads or experts that no model exceeds."""
 
 
 def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
@@ -42,12 +47,15 @@ def check_model(path: str, *, trust_remote_code: bool = False, weights: bool = T
 
 
 def _config(path: str, where: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     try:
+        _check_counts(path, PretrainedConfig.get_config_dict(where)[0])
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
         config.get_text_config()
         return config
+    except InputError:
+        raise
     except Exception as error:  # transformers says in many ways that a value is not what it should be
         if "trust_remote_code" in str(error):
             raise InputError(
@@ -59,6 +67,24 @@ def _config(path: str, where: str, trust_remote_code: bool) -> Any:
             f"cannot load model {path!r}: {said or type(error).__name__}; set model.path to a local folder whose "
             "config.json is whole"
         ) from error
+
+
+def _check_counts(path: str, said: Any) -> None:
+    """See that no count in what config.json says is beyond all models: something of each would be made to look at.
+
+    Raises:
+        InputError: one is.
+    """
+    inside = [said]
+    while inside:
+        for key, value in inside.pop().items():
+            if isinstance(value, dict):
+                inside.append(value)
+            elif isinstance(value, int) and value > _MOST and re.search("layer|expert|heads", str(key)):
+                raise InputError(
+                    f"{path}: {key} in its config.json is {value:,}, more than any model has; put the config.json back "
+                    "that belongs to its weights"
+                )
 
 
 def _check_kind(path: str, config: Any) -> None:

@@ -15,6 +15,10 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 _REMEDY = "give a file of UTF-8 text or Parquet"
 _LONG = 400
 """Digits of a number that Python reads with no limit; a longer one is no answer."""
+_UNPACKED = 2 * 2**30
+"""Bytes of Parquet, at most, as values: a small file may hold one long text a billion times."""
+_AT_ONCE = 256
+"""Rows that are unpacked before they are counted."""
 
 
 class Record(NamedTuple):
@@ -230,19 +234,46 @@ def _parquet(file: Path) -> Iterator[Record]:
         raise InputError(
             f"{file} is Parquet, which needs pyarrow; install it with: {install_command('pyarrow')}"
         ) from error
+    rows: list[tuple[Any, ...]] = []
+    unpacked = 0
     try:
         with ParquetFile(file) as opened:
-            table = opened.read()
-        names = _header(table.column_names, file)
-        # what a short float says ("0.1") is lost where it becomes a long one
-        columns = [
-            list(column.to_numpy()) if types.is_floating(column.type) and column.type.bit_width < 64 else None
-            for column in table.columns
-        ]
-        columns = [found or column.to_pylist() for found, column in zip(columns, table.columns, strict=True)]
+            names = _header(opened.schema_arrow.names, file)
+            _check_size(file, sum(opened.metadata.row_group(n).total_byte_size for n in range(opened.num_row_groups)))
+            for batch in opened.iter_batches(_AT_ONCE):
+                # what a short float says ("0.1") is lost where it becomes a long one
+                short = [types.is_floating(column.type) and column.type.bit_width < 64 for column in batch.columns]
+                columns = [
+                    column.to_numpy(zero_copy_only=False) if is_short else column.to_pylist()
+                    for is_short, column in zip(short, batch.columns, strict=True)
+                ]
+                rows += zip(*columns, strict=True)
+                _check_size(file, unpacked := unpacked + sum(map(_size, columns)))
     except (ArrowException, OSError, ValueError, OverflowError) as error:
         with_text = no_text(file.read_bytes()[:1000], file) if file.is_file() else None
         said = with_text or "no Parquet file" if "magic" in str(error) else "not readable so"
         raise InputError(f"cannot read {file} ({error}); it is {said}") from error
-    for number, values in enumerate(zip(*columns, strict=True), 1):
+    for number, values in enumerate(rows, 1):
         yield Record(f"{file}, row {number}", dict(zip(names, values, strict=True)))
+
+
+def _check_size(file: Path, unpacked: int) -> None:
+    """See that the values of a file have room.
+
+    Raises:
+        InputError: they have not.
+    """
+    if unpacked > _UNPACKED:
+        raise InputError(
+            f"{file} unpacks to more than {_UNPACKED / 2**30:.0f} GiB; leave out columns that are no part of a "
+            "problem, or split it into several files"
+        )
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes. Arrow does not say it of texts that a dictionary holds once."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 8
