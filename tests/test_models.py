@@ -56,6 +56,15 @@ def test_a_quantised_model_is_refused(tmp_path, capsys, method):
     refused(tmp_path, capsys, folder, f"is quantised ({method})", "unquantised")
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_attention_heads", "num_experts"])
+def test_a_count_beyond_all_models_is_refused_before_something_of_each_is_made(tmp_path, capsys, key):
+    folder = saved(tmp_path / "m", "qwen3_moe" if key == "num_experts" else "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config[key] = 10**30
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, capsys, folder, f"{key} in its config.json is 1,000,000", "more than any model has")
+
+
 def test_a_context_shorter_than_the_prompt_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
     short = saved(tmp_path / "m", "gpt2", max_position_embeddings=20)
     monkeypatch.setattr("cca.model.open.load_network", lambda *_: pytest.fail("weights were read"))

@@ -14,7 +14,6 @@ from cca.model.weights import check_files, check_folder, check_weights, empty_mo
 from cca.problems.chat import turn_end
 from cca.problems.tokens import is_marker
 
-
 _MOST = 2**16
 """Layers, heads or experts that no model exceeds."""
 
