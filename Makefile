@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 # what only tests and checks need, installed on top
 DEV := $(VENV)/.built-dev
+# what builds the site of the documentation
+DOCS := $(VENV)/.built-docs
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
-.PHONY: run test lint format bench clean
+.PHONY: run test lint format bench site clean
 
 run: $(STAMP)
 	@$(BIN)/cca run
@@ -32,8 +34,13 @@ format: $(DEV)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/side_by_side.py
 
+# not --quiet, with which mkdocs counts no warnings
+site: $(DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html" >&2
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "cca needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
@@ -46,4 +53,9 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 $(DEV): $(STAMP)
 	@echo "adding what the tests need" >&2
 	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
+	@touch $@
+
+$(DOCS): $(STAMP)
+	@echo "adding what the site needs" >&2
+	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[docs]'
 	@touch $@
