@@ -12,9 +12,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 # what only tests and checks need, installed on top
 DEV := $(VENV)/.built-dev
+# what builds the site of the documentation
+DOCS := $(VENV)/.built-docs
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
-.PHONY: run test lint format bench vllm clean
+.PHONY: run test lint format bench site vllm clean
 
 run: $(STAMP)
 	@$(BIN)/cca run
@@ -34,11 +36,16 @@ format: $(DEV)
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/side_by_side.py
 
+# not --quiet, with which mkdocs counts no warnings
+site: $(DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html" >&2
+
 vllm: $(VLLM)/.built
 	@echo "vLLM is in $(VLLM); test with it: $(BIN)/python -m pytest -m vllm" >&2
 
 clean:
-	rm -rf $(VENV) $(VLLM) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) runs site .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "cca needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
@@ -51,6 +58,11 @@ $(STAMP): pyproject.toml constraints-cpu.txt Makefile
 $(DEV): $(STAMP)
 	@echo "adding what the tests need" >&2
 	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[dev]'
+	@touch $@
+
+$(DOCS): $(STAMP)
+	@echo "adding what the site needs" >&2
+	@$(PIP) $(addprefix --constraint ,$(TORCH_CONSTRAINTS)) --editable '.[docs]'
 	@touch $@
 
 # on a CPU; the packages that go again are CUDA builds, which torch's CPU build cannot load

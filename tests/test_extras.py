@@ -21,7 +21,8 @@ def of_extra(extra: str) -> list[Requirement]:
     return [r for r in wanted if r.marker and r.marker.evaluate({"extra": extra})]
 
 
-EXTRAS = [extra for extra in metadata(DISTRIBUTION).get_all("Provides-Extra") or () if extra != "dev"]
+EXTRAS = [e for e in metadata(DISTRIBUTION).get_all("Provides-Extra") or () if e not in ("dev", "docs")]
+"""Those that a user may need: the others are of the make commands."""
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -107,6 +108,14 @@ def test_a_message_about_a_missing_package_ends_in_the_command_that_installs_it(
     said = str(found.value)
     assert said.endswith(install_command(*(m.replace("_", "-") for m in modules)))
     assert DISTRIBUTION not in said
+
+
+def test_a_file_that_is_not_there_is_named_before_what_would_read_it(tmp_path, monkeypatch):
+    from cca.model.checks import check_model
+
+    absent(monkeypatch, "gguf")
+    with pytest.raises(InputError, match=r"there is no file .*none\.gguf"):
+        check_model(str(tmp_path / "none.gguf"))
 
 
 def test_every_package_of_an_extra_has_a_message():

@@ -92,15 +92,15 @@ def open_gguf(path: str) -> GgufFile:
         InputError: there is no such file, it is cut off or no GGUF file, it is a part of one, or it is none of a model;
             or the package gguf is missing.
     """
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{path} is a GGUF file; what reads it comes with: {install_command('gguf')}") from error
     where = Path(location(path))
     if not where.is_file():
         raise InputError(
             f"there is no file {where.absolute()}; set model.path to a GGUF file, a model folder or a hub name"
         )
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{path} is a GGUF file; what reads it comes with: {install_command('gguf')}") from error
     check_start(where)
     state = where.stat()
     return _opened(where, state.st_size, state.st_mtime_ns)
