@@ -129,6 +129,17 @@ def test_everything_that_is_no_weight_stays_to_the_letter(tmp_path):
     assert {n: b for n, b in again.items() if not n.endswith((".safetensors", ".index.json"))} == before
 
 
+def test_what_is_written_is_as_readable_as_any_new_file(mended, tmp_path):
+    (tmp_path / "any").touch()
+    assert cli.main(["apply", "bundled", str(mended), str(tmp_path / "applied")]) == 0
+    assert cli.main(["export", str(mended), str(tmp_path / "adapter"), "--format", "peft"]) == 0
+    modes = {
+        f.stat().st_mode for folder in ("applied", "adapter") for f in (tmp_path / folder).rglob("*") if f.is_file()
+    }
+    assert modes == {(tmp_path / "any").stat().st_mode}
+    assert (mended / "delta.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_shards_are_as_small_as_asked_for_and_hold_the_same(tmp_path):
     base = model_folder(tmp_path / "base")
     delta = delta_for(base, tmp_path / "d")

@@ -106,7 +106,7 @@ def test_the_citation_names_the_version_and_licence_of_the_package():
     assert cited["version"] == cca.__version__
     assert cited["license"] == project["license"]
     assert f"## {cca.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
-    for page in DOCS.rglob("*.md"):
+    for page in (*DOCS.rglob("*.md"), ROOT / "README.md"):
         for version in re.findall(r"constructive_circuit_amplification-([\d.]+)-py3", page.read_text()):
             assert version == cca.__version__, page.name
 

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cca.errors import InputError
+from cca.io import readable
 from cca.model.bundled import location
 from cca.model.checks import check_model, load_tokenizer
 from cca.model.components import Components, find_components
@@ -149,6 +150,8 @@ def save_network(network: Any, folder: Path, shard: str = SHARD) -> None:
                 network.save_pretrained(folder, max_shard_size=shard)
         except SafetensorError as error:  # which hides that the disk is full
             raise OSError(f"cannot write {folder} ({error})") from error
+    for file in folder.glob("*.safetensors"):
+        readable(file)
 
 
 def keep_files(source: Path, folder: Path) -> None:

@@ -129,8 +129,9 @@ def _open(name: str, max_number: float | None, columns: Columns, grader: str) ->
     if files.is_hub_name(name) and path.suffix not in (*files.SUFFIXES, ".json"):
         return source_of_rows(name, files.read_rows(files.download(name), columns, grader))
     raise InputError(
-        f"no problems at {name!r}; name {GSM_SYMBOLIC}, {REASONING_GYM}NAME, a file ({', '.join(files.SUFFIXES)}), a "
-        "folder of such files or of annotated templates, or a dataset of the hub (owner/name:config)"
+        f"no problems at {name!r}; name {GSM_SYMBOLIC}, {REASONING_GYM}NAME, a file "
+        f"({', '.join((*files.SUFFIXES, '.json'))}), a folder of such files or of annotated templates, or a dataset of "
+        "the hub (owner/name:config)"
     )
 
 
