@@ -3,8 +3,9 @@
     python tests/chaos.py --kills 100 --seed 0
 
 Each kill is SIGKILL to the whole process group of a real ``cca run`` of the bundled model: half of them at a random
-moment, which may be in its first imports, half as its folder changes, where a file is begun, grows or gets its name. Then
-the same command goes on, to be killed again or to the end, where every file must be as of a run that nothing disturbed.
+moment, which may be in its first imports, half as its folder changes, where a file is begun, grows or gets its name.
+Then the same command goes on, to be killed again or to the end, where every file must be as it is of a run that nothing
+disturbed.
 """
 
 import argparse
@@ -58,8 +59,8 @@ drift_problems = 2
 """Every stage does something: pivots are confirmed, a lambda is searched for, a step is kept, and answers that are cut
 are warned of."""
 TWO_ROUNDS = "rounds = 2" + SMALLEST
-_TIMES = ("seconds", "peak_gib", "date")
-"""What the manifest says that differs between any two runs."""
+_TIMES = ("seconds", "peak_gib", "date", "checksum")
+"""What the manifest says that differs between any two runs; its checksum covers the others."""
 _EVERY = 0.001
 """Seconds between two looks at the folder."""
 _LONGEST = 900

@@ -19,7 +19,7 @@ from cca.records import Pivot, Problem
 from cca.run.changes import open_folder
 from cca.run.config import Config, read_config
 from cca.run.memory import peak_memory
-from cca.run.stages import STAGES, Stage
+from cca.run.stages import MEASURED, STAGES, Stage
 from cca.show.progress import Display
 from cca.show.views import summary_of
 
@@ -65,6 +65,7 @@ class Run:
         except BaseException:
             run.close()
             raise
+        run._say_versions()
         return run
 
     @classmethod
@@ -211,6 +212,19 @@ class Run:
             self.folder.note("warnings", stage, [*said, message])
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
+    def _say_versions(self) -> None:
+        """Warn where a run goes on with other packages than it was begun with, since their answers may differ."""
+        ahead = next((stage for stage in MEASURED if not self.folder.finished(stage)), None)
+        begun = self.folder.manifest.get("versions", {})
+        others = [name for name, old in begun.items() if name in _VERSIONS and version(name) != old]
+        if ahead and others:
+            then, now = (", ".join(f"{name} {of(name)}" for name in others) for of in (begun.__getitem__, version))
+            self.warn(
+                ahead,
+                f"{self.folder.path} was begun with {then} and goes on with {now}, whose answers may differ; to have "
+                f"all of one: cca trace {self.folder.path} --redo",
+            )
+
     # ---- work ----
 
     def execute(self, stages: Sequence[str] = tuple(STAGES)) -> None:
@@ -230,6 +244,7 @@ class Run:
             if not self.folder.finished(before):
                 raise InputError(f"stage {stage.name} needs {before} first: cca {before} {self.folder.path}")
         if self.folder.finished(stage.name):
+            self.folder.delete(stage.scratch)  # a kill may have come before that
             return
         spent = self.folder.noted("seconds", stage.name, 0.0)
         with peak_memory() as used, self.display.stage(stage.name):
