@@ -233,7 +233,10 @@ class Run:
         Raises:
             InputError: a stage needs one that is not finished, or cannot do its work.
         """
-        with self.display.running(stages, [s for s in stages if self.folder.finished(s)]):
+        finished = [name for name in STAGES if self.folder.finished(name)]
+        for name in finished:
+            self.folder.delete(STAGES[name].scratch)  # before which a kill may have come
+        with self.display.running(stages, [name for name in stages if name in finished]):
             for name in stages:
                 self._execute(STAGES[name])
 
@@ -244,7 +247,6 @@ class Run:
             if not self.folder.finished(before):
                 raise InputError(f"stage {stage.name} needs {before} first: cca {before} {self.folder.path}")
         if self.folder.finished(stage.name):
-            self.folder.delete(stage.scratch)  # a kill may have come before that
             return
         spent = self.folder.noted("seconds", stage.name, 0.0)
         with peak_memory() as used, self.display.stage(stage.name):
