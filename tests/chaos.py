@@ -142,11 +142,12 @@ def _state(folder: Path) -> dict[str, int]:
     """The files of a run and their sizes; what goes as it is looked at is not there."""
     found: dict[str, int] = {}
     try:
-        for entry in os.scandir(folder):
-            if entry.is_dir():
-                found |= {f"{entry.name}/{name}": size for name, size in _state(Path(entry.path)).items()}
-            else:
-                found[entry.name] = entry.stat().st_size
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    found |= {f"{entry.name}/{name}": size for name, size in _state(Path(entry.path)).items()}
+                else:
+                    found[entry.name] = entry.stat().st_size
     except FileNotFoundError:
         pass
     return found
