@@ -165,7 +165,7 @@ def undisturbed(config: Path, folder: Path) -> Whole:
 
 def killed(config: Path, folder: Path, whole: Whole, draw: random.Random, kills: int) -> list[Kill]:
     """Kill a run so many times in a row, fewer where it ends before, then let it end and compare it."""
-    found, worked, seen = list[Kill](), 0.0, 0
+    found, worked, seen, wrong = list[Kill](), 0.0, 0, ""
     for _ in range(kills):
         victim, share = Victim(config, folder), draw.random()
         if draw.random() < 0.5:
@@ -178,12 +178,15 @@ def killed(config: Path, folder: Path, whole: Whole, draw: random.Random, kills:
             there = victim.until(lambda victim=victim, at=at: victim.seconds >= at)
             moment = f"{at:.3f} s"
         if not there:
+            wrong = victim.end()
             break
         moment, worked, seen = f"{moment} ({victim.seconds:.3f} s)", worked + victim.seconds, seen + victim.changes
         worked -= min(victim.seconds, whole.begun)
         victim.kill()
         found.append(Kill(moment, stage_of(folder), tuple(sorted(n for n in _state(folder) if n.endswith(".tmp")))))
-    result = Victim(config, folder).end() or _compared(whole.folder, folder)
+    result = wrong or Victim(config, folder).end() or _compared(whole.folder, folder)
+    if not found and result != "identical":
+        raise RuntimeError(f"a run that was not even killed: {result}")
     return [replace(kill, result=result) for kill in found]
 
 
