@@ -186,7 +186,7 @@ FILES = sorted({name for stage in STAGES.values() for name in stage.artifacts if
 
 
 def flipped(data: bytes, draw: random.Random) -> bytes:
-    """One bit of any byte is another, or a digit becomes the next, which most readers take."""
+    """One bit of any byte is another, or a digit becomes its neighbour, which most readers take."""
     digits = [place for place, byte in enumerate(data) if 0x30 <= byte < 0x39]
     place, bit = (
         (draw.choice(digits), 1) if draw.random() < 0.5 else (draw.randrange(len(data)), 1 << draw.randrange(8))
@@ -217,6 +217,15 @@ def test_a_figure_that_became_another_is_not_shown(name, figure, run, capsys):
     assert figure in text
     (run / name).write_text(text.replace(figure, figure + "1"))
     refuse(["show", "scores", str(run)], capsys, name, "changed", "put ", "cca ")
+
+
+def test_a_manifest_that_was_changed_knowingly_is_read_once_its_checksum_is_deleted(run):
+    (run / "manifest.json").write_text((run / "manifest.json").read_text().replace('"torch": "', '"torch": "of '))
+    with pytest.raises(InputError, match="delete its line checksum"):
+        RunFolder.open(run)
+    lines = (run / "manifest.json").read_text().splitlines(keepends=True)
+    (run / "manifest.json").write_text("".join(line for line in lines if "checksum" not in line))
+    assert RunFolder.open(run).manifest["versions"]["torch"].startswith("of ")
 
 
 def test_a_stage_is_not_taken_over_from_a_run_with_a_damaged_file(run, tmp_path):

@@ -115,7 +115,9 @@ class RunFolder:
             text = read_text(file)
             manifest: dict[str, Any] = dict(from_json(text, Manifest, str(file)))
             if (kept := manifest.pop("checksum", None)) and kept != _checksum(json.loads(text)):
-                raise InputError(f"{file} was changed since it was written")
+                raise InputError(
+                    f"{file} was changed since it was written (if that is right, delete its line checksum)"
+                )
             tomllib.loads(manifest.get("config", ""))
             if "stages" not in manifest:
                 raise InputError(f"{file} has no stages")
@@ -184,7 +186,7 @@ class RunFolder:
     # ---- what is finished ----
 
     def save_manifest(self) -> None:
-        signed = {**self.manifest, "checksum": _checksum(self.manifest)}
+        signed = {"checksum": _checksum(self.manifest), **self.manifest}
         write_text(self.file("manifest.json"), json.dumps(signed, indent=1) + "\n")
 
     def note(self, kind: str, stage: str, value: Any) -> None:
