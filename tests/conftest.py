@@ -1,6 +1,7 @@
 """Models and problems that many tests share. Everything is float32 on the CPU and offline."""
 
 import ast
+import json
 import os
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ install_import_hook(
 
 from families import CASES, DEVICE, family_model
 
+from cca.io import checksum
 from cca.method.options import CircuitOptions, UpdateOptions
 from cca.method.update import Validation, train
 from cca.model.checks import load_tokenizer
@@ -178,6 +180,17 @@ def mended(tmp_path_factory) -> Path:
         (folder / "mended.toml").write_text(SMALL_BUT_WHOLE)
         assert cli.main(["run", str(folder / "mended.toml"), "--out", str(folder / "mended-run"), "--quiet"]) == 0
     return folder / "mended-run"
+
+
+def as_written(folder: Path) -> Path:
+    """A finished run whose files a test changed, with a manifest by which that is how they were written."""
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest.pop("checksum", None)
+    for files in manifest["stages"].values():
+        files |= {name: checksum(folder / name) for name in files if (folder / name).is_file()}
+    file.write_text(json.dumps(manifest))
+    return folder
 
 
 def last_delta(model, rows, pivots, recompute=(), **changes) -> Delta:

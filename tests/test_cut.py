@@ -4,7 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import TEMPLATES
+from conftest import TEMPLATES, as_written
 
 import cca
 import cca.method.traces
@@ -123,6 +123,7 @@ def test_a_problem_is_shown_with_the_verdict_on_each_answer(mended, tmp_path, ca
     run = RunFolder.open(folder)
     scores = [replace(s, correct=False, cut=s.model == "base", answer="") for s in run.read("scores.jsonl", Score)]
     run.write("scores.jsonl", scores)
+    as_written(folder)
     assert main(["show", "problem", str(folder), scores[0].problem]) == 0
     shown = capsys.readouterr().out
     assert "✗ cut: none" in shown

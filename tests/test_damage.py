@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_pivots
+from conftest import as_written, random_pivots
 from safetensors.torch import load_file, save_file
 
 import cca.run.stages.circuit as circuit_stage
@@ -175,6 +175,7 @@ def rewritten(path: Path, change: Callable[[dict], dict | None]) -> None:
 def test_records_that_do_not_go_together_are_named(name, change, reader, run, capsys):
     kept = (run / name).read_bytes()
     rewritten(run / name, change)
+    as_written(run)
     said = looked(run) if reader == "load" else ""
     if reader != "load":
         assert cli.main(commands(run)[reader]) == 2
@@ -189,6 +190,7 @@ def test_manifest_entries_that_figures_need_are_asked_for_by_name(run):
     manifest = json.loads(kept)
     del manifest["lambda"]
     (run / "manifest.json").write_text(json.dumps(manifest))
+    as_written(run)
     with pytest.raises(InputError, match=r"manifest\.json has no lambda, .*cca circuit .* --redo"):
         Run.load(run).figures.density_sweep()
     (run / "manifest.json").write_text(kept)
@@ -202,6 +204,7 @@ def test_a_bad_line_of_an_unfinished_stage_is_named_with_its_number_and_the_way_
         order = list(STAGES)
         manifest["stages"] = {s: manifest["stages"][s] for s in order[: order.index(stage)]}
         (path / "manifest.json").write_text(json.dumps(manifest))
+        as_written(path)
         lines = (path / name).read_bytes().splitlines(keepends=True)
         (path / name).write_bytes(b"".join([lines[0], b"{\xff\n", *lines[1:]]))
         assert cli.main([stage, str(path), "--quiet"]) == 2, stage

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import as_written
 from gguf import GGMLQuantizationType, dequantize, quantize
 from gguf_made import CHAT, F16, F32, Q8_0, gguf_model, tokenizer_fields, write_gguf
 from tokenizers import pre_tokenizers
@@ -344,7 +345,7 @@ def moved(mended: Path, folder: Path, model: Path) -> Path:
     config.write_text(config.read_text().replace('path = "bundled"', f'path = "{model}"'))
     kept = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(kept | {"revision": checksum(model)}))
-    return folder
+    return as_written(folder)
 
 
 def test_what_a_gguf_file_became_is_merged_as_an_ordinary_folder(mended, as_gguf, tmp_path):

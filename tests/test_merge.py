@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import as_written
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cca import cli
@@ -156,11 +157,7 @@ def test_the_delta_of_another_base_is_not_merged(mended, tmp_path, capsys):
         base.network.get_parameter(next(iter(delta.weights))).mul_(1.01)
     other = Delta.zeros(base, {name: rows.index for name, rows in delta.weights.items()})
     other.save(run / "delta.safetensors")
-    manifest = json.loads((run / "manifest.json").read_text())
-    from cca.io import checksum
-
-    manifest["stages"]["update"]["delta.safetensors"] = checksum(run / "delta.safetensors")
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    as_written(run)
     assert cli.main(["merge", str(run), str(tmp_path / "m")]) == 2
     assert "hold other numbers" in capsys.readouterr().err
 

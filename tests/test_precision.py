@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import as_written
 
 from cca import cli
 from cca.model import precision
@@ -163,6 +164,7 @@ def test_a_merged_model_is_of_the_type_that_the_run_had(mended, tmp_path, capsys
     config = (run / "config.toml").read_text().replace('dtype = "float32"', 'dtype = "auto"')
     (run / "config.toml").write_text(config)
     (run / "manifest.json").write_text(json.dumps(kept(run) | {"config": config, "dtype": "float16"}))
+    as_written(run)
     assert cli.main(["merge", str(run), str(tmp_path / "merged")]) == 0
     assert "merged into float16" in capsys.readouterr().err
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float16"

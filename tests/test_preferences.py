@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_qwen2
+from conftest import as_written, tiny_qwen2
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
@@ -118,11 +118,7 @@ def test_what_a_limit_cut_is_no_preference_and_counted(mended, tmp_path, capsys)
     for line in lines[:2]:
         line["after_undesired"] = line["after_undesired"][:-1]
     (run / "pivots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    from cca.io import checksum
-
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["stages"]["pivots"]["pivots.jsonl"] = checksum(run / "pivots.jsonl")
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    as_written(run)
     mine = [line for line in lines[:2] if line["method"] == "branching"]
     found = export_datasets(Run.load(run), tmp_path / "set")
     assert found.cut == len(mine) > 0

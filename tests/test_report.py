@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from conftest import as_written
 from plotly.offline import get_plotlyjs
 
 from cca import cli
@@ -117,6 +118,7 @@ def test_a_table_with_all_its_columns_and_long_names_fits_a_small_desktop(mended
     summary["retention"]["a_skill_with_a_rather_long_name"] = summary["retention"].pop("leg_counting")
     summary["target"] |= {kind: {"base": 0.125, "updated": 0.25} for kind in ("no_answer", "cut")}
     (folder / "summary.json").write_text(json.dumps(summary))
+    as_written(folder)
     write_report(folder / "report.html", RunFolder.open(folder), Run.load(folder).prompter)
     page = visit(folder / "report.html", (1024, 768))
     assert page.locator("#results thead th").all_inner_texts()[-2:] == ["no answer", "cut"]
@@ -129,6 +131,7 @@ def test_a_table_of_all_kinds_of_pivots_fits_a_phone(mended, visit, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     summary["pivots"]["by_kind"] = {kind: {"n": 1200, "preferred": 300, "mended": 200} for kind in PIVOT_KINDS}
     (folder / "summary.json").write_text(json.dumps(summary))
+    as_written(folder)
     write_report(folder / "report.html", RunFolder.open(folder), Run.load(folder).prompter)
     page = visit(folder / "report.html", (390, 844))
     assert page.locator("#kinds tbody tr").count() == len(PIVOT_KINDS)
@@ -232,6 +235,7 @@ def test_markup_from_model_and_data_is_shown_as_text(mended, visit, tmp_path):
     summary["retention"][MARKUP] = summary["retention"].pop("leg_counting")
     summary["diagnosis"][0]["message"] = MARKUP
     (folder / "summary.json").write_text(json.dumps(summary))
+    as_written(folder)
     write_report(folder / "report.html", run, prompter)
     page = visit(folder / "report.html")
     assert page.evaluate("window.hacked") is None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refuse
+from conftest import as_written, refuse
 
 from cca import cli
 from cca.folder import RunFolder
@@ -252,6 +252,7 @@ def test_a_run_folder_of_an_earlier_version_says_what_to_do(whole, tmp_path, cap
     manifest = json.loads((old / "manifest.json").read_text())
     del manifest["format"]  # as version 0.1 wrote it
     (old / "manifest.json").write_text(json.dumps(manifest))
+    as_written(old)
     for command in (["show", "scores", str(old)], ["evaluate", str(old)], ["run", "--out", str(old)]):
         refuse(command, capsys, "an earlier version of cca", "report.html", f"cca run {old / 'config.toml'} --out NEW")
 

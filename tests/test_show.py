@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import as_written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +105,7 @@ def test_a_run_whose_pivots_were_not_told_apart_is_shown_without_that_table(mend
     summary = json.loads((mended / "summary.json").read_text())
     del summary["pivots"]["by_kind"]
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    as_written(tmp_path / "run")
     assert "preferred before" not in shown(capsys, "scores", str(tmp_path / "run"))
 
 
@@ -123,6 +125,7 @@ def test_circuits_of_models_of_other_shapes_are_not_compared(mended, tmp_path, c
     shutil.copytree(mended, tmp_path / "other")
     small = Circuit(torch.ones(4), torch.ones(1, 4), torch.ones(1), torch.ones(1, 4, dtype=torch.int64), "")
     small.save(tmp_path / "other" / "circuit.safetensors")
+    as_written(tmp_path / "other")
     assert cli.main(["show", "circuit", str(mended), str(tmp_path / "other")]) == 2
     assert "models with other components" in capsys.readouterr().err
 
@@ -154,6 +157,7 @@ def test_scores_of_one_run_are_its_table_and_of_several_stand_side_by_side(mende
     shutil.copytree(mended, tmp_path / "b")
     monkey = {**summary, "target": {**summary["target"], "difference": 0.123}}
     (tmp_path / "b" / "summary.json").write_text(json.dumps(monkey))
+    as_written(tmp_path / "b")
     text = shown(capsys, "scores", str(mended), str(tmp_path / "b"))
     assert f"{words.points(summary['target']['difference'])} (" in text
     assert "+12.3 (" in text
@@ -166,6 +170,7 @@ def test_markup_in_model_output_is_shown_as_it_is(mended, tmp_path, capsys):
     folder.write("problems.jsonl", [Problem(**{**vars(p), "question": "[bold]x[/bold] [/]"}) for p in problems])
     scores = folder.read("scores.jsonl", Score)
     folder.write("scores.jsonl", [Score(**{**vars(s), "text": "[red]y[/red] [/]\x1b]0;title\x07"}) for s in scores])
+    as_written(tmp_path / "run")
     assert "[bold]x[/bold] [/]" in shown(capsys, "pivots", str(tmp_path / "run"), "-n", "1")
     text = shown(capsys, "problem", str(tmp_path / "run"), scores[0].problem)
     assert "[red]y[/red] [/]␛]0;title␇" in text

@@ -4,6 +4,7 @@ Inside a stage records are appended as JSON lines; a stage counts as finished on
 manifest is written last (temporary file, fsync, rename). Killing the process anywhere loses the batch in flight.
 """
 
+import hashlib
 import json
 import shutil
 import tomllib
@@ -40,11 +41,13 @@ Manifest = with_config(extra="allow")(
             "learning_rate": dict[str, float],
             "revision": str,
             "lambda": float,
+            "checksum": str,
         },
         total=False,
     )
 )
-"""What must be right of manifest.json. config: the text of config.toml. redo: a stage that is being forgotten."""
+"""What must be right of manifest.json. config: the text of config.toml. redo: a stage that is being forgotten.
+checksum: of all the rest, in the file alone."""
 
 
 class RunFolder:
@@ -109,7 +112,12 @@ class RunFolder:
                 raise InputError(f"{path} holds no run (it has no config.toml); start one with: cca run --out {path}")
             return cls(path, {"stages": {}, "format": FORMAT}, lost=True)
         try:
-            manifest: dict[str, Any] = dict(from_json(read_text(file), Manifest, str(file)))
+            text = read_text(file)
+            manifest: dict[str, Any] = dict(from_json(text, Manifest, str(file)))
+            if (kept := manifest.pop("checksum", None)) and kept != _checksum(json.loads(text)):
+                raise InputError(
+                    f"{file} was changed since it was written (if that is right, delete its line checksum)"
+                )
             tomllib.loads(manifest.get("config", ""))
             if "stages" not in manifest:
                 raise InputError(f"{file} has no stages")
@@ -178,7 +186,8 @@ class RunFolder:
     # ---- what is finished ----
 
     def save_manifest(self) -> None:
-        write_text(self.file("manifest.json"), json.dumps(self.manifest, indent=1) + "\n")
+        signed = {"checksum": _checksum(self.manifest), **self.manifest}
+        write_text(self.file("manifest.json"), json.dumps(signed, indent=1) + "\n")
 
     def note(self, kind: str, stage: str, value: Any) -> None:
         """Keep `value` with a stage: its seconds, peak_gib, warnings or learning_rate."""
@@ -231,7 +240,12 @@ class RunFolder:
         self.save_manifest()
 
     def take(self, stage: str, other: "RunFolder") -> None:
-        """Copy a finished stage of another run, with its time and what it warned of."""
+        """Copy a finished stage of another run, with its time and what it warned of.
+
+        Raises:
+            InputError: a file of it is missing or changed.
+        """
+        other.verify([stage])
         artifacts = other.manifest["stages"][stage]
         for name in artifacts:
             shutil.copy(other.file(name), self.file(name))
@@ -274,16 +288,14 @@ class RunFolder:
         growing = self._maker(name) is None
         return self.artifact(name, lambda path: list(read_records(path, kind, growing)))
 
-    def _check_there(self, name: str) -> None:
-        """Refuse a file of a finished stage that is gone or empty; what else it may be its reader sees."""
+    def _check_same(self, name: str) -> None:
+        """Refuse a file of a finished stage that is not as the stage left it."""
         stage = self._maker(name)
-        if stage is None or (self.file(name).is_file() and self.file(name).stat().st_size):
-            return
-        if not (state := self._state(name, self.manifest["stages"][stage][name])):
+        if stage is None or not (state := self._state(name, self.manifest["stages"][stage][name])):
             return
         if self.lock is None and (now := self.open(self.path).manifest) != self.manifest:
             self.manifest = now  # whoever works in the folder has done that stage again since
-            self._check_there(name)
+            self._check_same(name)
             return
         raise self._damaged(name, state)
 
@@ -315,11 +327,14 @@ class RunFolder:
         Raises:
             InputError: it cannot; the message names the stage to do again.
         """
-        self._check_there(name)
+        if not self.file(name).is_file() or not self.file(name).stat().st_size:
+            self._check_same(name)
         try:
-            return load(self.file(name))
+            found = load(self.file(name))
         except InputError as error:
             raise InputError(f"{error}; {self._back(name)}") from error
+        self._check_same(name)  # after: what cannot be read is told more exactly by who reads it
+        return found
 
     def kept(self, key: str, stage: str) -> Any:
         """What `stage` left in the manifest itself.
@@ -346,6 +361,12 @@ def _check_ours(path: Path) -> set[str]:
     if names and not known <= names:
         raise InputError(f"{path} is not empty and holds no run; choose another folder with --out")
     return names
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Of a manifest, whatever it has as its checksum."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -145,6 +145,7 @@ def share_base_answers(seed: Path, folder: RunFolder) -> None:
         return
     for path in sorted(seed.iterdir()):
         if (path / "summary.json").exists() and (other := RunFolder.open(path)).finished("evaluate"):
+            other.verify(["evaluate"])
             if other.file("base_tasks.jsonl").exists():
                 shutil.copy(other.file("base_tasks.jsonl"), folder.file("base_tasks.jsonl"))
             folder.write("base.jsonl", [s for s in other.read("scores.jsonl", Score) if s.model == "base"])

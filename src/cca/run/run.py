@@ -19,7 +19,7 @@ from cca.records import Pivot, Problem
 from cca.run.changes import open_folder
 from cca.run.config import Config, read_config
 from cca.run.memory import peak_memory
-from cca.run.stages import STAGES, Stage
+from cca.run.stages import MEASURED, STAGES, Stage
 from cca.show.progress import Display
 from cca.show.views import summary_of
 
@@ -67,6 +67,7 @@ class Run:
         except BaseException:
             run.close()
             raise
+        run._say_versions()
         return run
 
     @classmethod
@@ -215,6 +216,19 @@ class Run:
             self.folder.note("warnings", stage, [*said, message])
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
+    def _say_versions(self) -> None:
+        """Warn where a run goes on with other packages than it was begun with, since their answers may differ."""
+        ahead = next((stage for stage in MEASURED if not self.folder.finished(stage)), None)
+        begun = self.folder.manifest.get("versions", {})
+        others = [name for name, old in begun.items() if name in _VERSIONS and version(name) != old]
+        if ahead and others:
+            then, now = (", ".join(f"{name} {of(name)}" for name in others) for of in (begun.__getitem__, version))
+            self.warn(
+                ahead,
+                f"{self.folder.path} was begun with {then} and goes on with {now}, whose answers may differ; to have "
+                f"all of one: cca trace {self.folder.path} --redo",
+            )
+
     def begin_tracking(self, names: Sequence[str]) -> None:
         """Send figures to these trackers from now on.
 
@@ -239,7 +253,10 @@ class Run:
         Raises:
             InputError: a stage needs one that is not finished, or cannot do its work.
         """
-        with self.display.running(stages, [s for s in stages if self.folder.finished(s)]):
+        finished = [name for name in STAGES if self.folder.finished(name)]
+        for name in finished:
+            self.folder.delete(STAGES[name].scratch)  # before which a kill may have come
+        with self.display.running(stages, [name for name in stages if name in finished]):
             for name in stages:
                 self._execute(STAGES[name])
 
