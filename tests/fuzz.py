@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -488,7 +489,7 @@ def limit_memory() -> None:
 
 
 def _with_atheris(name: str, arguments: list[str]) -> None:
-    import atheris  # pyright: ignore[reportMissingImports]
+    atheris: Any = import_module("atheris")
 
     with atheris.instrument_imports(include=["cca"]):
         target = TARGETS[name]
@@ -509,7 +510,7 @@ def _with_atheris(name: str, arguments: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="in all, shared by the targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", choices=list(TARGETS), action="append", help="by default all; may be repeated")

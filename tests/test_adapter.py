@@ -190,7 +190,8 @@ def test_its_readme_has_figures_with_intervals_as_metadata_and_says_how_it_is_se
     from huggingface_hub import ModelCard
 
     run, card = Run.load(mended), ModelCard.load(adapter / "README.md")
-    results = {result.metric_name: result for result in card.data.eval_results or []}
+    data: Any = card.data
+    results = {result.metric_name: result for result in data.eval_results}
     found = results["target, updated"]
     assert found.metric_value == pytest.approx(run.summary.target.updated)
     assert found.metric_args["ci95"] == pytest.approx(list(run.summary.target.ci95), abs=1e-6)
