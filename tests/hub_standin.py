@@ -21,7 +21,7 @@ class Hub:
         self.private: dict[tuple[str, str], bool] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.refuses = False
+        self.refuses = self.fails = False
         self.url = ""
 
 
@@ -71,6 +71,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(f"{self.command} {path}")
             if not path.startswith("/upload/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self.answer(401, {"error": "Invalid credentials"})
+            elif hub.fails:
+                self.answer(500, {"error": "Internal error"})
             elif path == "/api/whoami-v2":
                 self.answer(200, {"type": "user", "name": "someone", "auth": {"accessToken": {"role": "write"}}})
             elif hub.refuses:

@@ -226,8 +226,8 @@ def test_a_base_that_others_know_is_named_with_no_path_of_this_machine(mended, t
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--format", "delta", "--max-rank", "4"], "--max-rank 4 is for --format peft"),
-        (["--format", "peft", "--max-rank", "0"], "and at least 1"),
+        (["--format", "delta", "--max-rank", "4"], "--max-rank is for --format peft, not for delta"),
+        (["--format", "peft", "--max-rank", "0"], "--max-rank 0 is no rank; give at least 1"),
     ],
 )
 def test_a_rank_that_cannot_be_is_refused(mended, tmp_path, capsys, options, said):

@@ -288,6 +288,17 @@ def test_two_that_know_nothing_of_each_other_and_change_the_same_rows_are_named_
     assert same_tensors(tmp_path / "back", base)
 
 
+def test_what_was_applied_comes_out_of_weights_that_were_brought_into_a_finer_type_since(tmp_path):
+    family_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    first = of_layers(tmp_path / "base", tmp_path / "a", 0)
+    apply_to(str(tmp_path / "base"), [first], tmp_path / "one")
+    second = of_layers(tmp_path / "one", tmp_path / "b", 1)
+    apply_to(str(tmp_path / "one"), [second], tmp_path / "two", dtype="float32")
+    revert(tmp_path / "two", tmp_path / "back", every=True)
+    base = tensors(tmp_path / "base")
+    assert all(torch.equal(base[n].float(), t) for n, t in tensors(tmp_path / "back").items())
+
+
 # ---- refused ----
 
 

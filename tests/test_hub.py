@@ -110,6 +110,22 @@ def test_offline_nothing_is_asked_of_the_hub(push, hub, run):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [("dataset", ["--max-rank", "4"]), ("model", ["--base", "a/b"]), ("adapter", ["--dtype", "float16"])],
+)
+def test_an_option_that_would_not_be_heeded_is_refused(what, option, run, capsys):
+    assert cli.main(["push", str(run), "someone/x", "--what", what, *option]) == 2
+    assert f"{option[0]} is for --what" in capsys.readouterr().err
+    assert not (run / "push").exists()
+
+
+def test_a_hub_that_cannot_answer_is_no_reason_to_log_in(push, hub, run):
+    hub.fails = True
+    done = push(hub, run, "someone/set", "--what", "dataset")
+    assert done.returncode == 0 and f"nothing was pushed ({hub.url} cannot answer" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["patched", "a/b/c", "some one/patched", "someone/", "../run"])
 def test_a_name_that_no_repository_has_is_refused(name, run, capsys):
     assert cli.main(["push", str(run), name, "--what", "dataset"]) == 2

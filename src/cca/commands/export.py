@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cca.errors import InputError
+from cca.commands.options import check_meant
 
 if TYPE_CHECKING:
     from cca.run.run import Run
@@ -39,8 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Write it, and say what others need to know."""
     from cca.run.run import Run
 
-    if options.max_rank is not None and (options.format != "peft" or options.max_rank < 1):
-        raise InputError(f"--max-rank {options.max_rank} is for --format peft, and at least 1")
+    check_meant(options, "--format", options.format, max_rank="peft", base="peft delta")
     opened = Run.load(options.run)
     {"delta": _delta, "peft": _peft, "dataset": _dataset}[options.format](opened, options)
     return 0

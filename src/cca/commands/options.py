@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from cca.errors import InputError
+
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add --set."""
@@ -50,3 +52,20 @@ def add_trackers(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the config file."""
     parser.add_argument("config", nargs="?", type=Path, help="a TOML file; without one, the bundled run")
+
+
+def check_meant(options: argparse.Namespace, chooses: str, chosen: str, **of: str) -> None:
+    """See that options that only some choices heed are given for one of those, and that a rank is at least 1.
+
+    chooses: the option that chooses; chosen: what. of: option -> the choices that heed it, with spaces between.
+
+    Raises:
+        InputError: one is given for another choice, which would not heed it.
+    """
+    for name, choices in of.items():
+        said = "--" + name.replace("_", "-")
+        if getattr(options, name) is not None and chosen not in choices.split():
+            raise InputError(f"{said} is for {chooses} {' or '.join(choices.split())}, not for {chosen}; leave it out")
+    rank = getattr(options, "max_rank", None)
+    if rank is not None and rank < 1:
+        raise InputError(f"--max-rank {rank} is no rank; give at least 1")

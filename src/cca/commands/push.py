@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from cca.commands.apply import DTYPES
+from cca.commands.options import check_meant
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from cca.run.run import Run
     from cca.run.share.hub import push
 
+    check_meant(options, "--what", options.what, base="adapter", max_rank="adapter", dtype="model")
     found = push(
         Run.load(options.run),
         options.name,

@@ -83,8 +83,7 @@ class Applied:
         network = network_of(model)
         known = dict(network.named_parameters(remove_duplicate=False))
         for name, index in self.index.items():
-            fits = name in known and self.before[name].dtype == known[name].dtype
-            view = row_view(network, name) if fits else None
+            view = row_view(network, name) if name in known else None
             inside = view is not None and len(index) and 0 <= int(index.min()) <= int(index.max()) < len(view)
             if (
                 view is None
@@ -97,7 +96,8 @@ class Applied:
                     "them since; take the base model itself"
                 )
         for name, index in self.index.items():
-            row_view(network, name)[index] = self.before[name]
+            view = row_view(network, name)
+            view[index] = self.before[name].to(view.dtype)
 
 
 def apply(model: Any, delta: Delta, name: str) -> tuple[Applied, Rounding]:

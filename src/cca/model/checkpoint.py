@@ -22,7 +22,7 @@ from cca.model.tokenizer_files import save_tokenizer
 from cca.model.weights import first_line, quiet, weight_files, weight_types
 
 APPLIED = "cca"
-"""The folder, inside a model's, of what was applied to it (`cca.model.undo`)."""
+"""The folder, inside a model's, of what was applied to it (`cca.model.applied`)."""
 SHARD = "5GB"
 README = "README.md"
 _WEIGHTS = (

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from cca.errors import InputError
 from cca.model.weights import first_line, quiet
@@ -13,7 +13,6 @@ from cca.run.share.datasets import export_datasets
 from cca.run.share.merge import merge
 
 What = Literal["adapter", "model", "dataset"]
-KINDS: tuple[What, ...] = get_args(What)
 
 
 class Pushed(NamedTuple):
@@ -100,6 +99,8 @@ def _logged_in(name: str, offline: bool) -> tuple[Any, str]:
         with quiet():
             api.whoami()
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code not in (401, 403):
+            return None, f"{api.endpoint} cannot answer: {first_line(error)}"
         raise InputError(
             f"the hub does not know you ({first_line(error)}); log in with: hf auth login, or only write the folder "
             "with --offline"
