@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add(command("compare", compare.run, "run every method on the same problems and rank them in one table"))
     problems.add(command("problems", problems.run, "write problems of a source as JSON lines, or check its templates"))
     merge.add(command("merge", merge.run, "write the updated model as an ordinary model folder"))
-    export.add(command("export", export.run, "write the update of a run as a delta file or a LoRA adapter"))
+    export.add(command("export", export.run, "write a run as a delta file, a LoRA adapter or data sets"))
     push.add(command("push", push.run, "upload adapter, model or data set of a run to the hub"))
     apply.add(command("apply", apply.run, "write a model with deltas applied, each seen to be for it"))
     apply.add_revert(command("revert", apply.run_revert, "take out what cca merge or cca apply put into a model"))
