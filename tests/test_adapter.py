@@ -12,6 +12,7 @@ from families import CASES, MIXTURES, family_model, tokens
 from gguf_made import gguf_model, write_gguf
 from peft import AutoPeftModelForCausalLM, PeftModel
 from test_delta import filled, made, some_rows
+from test_merge import the_code_of_its_readme_answers_as_the_run
 from transformers import AutoTokenizer
 
 import cca
@@ -173,17 +174,8 @@ def test_its_tokenizer_reads_texts_as_the_run_did(mended, adapter):
 
 
 def test_the_code_of_its_readme_answers_as_the_updated_model_did_in_the_run(mended, adapter, monkeypatch):
-    from test_merge import code_of, run_code
-
-    from cca.records import Score
-
     monkeypatch.chdir(adapter)
-    said, names = run_code(code_of(adapter))
-    run = Run.load(mended)
-    example = next(p for p in run.problems if p.split == "test")
-    scores = {s.problem: s for s in run.folder.read("scores.jsonl", Score) if s.model == "updated"}
-    assert names["ids"][0].tolist() == list(run.prompter.prompt(example))
-    assert said.rstrip("\n") == scores[example.id].text.rstrip("\n")
+    the_code_of_its_readme_answers_as_the_run(adapter, mended)
 
 
 def test_its_readme_has_figures_with_intervals_as_metadata_and_says_how_it_is_served(mended, adapter):

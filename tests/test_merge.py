@@ -44,6 +44,15 @@ def run_code(code: str) -> tuple[str, dict]:
     return said.getvalue(), found
 
 
+def the_code_of_its_readme_answers_as_the_run(folder: Path, mended: Path) -> None:
+    said, names = run_code(code_of(folder))
+    run = Run.load(mended)
+    example = next(p for p in run.problems if p.split == "test")
+    scores = {s.problem: s for s in run.folder.read("scores.jsonl", Score) if s.model == "updated"}
+    assert names["ids"][0].tolist() == list(run.prompter.prompt(example))
+    assert said.rstrip("\n") == scores[example.id].text.rstrip("\n")
+
+
 @pytest.mark.parametrize("trust", [False, True])
 def test_autotokenizer_reads_texts_as_the_run_did(mended, merged, trust):
     run, tokenizer = Run.load(mended), AutoTokenizer.from_pretrained(merged, trust_remote_code=trust)
@@ -57,12 +66,7 @@ def test_autotokenizer_reads_texts_as_the_run_did(mended, merged, trust):
 
 def test_the_code_of_the_readme_answers_as_the_updated_model_did_in_the_run(mended, merged, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said, names = run_code(code_of(merged))
-    run = Run.load(mended)
-    example = next(p for p in run.problems if p.split == "test")
-    scores = {s.problem: s for s in run.folder.read("scores.jsonl", Score) if s.model == "updated"}
-    assert names["ids"][0].tolist() == list(run.prompter.prompt(example))
-    assert said.rstrip("\n") == scores[example.id].text.rstrip("\n")
+    the_code_of_its_readme_answers_as_the_run(merged, mended)
 
 
 def test_the_readme_names_base_prompt_and_figures(mended, merged):

@@ -4,13 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
-SHARD_HELP = "largest size of a file of weights, such as 500MB (default 5GB)"
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """Add the size at which weights are cut into files."""
+    said = "largest size of a file of weights, such as 500MB (default 5GB)"
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help=said)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
     """Add what every command takes that reads a model's files and writes others."""
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help=SHARD_HELP)
+    add_shard(parser)
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
 
 

@@ -63,7 +63,7 @@ def _peft(opened: "Run", options: argparse.Namespace) -> None:
     adapter = export_adapter(opened, options.out, options.base, options.max_rank)
     print(f"wrote {options.out}: rank {adapter.rank} at most, in {len(adapter.pairs)} modules", file=sys.stderr)
     if adapter.lost:
-        worst = max(adapter.lost, key=adapter.lost.__getitem__)
+        worst = adapter.worst
         print(
             f"rank lowered in {len(adapter.lost)} modules: {adapter.error:.2%} of the change's size is left out "
             f"({worst}: {adapter.lost[worst]:.2%})",

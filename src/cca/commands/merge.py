@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cca.commands.apply import DTYPES, SHARD_HELP, say_rounding
+from cca.commands.apply import DTYPES, add_shard, say_rounding
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +12,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the model goes; must not exist yet")
     parser.add_argument("--dtype", choices=DTYPES, help="of its weights (default: the run's)")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help=SHARD_HELP)
+    add_shard(parser)
 
 
 def run(options: argparse.Namespace) -> int:

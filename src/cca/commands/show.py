@@ -40,9 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show what was asked for."""
-    import sys
-
-    from rich.console import Console
+    from cca.show.terminal import console_for_output
 
     shown: dict[str, Callable[[argparse.Namespace, Console], Any]] = {
         "scores": _scores,
@@ -50,9 +48,7 @@ def run(options: argparse.Namespace) -> int:
         "circuit": _circuit,
         "problem": _problem,
     }
-    width = None if sys.stdout.isatty() else 120
-    console = Console(highlight=False, markup=False, width=width, quiet=options.json)
-    found = shown[options.what](options, console)
+    found = shown[options.what](options, console_for_output(quiet=options.json))
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     return 0

@@ -54,6 +54,11 @@ class Adapter:
         """The largest of its ranks, which servers ask for."""
         return max(pair.rank for pair in self.pairs.values())
 
+    @property
+    def worst(self) -> str:
+        """The module that lost most of its change, of those whose rank was lowered."""
+        return max(self.lost, key=self.lost.__getitem__)
+
     def lowered(self, rank: int) -> "Adapter":
         """The nearest adapter (in the sum of squares) of which no module has a larger rank."""
         pairs, lost, left_out, size = dict(self.pairs), dict[str, float](), 0.0, 0.0

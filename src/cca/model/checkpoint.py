@@ -69,16 +69,15 @@ def open_checkpoint(path: str, dtype: str | None = None, *, trust_remote_code: b
     Raises:
         InputError: there is no such model, or it lacks weights.
     """
-    if is_gguf(path):
-        folder, own = None, "float32"
-    else:
-        folder = source_folder(path)
-        check_model(str(folder), trust_remote_code=trust_remote_code)
-        kinds = {_TYPES[kind] for kind in weight_types(weight_files(folder)).values() if kind in _TYPES}
-        own = kinds.pop() if len(kinds) == 1 else "float32"
+    folder = None if is_gguf(path) else source_folder(path)
     where = path if folder is None else str(folder)
+    config = check_model(where, trust_remote_code=trust_remote_code)
+    own = "float32"
+    if folder:
+        kinds = {_TYPES[kind] for kind in weight_types(weight_files(folder)).values() if kind in _TYPES}
+        own = kinds.pop() if len(kinds) == 1 else own
     options = {"dtype": dtype or own, "device": "cpu", "trust_remote_code": trust_remote_code}
-    network = open_network(ModelOptions.of(options, {"path": where}))
+    network = open_network(ModelOptions.of(options, {"path": where}), config)
     revision = folder.name if folder and not Path(location(path)).is_dir() else revision_of(where, network)
     return Checkpoint(path, network, revision, folder, own)
 

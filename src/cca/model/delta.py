@@ -65,8 +65,7 @@ class Delta:
             width = row_view(network, name).shape[1]
             weights[name] = Rows(index.to(device), torch.zeros(len(index), width, dtype=torch.float32, device=device))
         held = {name: _held(network, name, index) for name, index in rows.items()}
-        known = getattr(model, "components", None) or find_components(network)
-        return cls(weights, Base(*identity(model), held), known.owners(rows), _fits=WeakSet([network]))
+        return cls(weights, Base(*identity(model), held), _owners(model, rows), _fits=WeakSet([network]))
 
     @property
     def row_count(self) -> int:
@@ -234,10 +233,9 @@ class Delta:
                 )
         if self.base:
             self._check_base(self.base, model, name)
-        if self.components:
-            known = getattr(model, "components", None) or find_components(network)
-            if known.owners({weight: rows.index for weight, rows in self.weights.items()}) != self.components:
-                raise InputError(f"{name} names other components than own its rows; it is damaged, train it again")
+        index = {weight: rows.index for weight, rows in self.weights.items()}
+        if self.components and _owners(model, index) != self.components:
+            raise InputError(f"{name} names other components than own its rows; it is damaged, train it again")
         self._fits.add(network)
 
     def _check_base(self, base: Base, model: Any, name: str) -> None:
@@ -252,6 +250,11 @@ class Delta:
                 "that it is for, or learn a delta on this one"
                 + ("" if held.comparable(now) else f". If it is the same, load it as {held.dtype} or as float32")
             )
+
+
+def _owners(model: Any, rows: Mapping[str, Tensor]) -> tuple[Component, ...]:
+    """The components of a model, opened or not, that own `rows`."""
+    return (getattr(model, "components", None) or find_components(network_of(model))).owners(rows)
 
 
 def _held(network: Any, name: str, index: Tensor) -> BaseRows:

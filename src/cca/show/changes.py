@@ -1,13 +1,11 @@
 """In what two checkpoints differ, for people: a line a layer. Printed to stdout, for it is what was asked for."""
 
-import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from cca.records import KINDS
-from cca.show.terminal import safe
+from cca.show.terminal import console_for_output, safe
 
 if TYPE_CHECKING:
     from cca.model.difference import ChangedComponent, Difference
@@ -18,7 +16,7 @@ _SHOWN = 12
 
 def show_difference(found: "Difference", first: str, second: str) -> None:
     """Counts, then the components by layer, then what else differs."""
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = console_for_output()
     if not found.components and not found.others:
         console.print(safe(f"{first} and {second} hold the same weights (compared as {found.compared_as})."))
         return

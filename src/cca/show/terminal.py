@@ -31,6 +31,11 @@ def console_for_people(width: int) -> Console:
     return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else width)
 
 
+def console_for_output(*, quiet: bool = False) -> Console:
+    """A console on stdout for what was asked for, which may go to a pager. quiet: it prints nothing."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120, quiet=quiet)
+
+
 def safe(said: str, style: str = "") -> Text:
     """Text of a model or a data file, in which control characters, that could steer the terminal, are pictures."""
     return Text(said.translate(_CONTROLS), style=style)

@@ -7,9 +7,10 @@ from cca.controls.load import load_intervention
 from cca.controls.lora import LowRank
 from cca.controls.methods import OF_ROWS
 from cca.errors import InputError
+from cca.io import write_text
 from cca.model.adapter import Adapter, Pair, adapter_of, keeps_columns
 from cca.model.bundled import location
-from cca.model.checkpoint import check_new, made_whole
+from cca.model.checkpoint import README, check_new, made_whole
 from cca.model.checks import check_model
 from cca.model.delta import Delta
 from cca.model.open import generation_settings
@@ -58,7 +59,7 @@ def export_adapter(
         adapter.save(temporary, base, revision_of(run) if is_hub_name(base) and base == options.path else None)
         save_tokenizer(run.prompter.tokenizer, temporary, reads_as(run), trust_remote_code=options.trust_remote_code)
         card = adapter_card(run, adapter, components, base, generation_settings(options.path), called)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_text(temporary / README, card)
     return adapter
 
 

@@ -88,7 +88,7 @@ def adapter_card(
     whose = f"of {components_in_words(components)} " if components else ""
     cut = ""
     if adapter.lost:
-        worst = max(adapter.lost, key=adapter.lost.__getitem__)
+        worst = adapter.worst
         cut = (
             f" Its rank was lowered in {len(adapter.lost)} of {len(adapter.pairs)} modules, which leaves out "
             f"{adapter.error:.1%} of the change's size ({worst}: {adapter.lost[worst]:.1%})."
@@ -254,7 +254,8 @@ def is_hub_name(path: str) -> bool:
 
 
 def _results(run: Run) -> Sequence[EvalResult]:
-    source = shown_name(run.config.problems.source)
+    source, summary = shown_name(run.config.problems.source), run.summary
+    metrics = metrics_of(summary)
     return [
         EvalResult(
             task_type="text-generation",
@@ -263,9 +264,9 @@ def _results(run: Run) -> Sequence[EvalResult]:
             metric_type=found.metric or "accuracy",
             metric_name=f"{name}, updated",
             metric_value=round(found.updated, 6),
-            metric_args=metrics_of(run.summary)[name],
+            metric_args=metrics[name],
         )
-        for group, name, found in run.summary.sets()
+        for group, name, found in summary.sets()
     ]
 
 

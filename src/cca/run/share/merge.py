@@ -44,7 +44,7 @@ def merge(run: Run, folder: Path, dtype: str | None = None, shard: str = SHARD, 
     """
     check_finished(run, f"cca merge {{}} {folder}")
     check_new(folder)
-    model = base_of(run, dtype)
+    model = _base_of(run, dtype)
     delta = Delta.load(run.folder.final_delta(), model)
     kept, rounding = apply(model, delta, shown_name(str(run.folder.path)))
     found = Merged(rounding.unchanged, rounding.error, dtype or run.dtype)
@@ -54,7 +54,7 @@ def merge(run: Run, folder: Path, dtype: str | None = None, shard: str = SHARD, 
     return found
 
 
-def base_of(run: Run, dtype: str | None = None) -> Model:
+def _base_of(run: Run, dtype: str | None = None) -> Model:
     """The model that `run` is of, in memory.
 
     Raises:
