@@ -62,14 +62,14 @@ def put_on(run: Run, which: Which) -> AbstractContextManager[None]:
 
 def answers(run: Run, problems: list[Problem], out: Path, which: Which) -> list[Score]:
     """The answers of one model; those that stand in `out` already are not asked for again."""
-    folder, network = RunFolder(out, {"stages": {}}), run.model.network
+    folder = RunFolder(out, {"stages": {}})
     prompts = [run.prompter.prompt(p) for p in problems]
     name = f"{name_of(run, which, run.config.answer_limit.tokens, prompts)}.jsonl"
     there = {score.problem: score for score in folder.recover(name, Score)}
     left = by_length([p for p in problems if p.id not in there], run.prompter)
     with put_on(run, which):
         fresh = answer(
-            network,
+            run.model.engine,
             run.prompter,
             left,
             model=which,

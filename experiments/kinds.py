@@ -43,7 +43,7 @@ def kind_runs(out: Path, seed: int, model: str) -> dict[str, Run]:
 
 def answers(run: Run, problems: list[Problem]) -> dict[str, bool]:
     """Whether the run's model, as it stands now, answers each problem correctly."""
-    traces = greedy_traces(run.model.network, run.prompter, problems, 160, slots=128)
+    traces = greedy_traces(run.model.engine, run.prompter, problems, 160, slots=128)
     return {p.id: trace.correct for p, trace in zip(problems, traces, strict=True)}
 
 

@@ -32,7 +32,7 @@ def pairs(bundled, prompter, problems):
     found = []
     traced = [p for p in problems if p.split == "train"][::4]
     many = TraceOptions(max_new_tokens=LIMIT, batch=64, temperature_if_correct=1.8, temperature_if_wrong=1.5)
-    trace_pairs(bundled.network, prompter, traced, many, 0, found.append)
+    trace_pairs(bundled.engine, prompter, traced, many, 0, found.append)
     found = sorted((pair for pair in found if pair.sampled), key=lambda pair: len(pair.sampled.tokens))
     assert len(found) >= 10
     return found[:10]
@@ -40,7 +40,7 @@ def pairs(bundled, prompter, problems):
 
 def searched(bundled, prompter, pairs, by_id, slots=64, **options):
     return search_pivots(
-        bundled.network,
+        bundled.engine,
         prompter,
         pairs,
         by_id,

@@ -7,7 +7,7 @@ import pytest
 from conftest import TEMPLATES, as_written
 
 import cca
-import cca.method.traces
+import cca.model.engine
 from cca.cli import main
 from cca.errors import InputError
 from cca.evaluation.results import Change
@@ -56,13 +56,13 @@ def test_an_evaluation_tells_which_answers_were_cut(bundled, few):
 
 def test_validation_evaluation_and_diagnosis_answer_within_a_limit_of_their_own(mended, tmp_path, monkeypatch):
     folder, limits = shutil.copytree(mended, tmp_path / "run"), list[int]()
-    write = cca.method.traces.write
+    write = cca.model.engine.write
 
     def counted(network, rows, **how):
         limits.extend(row.limit for row in rows)
         write(network, rows, **how)
 
-    monkeypatch.setattr(cca.method.traces, "write", counted)
+    monkeypatch.setattr(cca.model.engine, "write", counted)
     with Run.resume(folder, redo="update", changes=("evaluation.max_new_tokens=5", "update.steps=1")) as run:
         run.execute()
     assert set(limits) == {5}

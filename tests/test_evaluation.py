@@ -126,7 +126,7 @@ def test_evaluate_pairs_both_models_answers_to_the_problems_that_test_the_update
     assert len(found.scores) == 2 * len(tested)
     assert done[-1] == (len(tested), len(tested))
     for problem in tested:
-        asked = bundled.network, bundled.prompter, [problem]
+        asked = bundled.engine, bundled.prompter, [problem]
         (base,) = answer(*asked, model="base", max_new_tokens=160, slots=8)
         with changed.active(bundled):
             (updated,) = answer(*asked, model="updated", max_new_tokens=160, slots=8)

@@ -14,6 +14,7 @@ from cca.method.pivots import search_pivots
 from cca.method.traces import trace_pairs
 from cca.method.update import full_gradient
 from cca.model.delta import Delta
+from cca.model.engine import Transformers
 from cca.model.generate import generate_greedy
 from cca.model.padded import Padded
 from cca.model.read import Text, read, texts
@@ -50,13 +51,13 @@ def _problems(count: int) -> list[Problem]:
 def _traced(model, problems):
     options = TraceOptions(samples=4, temperature_if_correct=1.5, temperature_if_wrong=1.5, max_new_tokens=LIMIT)
     pairs: list[TracePair] = []
-    trace_pairs(model, ParityPrompter(), problems, options, 0, pairs.append)  # pyright: ignore[reportArgumentType]
+    trace_pairs(Transformers(model), ParityPrompter(), problems, options, 0, pairs.append)  # pyright: ignore[reportArgumentType]
     return sorted(pairs, key=lambda pair: pair.problem)
 
 
 def _pivots(model, pairs, problems):
     by_id = {p.id: p for p in problems}
-    return search_pivots(model, ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT, slots=64)  # pyright: ignore[reportArgumentType]
+    return search_pivots(Transformers(model), ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT, slots=64)  # pyright: ignore[reportArgumentType]
 
 
 def test_decoding_in_batches_equals_reading_everything_again_for_each_token(model):

@@ -10,6 +10,7 @@ import pytest
 
 from cca.method.options import TraceOptions
 from cca.method.traces import trace_pairs
+from cca.model.engine import Transformers
 from cca.model.generate import Row
 from cca.records import Problem, Trace
 from cca.run.config import load_config
@@ -241,7 +242,7 @@ def test_the_time_left_of_traces_is_about_right_after_a_tenth_of_the_work(tiny, 
     hook = tiny.register_forward_hook(passed, with_kwargs=True)
     with Display(clock).bar("trace", 200, "problems") as bar, writing.told(bar, 200):
         prompter: Any = Script(opposite, seed)
-        trace_pairs(tiny, prompter, problems, options, 0, ended.append, writing.watch)
+        trace_pairs(Transformers(tiny), prompter, problems, options, 0, ended.append, writing.watch)
     hook.remove()
     assert bar.done == len(ended) == 200
     assert {pair.drawn for pair in ended} == set(range(1, 11))

@@ -29,7 +29,7 @@ LIMIT = 160
 def _trace(bundled, prompter, problems, size, seed=0):
     pairs = []
     options = TraceOptions(max_new_tokens=LIMIT, batch=size)
-    trace_pairs(bundled.network, prompter, problems, options, seed, pairs.append)
+    trace_pairs(bundled.engine, prompter, problems, options, seed, pairs.append)
     return {pair.problem: pair for pair in pairs}
 
 
@@ -84,8 +84,8 @@ def test_the_memory_of_problems_that_are_done_is_free(bundled, prompter, traced)
         held.append(sum(bool(t.keys) for t in gc.get_objects() if type(t) is Text))
 
     few = traced[:8]
-    trace_pairs(bundled.network, prompter, few, TraceOptions(max_new_tokens=LIMIT, batch=8), 0, look)
-    greedy_traces(bundled.network, prompter, few, LIMIT, slots=8, done=look)
+    trace_pairs(bundled.engine, prompter, few, TraceOptions(max_new_tokens=LIMIT, batch=8), 0, look)
+    greedy_traces(bundled.engine, prompter, few, LIMIT, slots=8, done=look)
     one, other = held[: len(few)], held[len(few) :]
     start = int(bool(prompter.start))
     assert one[-1] <= start
@@ -98,7 +98,7 @@ def test_samples_of_top_k_traces_draw_from_the_likeliest_tokens_alone_and_greedy
 ):
     few, found = traced[:12], []
     options = TraceOptions(max_new_tokens=LIMIT, batch=5, top_k=2, temperature_if_correct=3.0, temperature_if_wrong=3.0)
-    trace_pairs(bundled.network, prompter, few, options, 0, found.append)
+    trace_pairs(bundled.engine, prompter, few, options, 0, found.append)
     assert any(pair.sampled for pair in found)
     for pair in found:
         assert pair.greedy == pairs[pair.problem].greedy
@@ -159,7 +159,7 @@ def test_branch_search_returns_the_pivots_of_the_token_by_token_method(bundled, 
     usable = [pair for pair in pairs.values() if pair.sampled][:34]
     assert len(usable) >= 30, "too few traces to compare; trace more problems"
     by_id = {p.id: p for p in problems}
-    fast = search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    fast = search_pivots(bundled.engine, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     for pair, pivot in zip(usable, fast, strict=True):
         plain, _ = reference.branching_pivot(bundled.network, prompter, pair, by_id[pair.problem], LIMIT, group=64)
         found = (pivot.position, pivot.prefix, pivot.desired, pivot.undesired, pivot.greedy_correct)
@@ -171,7 +171,7 @@ def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, p
     monkeypatch.setattr(search, "Row", lambda *args, **how: begun.append(Row(*args, **how)) or begun[-1])
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    search_pivots(bundled.engine, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     assert begun
     for row in begun[:20]:
         pair = usable[row.order[0]]
@@ -184,7 +184,7 @@ def test_a_completion_is_written_from_the_next_deviation_on(bundled, prompter, p
 def test_a_pivot_keeps_how_the_model_goes_on_greedily_with_either_token(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
-    found = search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
+    found = search_pivots(bundled.engine, prompter, usable, by_id, max_new_tokens=LIMIT, slots=64)
     found.sort(key=lambda pivot: -pivot.completions)
     assert found[0].completions > 0, "some must come from a completion and not from a trace"
     for pivot in found[:16]:
@@ -212,8 +212,8 @@ def test_pivots_do_not_depend_on_the_batch(bundled, prompter, problems, pairs):
     usable = [pair for pair in pairs.values() if pair.sampled]
     by_id = {p.id: p for p in problems}
     how: dict[str, Any] = {"max_new_tokens": LIMIT, "slots": 64}
-    together = search_pivots(bundled.network, prompter, usable, by_id, **how)
-    apart = [search_pivots(bundled.network, prompter, [p], by_id, **how)[0] for p in usable[:10]]
+    together = search_pivots(bundled.engine, prompter, usable, by_id, **how)
+    apart = [search_pivots(bundled.engine, prompter, [p], by_id, **how)[0] for p in usable[:10]]
     assert together[:10] == apart
 
 

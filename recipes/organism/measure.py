@@ -65,7 +65,7 @@ def main() -> None:
         seed=options.seed,
     )
     tested = [p for p in problems if p.split not in ("train", "validation")]
-    scores = answer(model.network, model.prompter, tested, model="base", max_new_tokens=LIMIT, slots=128)
+    scores = answer(model.engine, model.prompter, tested, model="base", max_new_tokens=LIMIT, slots=128)
     groups: dict[str, list[bool]] = {}
     for score in scores:
         names = [score.set.name]

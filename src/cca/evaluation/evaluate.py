@@ -122,9 +122,9 @@ def _both(
     done: Callable[[Score], None],
 ) -> list[Score]:
     how: dict[str, Any] = {"max_new_tokens": limit, "slots": slots, "done": done}
-    found = answer(model.network, model.prompter, problems, model="base", **how)
-    with delta.active(model):
-        return found + answer(model.network, model.prompter, problems, model="updated", **how)
+    found = answer(model.engine, model.prompter, problems, model="base", **how)
+    with model.engine.changed(delta):
+        return found + answer(model.engine, model.prompter, problems, model="updated", **how)
 
 
 def _drifts(

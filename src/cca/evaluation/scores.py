@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from transformers import PreTrainedModel
-
 from cca.method.traces import TRACED, greedy_traces
+from cca.model.engine import Engine
 from cca.model.generate import Watch
 from cca.problems.prompts import Prompter
 from cca.records import Problem, ProblemSet, Score, Trace, Which
@@ -23,7 +22,7 @@ def evaluated_sets(problems: Iterable[Problem]) -> dict[ProblemSet, list[Problem
 
 
 def answer(
-    network: PreTrainedModel,
+    engine: Engine,
     prompter: Prompter,
     problems: Sequence[Problem],
     *,
@@ -36,7 +35,7 @@ def answer(
     """Greedy answers to `problems`, graded.
 
     Args:
-        network: computes as it is; call this within ``delta.active(network)`` for the updated model.
+        engine: writes as it is; call this within ``engine.changed(delta)`` for the updated model.
         prompter: asks and grades.
         problems: of any split.
         model: which of the two this is, for the records.
@@ -56,5 +55,5 @@ def answer(
         if done:
             done(score(problem, trace))
 
-    traces = greedy_traces(network, prompter, problems, max_new_tokens, slots=slots, done=told, watch=watch)
+    traces = greedy_traces(engine, prompter, problems, max_new_tokens, slots=slots, done=told, watch=watch)
     return [score(p, t) for p, t in zip(problems, traces, strict=True)]

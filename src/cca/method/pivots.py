@@ -10,24 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from cca.errors import InputError, NothingToLearnError
 from cca.method.branching import Branching
 from cca.method.options import PivotMethod, PivotOptions
 from cca.method.probability import Probability
 from cca.method.search import Search, Terms, first_difference, pivot_of
 from cca.method.traces import Traces, cut_off
-from cca.model.generate import Row, Watch, write
+from cca.model.engine import Engine
+from cca.model.generate import Row, Watch
 from cca.model.open import Model, opened
-from cca.model.read import Text, by_budget, read, texts
+from cca.model.read import texts
 from cca.model.state import frozen
 from cca.options import check_seed
 from cca.problems.prompts import Prompter
 from cca.records import Pivot, Problem, TracePair
-
-_AHEAD = 48
-"""Rows of a step on a CPU up to which completions are tried ahead of time: with more, each takes the others' time."""
 
 
 def find_pivots(
@@ -67,7 +63,7 @@ def find_pivots(
         counted = itertools.count(1)
         with frozen(model.network):
             found = search_pivots(
-                model.network,
+                model.engine,
                 model.prompter,
                 usable,
                 traces.problems,
@@ -136,7 +132,7 @@ SEARCHES: dict[PivotMethod, type[Search]] = {search.method: search for search in
 
 
 def search_pivots(
-    network: PreTrainedModel,
+    engine: Engine,
     prompter: Prompter,
     pairs: Sequence[TracePair],
     problems: Mapping[str, Problem],
@@ -180,8 +176,8 @@ def search_pivots(
     ]
     for search, text in zip(searches, texts([(*s.pair.prompt, *s.y) for s in searches], prompter.start), strict=True):
         search.takes(text)
-    unread = deque(by_budget([search.text for search in searches], Text.own_length, network))
-    kept_free = max(0, slots - _AHEAD) if network.device.type == "cpu" else 0
+    unread = deque(engine.portions([search.text for search in searches]))
+    kept_free = slots - engine.ahead(slots)
     begun: list[Search] = []
 
     def more(free: int) -> list[Row]:
@@ -189,7 +185,7 @@ def search_pivots(
         rows: list[Row] = []
         while unread and not rows:
             group = unread.popleft()
-            read(network, group, watch.passed if watch else None)
+            engine.read(group, watch.passed if watch else None)
             fresh = searches[len(begun) : len(begun) + len(group)]
             begun.extend(fresh)
             rows = [row for search in fresh for row in search.begin()]
@@ -198,5 +194,5 @@ def search_pivots(
             rows = [row for search in waiting[: max(0, free - kept_free)] for row in search.ahead_of_time()]
         return rows
 
-    write(network, (), slots=slots, end_tokens=prompter.end_tokens, idle=more, watch=watch)
+    engine.write((), slots=slots, end_tokens=prompter.end_tokens, idle=more, watch=watch)
     return [found[number] for number in range(len(pairs))]

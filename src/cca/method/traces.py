@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from cca.errors import InputError
 from cca.method.options import TraceOptions
 from cca.model.checks import check_prompts
-from cca.model.generate import Row, Watch, write
+from cca.model.engine import Engine
+from cca.model.generate import Row, Watch
 from cca.model.open import Model, opened
 from cca.model.read import Text, texts
 from cca.model.sampling import stream
@@ -134,7 +133,7 @@ def trace(
 
     ordered = by_length(traced, model.prompter)
     with frozen(model.network):
-        trace_pairs(model.network, model.prompter, ordered, options, seed, keep)
+        trace_pairs(model.engine, model.prompter, ordered, options, seed, keep)
     found = Traces(tuple(pairs[p.id] for p in ordered), {p.id: p for p in traced}, options)
     if said := cut_off(found.cut, options.max_new_tokens):
         warnings.warn(said, UserWarning, stacklevel=2)
@@ -158,7 +157,7 @@ def waves(samples: int) -> Iterator[range]:
 
 
 def trace_pairs(
-    network: PreTrainedModel,
+    engine: Engine,
     prompter: Prompter,
     problems: Sequence[Problem],
     options: TraceOptions,
@@ -192,7 +191,7 @@ def trace_pairs(
     for number, (problem, text) in enumerate(zip(problems, prompts, strict=True)):
         open_ones[number] = _Tracing(number, problem, text, prompter, options, seed, partial(found, number))
     rows = [tracing.greedy_row() for tracing in open_ones.values()]
-    write(network, rows, slots=options.batch, end_tokens=prompter.end_tokens, idle=ahead, watch=watch)
+    engine.write(rows, slots=options.batch, end_tokens=prompter.end_tokens, idle=ahead, watch=watch)
 
 
 class _Tracing:
@@ -288,7 +287,7 @@ class _Tracing:
 
 
 def greedy_traces(
-    network: PreTrainedModel,
+    engine: Engine,
     prompter: Prompter,
     problems: Sequence[Problem],
     max_new_tokens: int,
@@ -320,5 +319,5 @@ def greedy_traces(
         Row(text, max_new_tokens, (number,), stop=prompter.stop_rule(), then=partial(ended, number))
         for number, text in enumerate(prompts)
     ]
-    write(network, rows, slots=slots, end_tokens=prompter.end_tokens, watch=watch)
+    engine.write(rows, slots=slots, end_tokens=prompter.end_tokens, watch=watch)
     return [traces[number] for number in range(len(problems))]

@@ -130,8 +130,8 @@ def validator(
     ordered = by_length(problems, model.prompter)
 
     def validate(intervention: Intervention) -> Validation:
-        with intervention.active(model):
-            answers = greedy_traces(model.network, model.prompter, ordered, max_new_tokens, slots=batch, watch=watch)
+        with model.engine.changed(intervention):
+            answers = greedy_traces(model.engine, model.prompter, ordered, max_new_tokens, slots=batch, watch=watch)
         return Validation(sum(a.correct for a in answers) / len(problems), len(problems), share_cut(answers))
 
     return validate

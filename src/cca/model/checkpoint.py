@@ -16,7 +16,8 @@ from cca.model.bundled import location
 from cca.model.checks import check_model, load_tokenizer
 from cca.model.components import Components, find_components
 from cca.model.gguf.header import is_gguf
-from cca.model.open import open_network, revision_of
+from cca.model.network import open_network
+from cca.model.open import revision_of
 from cca.model.options import ModelOptions
 from cca.model.tokenizer_files import save_tokenizer
 from cca.model.weights import first_line, quiet, weight_files, weight_types

@@ -1,15 +1,10 @@
 """Open a model: its network, tokenizer and components, and how it is asked."""
 
-import atexit
 import hashlib
 import inspect
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +20,14 @@ from cca.model.checks import (
     end_tokens,
     load_tokenizer,
 )
+from cca.model.engine import Engine, Transformers
+from cca.model.engines.choice import choose_engine
 from cca.model.gguf.header import is_gguf, open_gguf
 from cca.model.gguf.tokenizer import check_own, gguf_generation
-from cca.model.gguf.weights import gguf_network
-from cca.model.options import ModelOptions
-from cca.model.precision import choose_dtype, main_device
+from cca.model.network import open_network
+from cca.model.options import EngineOptions, ModelOptions
 from cca.model.state import frozen
-from cca.model.weights import empty_model, first_line, load_network, some
+from cca.model.weights import first_line
 from cca.problems.examples import load_examples
 from cca.problems.prompts import Prompter, PromptOptions, check_prompt
 
@@ -46,6 +42,7 @@ class Model:
         tokenizer: its tokenizer.
         components: its heads and neurons, and the weight rows that they own.
         prompter: how it is asked, and how its answers are read and graded.
+        engine: what writes with it.
         revision: SHA-256 of the bytes of the weight files or the GGUF file, the commit of a hub model, else ``memory``.
     """
 
@@ -54,6 +51,7 @@ class Model:
     tokenizer: Any
     components: Any
     prompter: Prompter
+    engine: Engine
     revision: str
 
     @property
@@ -85,6 +83,7 @@ def open_model(
     grader: str | Callable[[str, str], Any] = "number",
     prompter: Prompter | None = None,
     date: datetime | None = None,
+    engine: EngineOptions | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Model:
     """Open a model, find its components and prove by a small pass that they are where they should be.
@@ -97,6 +96,7 @@ def open_model(
             function that takes (text, gold answer) and returns whether the text is right.
         prompter: one that is ready, in place of `prompt`, `grader` and `date`.
         date: today, for a chat template that says it in every prompt; by default the time now.
+        engine: what writes with it, as the fields of `EngineOptions`; by default transformers, in this process.
         **options: the fields of `ModelOptions`, such as ``dtype="bfloat16"``, for a model that is not in memory.
             What its device_map sends to the disk goes to a temporary folder (TMPDIR).
 
@@ -112,8 +112,9 @@ def open_model(
     if isinstance(source, tuple):
         if len(source) != 2 or not hasattr(source[0], "forward") or not hasattr(source[1], "encode"):
             raise InputError("a model in memory is a pair: (transformers model, its tokenizer)")
-        if options:
-            raise InputError(f"{', '.join(options)}: only for a model that cca loads; this one is in memory already")
+        if options or engine:
+            given = [*options, *(["engine"] if engine else [])]
+            raise InputError(f"{', '.join(given)}: only for a model that cca loads; this one is in memory already")
         return _in_memory(*source, prompter, prompt, grader, date)
     if not isinstance(source, str | Path):
         raise InputError(
@@ -126,7 +127,9 @@ def open_model(
         prompter = open_prompter(chosen, prompt, grader, date)
     network = open_network(chosen, config)
     components = _verified(network, chosen.path)
-    return Model(chosen.path, network, prompter.tokenizer, components, prompter, revision_of(chosen.path, network))
+    writing = choose_engine(EngineOptions.of(engine, {}), chosen, network)
+    revision = revision_of(chosen.path, network)
+    return Model(chosen.path, network, prompter.tokenizer, components, prompter, writing, revision)
 
 
 def _in_memory(network: Any, tokenizer: Any, prompter: Prompter | None, *how: Any) -> Model:
@@ -141,7 +144,7 @@ def _in_memory(network: Any, tokenizer: Any, prompter: Prompter | None, *how: An
         prompter = _prompter(tokenizer, ends, *how)
     with frozen(network):
         components = _verified(network, name)
-    return Model(name, network, tokenizer, components, prompter, "memory")
+    return Model(name, network, tokenizer, components, prompter, Transformers(network), "memory")
 
 
 def open_prompter(
@@ -198,49 +201,6 @@ def generation_settings(path: str) -> Any:
         if isinstance(error, OSError) and not file.exists():
             return None
         raise InputError(f"cannot read {file} ({first_line(error)}); mend it or delete it") from error
-
-
-def open_network(options: ModelOptions, config: Any = None) -> Any:
-    """The network of `options`, with its weights, where it computes; config: what `check_model` gave, where it did.
-
-    Raises:
-        InputError: there is no such model, or not all of its weights.
-    """
-    import torch
-
-    config = config or check_model(options.path, trust_remote_code=options.trust_remote_code)
-    path, device_map = options.path, options.device_map
-    settings: dict[str, Any] = {
-        "dtype": getattr(torch, _dtype(options, config)),
-        "device_map": device_map,
-        "attn_implementation": attention_for(config, options.attention, path),
-    }
-    if is_gguf(path):
-        loader = partial(gguf_network, open_gguf(path), empty_model(config, path))
-    else:
-        loader, settings["trust_remote_code"] = None, options.trust_remote_code
-    if device_map is not None:
-        settings["offload_folder"] = tempfile.mkdtemp(prefix="cca-offload-")
-        atexit.register(shutil.rmtree, settings["offload_folder"], ignore_errors=True)
-    asked = f"attention {options.attention}, device_map {device_map}"
-    network, unused = load_network(location(path), settings, asked, loader)
-    check_network(network, path)  # a device_map of auto may have found other devices
-    if unused:
-        print(f"warning: {path} has weights that the model does not use: {some(unused)}", file=sys.stderr, flush=True)
-    if device_map is None:
-        network.to(main_device(options.device, None))
-    elif network.device.type == "meta":
-        raise InputError(f"the embeddings of {path} fit on no device beside the rest; choose a smaller model")
-    return network.eval().requires_grad_(False)
-
-
-def _dtype(options: ModelOptions, config: Any) -> str:
-    """The dtype that `options` ask for; what ``auto`` comes to is measured, and said."""
-    if options.dtype != "auto":
-        return options.dtype
-    choice = choose_dtype(config, main_device(options.device, options.device_map))
-    print(f"model.dtype auto: {choice.dtype} ({choice.why})", file=sys.stderr, flush=True)
-    return choice.dtype
 
 
 def _verified(network: Any, path: str) -> Any:

@@ -1,10 +1,10 @@
 """How a model is opened."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from cca.options import Options
+from cca.options import Count, CountOrNone, Options
 
 
 class ModelOptions(Options):
@@ -32,3 +32,25 @@ class ModelOptions(Options):
     def _is_of_something(cls, value: Any) -> Any:
         """A map of nothing is none; a config file has no place for it either."""
         return value or None
+
+
+class EngineOptions(Options):
+    """What writes traces, completions and answers. Circuit and update are always learned in this process."""
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    """``transformers``, or ``vllm`` in a process of its own: far faster on a GPU, and its samples are others than those
+    of transformers."""
+    workers: CountOrNone = 0
+    """Copies of the engine over which Ray spreads the writing, each with a model of its own; their number changes no
+    result. 0: one, without Ray."""
+    ray_address: str | None = None
+    """Of a Ray cluster, such as ``auto`` or ``ray://head:10001``; by default a cluster of this machine alone."""
+    tensor_parallel: Count = 1
+    """GPUs over which ``vllm`` splits the model."""
+    memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.45
+    """What ``vllm`` may take of a GPU's memory, on which the model of circuit and update lies as well."""
+    updates: Literal["weights", "lora"] = "weights"
+    """How ``vllm`` gets an update: its rows added to the weights, which in 16 bits rounds them, or as a LoRA
+    adapter."""
+    python: str | None = None
+    """The interpreter of an environment that has ``vllm``; by default the one that runs."""

@@ -17,7 +17,7 @@ from cca.io import user_text
 from cca.method.options import CircuitOptions, PivotOptions, TraceOptions, UpdateOptions
 from cca.method.rates import OF_ADAM, OF_THE_BUNDLED_MODEL
 from cca.model.bundled import is_bundled
-from cca.model.options import ModelOptions
+from cca.model.options import EngineOptions, ModelOptions
 from cca.options import Count, Options, all_explained
 from cca.problems.prompts import PromptOptions, check_prompt
 from cca.problems.splits import ProblemOptions
@@ -31,6 +31,7 @@ class Config(Options):
     rounds: Count = 1
     """How often to trace, find a circuit and update, each time from the updated model, as long as validation rises."""
     model: ModelOptions = ModelOptions()
+    engine: EngineOptions = EngineOptions()
     prompt: PromptOptions = PromptOptions()
     problems: ProblemOptions = ProblemOptions()
     traces: TraceOptions = TraceOptions()

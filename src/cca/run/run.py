@@ -95,6 +95,8 @@ class Run:
         """Let other processes work in the folder."""
         if self.tracking:
             self.tracking.close()
+        if "model" in self.__dict__:
+            self.model.engine.close()
         self.folder.close()
 
     def __enter__(self) -> Self:
@@ -115,6 +117,7 @@ class Run:
         """
         from cca.evaluation.harness.run import check_tasks
         from cca.model.checks import check_device, check_model
+        from cca.model.engines.choice import check_engine
         from cca.model.open import open_prompter
         from cca.problems.skills import check_skill
         from cca.run.problems import target_source
@@ -137,6 +140,7 @@ class Run:
             if config.update.method == "finetune" and config.model.dtype != "float32":
                 raise rounded(config.model.dtype.replace("auto", "bfloat16, which auto may come to"))
         check_device(config.model.device, config.model.device_map)
+        check_engine(config.engine, config.model)
         return prompter
 
     # ---- what the stages share ----
@@ -160,7 +164,7 @@ class Run:
 
         self.display.doing(_loading(self.config.model.path))
         options: dict[str, Any] = {**dict(self.config.model), "dtype": self.dtype}
-        model = open_model(options.pop("path"), prompter=self.prompter, **options)
+        model = open_model(options.pop("path"), prompter=self.prompter, engine=self.config.engine, **options)
         self.use(model)
         return model
 

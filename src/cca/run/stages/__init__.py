@@ -44,6 +44,7 @@ STAGES: dict[str, Stage] = {
             (
                 "seed",
                 "model",
+                "engine",
                 "prompt",
                 "problems",
                 "traces",

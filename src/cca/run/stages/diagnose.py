@@ -76,7 +76,7 @@ def _answered_alone(run: Run, problems: Sequence[Problem], scores: Sequence[Scor
     with run.display.bar("diagnosis", len(some), "answers alone") as bar, writing.told(bar, len(some)):
         for problem in some:  # a call each, or they would share what all prompts begin with
             alone += answer(
-                run.model.network,
+                run.model.engine,
                 run.prompter,
                 [problem],
                 model="base",

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
-
-from transformers import PreTrainedModel
+from typing import Any, TypeVar
 
 from cca.controls.load import load_intervention
 from cca.evaluation.choices import choices
@@ -116,7 +114,7 @@ def _by_method(run: Run) -> dict[str, list[Pivot]]:
 
 
 def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
-    network, limit = run.model.network, run.config.answer_limit.tokens
+    engine, limit = run.model.engine, run.config.answer_limit.tokens
     writing = answers_of(run)
     models = _read(change)
     there = {score.problem for score in run.folder.recover("scores.jsonl", Score) if score.model == "base"}
@@ -127,9 +125,9 @@ def _answers(run: Run, change: Intervention | None, sets: Sets) -> list[Score]:
     def answers(left: list[tuple[Which, Problem]], keep: Keep[Score]) -> None:
         for which in models:
             problems = [p for of, p in left if of == which]
-            with _made(network, which, change):
+            with engine.changed(change) if change and which == "updated" else nullcontext():
                 answer(
-                    network,
+                    engine,
                     run.prompter,
                     problems,
                     model=which,
@@ -167,7 +165,7 @@ def _read(change: Intervention | None) -> Sequence[Which]:
     return _BOTH if change else _BOTH[:1]
 
 
-def _made(network: PreTrainedModel, which: Which, change: Intervention | None) -> AbstractContextManager[None]:
+def _made(network: Any, which: Which, change: Intervention | None) -> AbstractContextManager[None]:
     """The network is the one of the two models within the context."""
     return change.active(network) if change and which == "updated" else nullcontext()
 

@@ -33,7 +33,7 @@ def work(run: Run) -> None:
             keep([mark_on_slip(run.prompter, pair, by_id[pair.problem], p, kinds) for p in both])
 
         search_pivots(
-            run.model.network,
+            run.model.engine,
             run.prompter,
             left,
             by_id,

@@ -23,14 +23,14 @@ def work(run: Run) -> None:
     # what a begun run asks stays what it was, whatever became of the source
     begun = run.folder.read("problems.jsonl", Problem) if "problems" in run.folder.manifest else []
     problems = begun or _draw(run)
-    network = run.model.network
+    engine = run.model.engine
     if not begun:
         run.folder.write("problems.jsonl", problems)
     traced = [p for p in problems if p.split in TRACED]
     writing = traces_of(run, traced)
 
     def draw(left: list[Problem], keep: Keep[TracePair]) -> None:
-        trace_pairs(network, run.prompter, left, options, seed, lambda pair: keep([pair]), writing.watch)
+        trace_pairs(engine, run.prompter, left, options, seed, lambda pair: keep([pair]), writing.watch)
 
     pairs = journalled(
         run.folder,

@@ -1,0 +1,20 @@
+"""Which engine the options ask for."""
+
+from typing import Any
+
+from cca.model.engine import Engine, Transformers
+from cca.model.options import EngineOptions, ModelOptions
+
+
+def choose_engine(options: EngineOptions, model: ModelOptions, network: Any) -> Engine:
+    """The engine of `options`, for the model of `model`, which is loaded here as `network`. Nothing is started yet."""
+    del options, model
+    return Transformers(network)
+
+
+def check_engine(options: EngineOptions, model: ModelOptions) -> None:
+    """See, before anything slow, that the engine of `options` can work.
+
+    Raises:
+        InputError: something that it needs is not installed, or it cannot take the model.
+    """
