@@ -23,12 +23,19 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="short for --set model.path=MODEL")
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add --workers and --ray-address, which `overrides` heeds."""
+    parser.add_argument("--workers", type=int, help="short for --set engine.workers=WORKERS: write with Ray")
+    parser.add_argument("--ray-address", help="short for --set engine.ray_address=RAY_ADDRESS: of a cluster")
+
+
 def overrides(options: argparse.Namespace) -> tuple[str, ...]:
-    """What --set and --model change in the config."""
+    """What --set and the options that are short for it change in the config."""
     from cca.run.config import toml_value
 
-    model = getattr(options, "model", None)
-    return (*options.overrides, *([f"model.path={toml_value(model)}"] if model else []))
+    short = {"model": "model.path", "workers": "engine.workers", "ray_address": "engine.ray_address"}
+    given = {key: value for name, key in short.items() if (value := getattr(options, name, None)) is not None}
+    return (*options.overrides, *(f"{key}={toml_value(value)}" for key, value in given.items() if value != ""))
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cca.commands.options import add_common, add_config, add_model, add_overrides, add_trackers, overrides
+from cca.commands.options import add_common, add_config, add_engine, add_model, add_overrides, add_trackers, overrides
 from cca.run.stages import STAGES
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/ and the config's name)")
     add_model(parser)
+    add_engine(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="say what the run would do, hold and change; no weights are read"
     )
@@ -36,6 +37,7 @@ def add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
     if stage == "trace":
         parser.add_argument("--config", type=Path, help="config of a new run (default: the bundled run)")
     add_overrides(parser)
+    add_engine(parser)
     parser.add_argument(
         "--redo", action="store_true", help="forget this stage and what follows, and do it again, with --set otherwise"
     )

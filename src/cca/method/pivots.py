@@ -177,7 +177,6 @@ def search_pivots(
     for search, text in zip(searches, texts([(*s.pair.prompt, *s.y) for s in searches], prompter.start), strict=True):
         search.takes(text)
     unread = deque(engine.portions([search.text for search in searches]))
-    kept_free = slots - engine.ahead(slots)
     begun: list[Search] = []
 
     def more(free: int) -> list[Row]:
@@ -191,7 +190,7 @@ def search_pivots(
             rows = [row for search in fresh for row in search.begin()]
         if not rows:
             waiting = sorted((s for s in begun if not s.is_over), key=lambda s: (s.ahead - s.tried, s.number))
-            rows = [row for search in waiting[: max(0, free - kept_free)] for row in search.ahead_of_time()]
+            rows = [row for search in waiting[: engine.ahead(free, slots)] for row in search.ahead_of_time()]
         return rows
 
     engine.write((), slots=slots, end_tokens=prompter.end_tokens, idle=more, watch=watch)

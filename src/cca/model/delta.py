@@ -48,6 +48,12 @@ class Delta:
     _fits: WeakSet[nn.Module] = field(default_factory=WeakSet, repr=False)
     """Networks that it was made on, or found to fit: to look again at each use would take too long."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fits": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _fits=WeakSet())  # in another process are other networks
+
     def __repr__(self) -> str:
         return f"Delta({self.row_count:,} rows of {len(self.weights)} weights, {self.parameter_count:,} parameters)"
 

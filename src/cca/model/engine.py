@@ -48,8 +48,8 @@ class Engine(Protocol):
         """`texts` in their order, as many together as should be read at once."""
         ...
 
-    def ahead(self, slots: int) -> int:
-        """Of so many slots, how many may be filled with rows that may turn out not to be needed."""
+    def ahead(self, free: int, slots: int) -> int:
+        """How many of `free` slots may be filled with rows that may turn out not to be needed. slots: as of `write`."""
         ...
 
     def changed(self, intervention: Intervention) -> AbstractContextManager[None]:
@@ -63,6 +63,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """Let go of processes and memory; it starts anew when it is used again."""
         ...
+
+
+def ahead_on_a_cpu(free: int, slots: int, workers: int = 1) -> int:
+    """`Engine.ahead` where rows cost time. workers: that have so many slots each."""
+    return max(0, free - workers * max(0, slots - _AHEAD))
 
 
 class Transformers:
@@ -92,8 +97,8 @@ class Transformers:
     def portions(self, texts: Iterable[Text]) -> Iterator[list[Text]]:
         return by_budget(texts, Text.own_length, self.network)
 
-    def ahead(self, slots: int) -> int:
-        return min(slots, _AHEAD) if self.network.device.type == "cpu" else slots
+    def ahead(self, free: int, slots: int) -> int:
+        return ahead_on_a_cpu(free, slots) if self.network.device.type == "cpu" else free
 
     def changed(self, intervention: Intervention) -> AbstractContextManager[None]:
         return intervention.active(self.network)

@@ -50,6 +50,7 @@ class Text:
     values: list[Float[Tensor, "K T D"]] = field(default_factory=list, repr=False)
     last: Tensor | None = field(default=None, repr=False)
     predictions: list[int] = field(default_factory=list, repr=False)
+    forgotten: bool = False
 
     @property
     def is_read(self) -> bool:
@@ -71,7 +72,7 @@ class Text:
 
     def forget(self) -> None:
         """Let go of keys, values and logits, which must not be asked for again."""
-        self.keys, self.values = [], []
+        self.keys, self.values, self.forgotten = [], [], True
         if self.last is not None:
             self.last = self.last.new_empty(0)
 

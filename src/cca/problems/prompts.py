@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, PlainValidator
@@ -15,7 +15,7 @@ from cca.errors import InputError
 from cca.grading.answers import GRADERS, Graded, Grader
 from cca.options import CountOrNone, Options
 from cca.problems.chat import PROBES, Argument, Chat, Turn, open_chat
-from cca.problems.tokens import completed, continued, decoded, encoded, is_marker, markers
+from cca.problems.tokens import StopStrings, continued, decoded, encoded, is_marker, markers
 from cca.records import Problem, Trace
 
 Style = Literal["plain", "few-shot", "chat"]
@@ -340,15 +340,19 @@ class Prompter:
         kept = " ".join((*self.stop, self.prefill, *(e.solution for e in self.examples)))
         return self.end_tokens | markers(self.tokenizer, kept)
 
+    @cached_property
+    def _stops(self) -> StopStrings:
+        return StopStrings(self.tokenizer, self._silent, self.stop)
+
     def stopped(self, tokens: Sequence[int]) -> bool:
         """Whether the last token of an answer completed a stop string."""
-        return completed(self.decode, tokens, self.stop)
+        return self._stops.ended((), tokens)
 
     def stop_rule(self, head: Sequence[int] = ()) -> Callable[[Sequence[int]], bool] | None:
         """Whether an answer that began with `head` has ended with its new tokens. None: there are no stop strings."""
         if not self.stop:
             return None
-        return lambda tokens: self.stopped([*head, *tokens])
+        return partial(self._stops.ended, tuple(head))
 
     def trace(self, problem: Problem, tokens: Sequence[int]) -> Trace:
         """Grade `tokens` as the answer to `problem`."""

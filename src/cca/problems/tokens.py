@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -94,3 +95,19 @@ def completed(text_of: Callable[[Sequence[int]], str], tokens: Sequence[int], st
     if start and any(s in tail for s in strings):
         tail = text_of(tokens)
     return any(s in tail for s in strings)
+
+
+@dataclass(frozen=True)
+class StopStrings:
+    """Strings before which an answer ends. An object of its own, since it goes to the processes that write.
+
+    silent: tokens that are no text.
+    """
+
+    tokenizer: Any
+    silent: frozenset[int]
+    strings: tuple[str, ...]
+
+    def ended(self, head: Sequence[int], tokens: Sequence[int]) -> bool:
+        """Whether the last of `tokens`, which follow `head`, completed one of the strings."""
+        return completed(lambda some: decoded(self.tokenizer, some, self.silent), [*head, *tokens], self.strings)

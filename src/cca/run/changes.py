@@ -14,6 +14,8 @@ from cca.io import write_text
 from cca.run.config import Config, dump_toml, toml_value
 from cca.run.stages import STAGES, first_to_use
 
+_ANY_TIME = frozenset({"engine.workers", "engine.ray_address", "engine.memory_share", "engine.python"})
+"""What changes no result, and may be otherwise whenever a run goes on."""
 _RECOVERED = ("trace", "pivots")
 """Stages whose records are looked through before any is made again, so that they can go on without a manifest."""
 
@@ -52,7 +54,8 @@ def _changed(begun: str, here: str) -> dict[str, tuple[Any, Any]]:
     it was begun, had its default."""
     defaults = {key: new for key, (_, new) in differences({}, tomllib.loads(dump_toml(Config()))).items()}
     found = differences(tomllib.loads(begun), tomllib.loads(here))
-    return {key: (old, new) for key, (old, new) in found.items() if old is not None or new != defaults.get(key)}
+    known = {key: (old, new) for key, (old, new) in found.items() if old is not None or new != defaults.get(key)}
+    return {key: both for key, both in known.items() if key not in _ANY_TIME}
 
 
 def _check_covered(path: Path, changed: Mapping[str, tuple[Any, Any]], redo: str | None) -> None:

@@ -189,6 +189,7 @@ class Run:
         self.__dict__["model"] = model
         manifest |= {
             "device": str(model.network.device),
+            "engine": model.engine.name,
             "dtype": str(model.network.dtype).removeprefix("torch."),
             "seed": self.config.seed,
             "date": self.prompter.date.isoformat(),

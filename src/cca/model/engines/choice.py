@@ -1,15 +1,23 @@
 """Which engine the options ask for."""
 
+from pathlib import Path
 from typing import Any
 
-from cca.model.engine import Engine, Transformers
+from cca.model.bundled import is_bundled
+from cca.model.engine import Engine
+from cca.model.engines.local import local_engine
+from cca.model.engines.replicated import Replicated, check_ray
 from cca.model.options import EngineOptions, ModelOptions
 
 
 def choose_engine(options: EngineOptions, model: ModelOptions, network: Any) -> Engine:
     """The engine of `options`, for the model of `model`, which is loaded here as `network`. Nothing is started yet."""
-    del options, model
-    return Transformers(network)
+    if not options.workers:
+        return local_engine(options, model, network)
+    dtype, path = str(network.dtype).removeprefix("torch."), model.path
+    if not is_bundled(path) and Path(path).exists():  # processes have working directories of their own
+        path = str(Path(path).absolute())
+    return Replicated(options, model.changed({"dtype": dtype, "path": path}))
 
 
 def check_engine(options: EngineOptions, model: ModelOptions) -> None:
@@ -18,3 +26,5 @@ def check_engine(options: EngineOptions, model: ModelOptions) -> None:
     Raises:
         InputError: something that it needs is not installed, or it cannot take the model.
     """
+    del model
+    check_ray(options)

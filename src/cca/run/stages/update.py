@@ -1,6 +1,7 @@
 """Stage 3 of a run: train what its method trains, keep the best validated step; then further rounds, where wanted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -26,7 +27,9 @@ from cca.method.update import (
     validator,
 )
 from cca.model.delta import Delta
+from cca.model.engine import Transformers
 from cca.model.intervention import Intervention, Trainable
+from cca.model.open import Model
 from cca.records import Metric, best_of
 from cca.run.changes import open_folder
 from cca.run.run import Run
@@ -144,11 +147,11 @@ def _validations(run: Run, step: int) -> int:
     return sum(options.validated(later) for later in range(step + 1, options.steps + 1))
 
 
-def _validator(run: Run, bar: Bar) -> Callable[[Intervention], Validation]:
-    """A validation that counts its work on a bar within `bar`."""
+def _validator(run: Run, bar: Bar, model: Model) -> Callable[[Intervention], Validation]:
+    """A validation of `model` that counts its work on a bar within `bar`."""
     held, writing = [p for p in run.problems if p.split == "validation"], answers_of(run)
     limit, batch = run.config.answer_limit.tokens, run.config.evaluation.batch
-    answer = validator(run.model, held, limit, batch, writing.watch)
+    answer = validator(model, held, limit, batch, writing.watch)
 
     def validate(intervention: Intervention) -> Validation:
         with bar.bar("validation", len(held), "problems") as inner, writing.told(inner, len(held)):
@@ -172,7 +175,7 @@ def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
         untrained,
         pivots,
         run.pivots_of("validation"),
-        _validator(run, bar),
+        _validator(run, bar, model),
         options,
         optimizer="adam" if options.method == "lora-pivots" else "descent",
         in_step=in_step,
@@ -186,7 +189,9 @@ def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
 def _learn_solutions(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
     """The worked solutions of the training problems; an epoch of them counts as a step."""
     options, model, prompter = run.config.update, run.model, run.prompter
-    held_out, validate, none = run.pivots_of("validation"), _validator(run, bar), Delta({})
+    # the weights are trained here, and another process knows nothing of that
+    here = replace(model, engine=Transformers(model.network))
+    held_out, validate, none = run.pivots_of("validation"), _validator(run, bar, here), Delta({})
 
     def measure(epoch: int, loss: float | None) -> Metric:
         margins = held_out_margins(model.network, none, held_out, options.batch, bar.work)

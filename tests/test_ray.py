@@ -1,0 +1,186 @@
+"""Copies of an engine in processes of Ray: their number, and the loss of one, change no result."""
+
+import dataclasses
+import os
+import pickle
+import shutil
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import cca
+from cca import cli
+from cca.errors import InputError
+from cca.evaluation.scores import answer
+from cca.method.traces import Traces
+from cca.model.delta import Delta
+from cca.model.engines import replicated
+from cca.model.engines.replicated import Replicated
+from cca.model.open import Model
+from cca.model.options import EngineOptions, ModelOptions
+from cca.model.read import Text
+from cca.run.changes import open_folder
+from cca.run.run import config_of
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[cca.Problem]:
+    return cca.load_problems("gsm-symbolic", templates=[57, 58, 62], n=8, max_number=60)
+
+
+@pytest.fixture(scope="module")
+def alone(bundled, asked) -> Traces:
+    return cca.trace(bundled, asked, samples=4)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Replicated]:
+    made = Replicated(EngineOptions(workers=1), ModelOptions())
+    yield made
+    made.close()
+
+
+def grown(engine: Replicated, workers: int, model: Model) -> Model:
+    """`model`, written with by at least so many workers of `engine`."""
+    engine.options = engine.options.changed({"workers": max(workers, engine.options.workers)})
+    return dataclasses.replace(model, engine=engine)
+
+
+def ended(engine: Replicated) -> int:
+    """End a process as a machine that fails does; its number."""
+    number = ray.get(engine.copies[0].actor.open.remote())
+    os.kill(number, signal.SIGKILL)
+    return number
+
+
+def other(model: Model) -> Delta:
+    """A delta that changes some answers."""
+    selected = torch.zeros(model.components.size, dtype=torch.bool)
+    selected[::40] = True
+    delta, generator = Delta.zeros(model, model.components.rows(selected)), torch.Generator().manual_seed(0)
+    for values in delta.parameters.values():
+        values.copy_(torch.randn(values.shape, generator=generator) * 0.05)
+    return delta
+
+
+def test_one_two_and_three_workers_give_the_traces_and_pivots_of_none(bundled, asked, alone, engine):
+    wanted = cca.find_pivots(bundled, alone, confirm=2, gap=0.0)
+    for workers in (1, 2, 3):
+        model = grown(engine, workers, bundled)
+        assert cca.trace(model, asked, samples=4).pairs == alone.pairs
+        assert cca.find_pivots(model, alone, confirm=2, gap=0.0) == wanted
+        assert len(engine.copies) == workers
+        assert all(not copy.rows and not copy.reads for copy in engine.copies)
+
+
+def test_every_worker_writes(bundled, asked, engine, monkeypatch):
+    model, handed = grown(engine, 2, bundled), list[int]()
+    hand_out = replicated._Crew._hand_out
+
+    def counted(self: Any, row: Any) -> None:
+        hand_out(self, row)
+        handed.append(next(n for n, copy in enumerate(self.copies) if row in copy.rows.values()))
+
+    monkeypatch.setattr(replicated._Crew, "_hand_out", counted)
+    cca.trace(model, asked, samples=2)
+    assert set(handed) == set(range(len(engine.copies)))
+
+
+def test_answers_of_the_updated_model_and_of_the_base_after_it_are_those_of_no_workers(bundled, asked, engine):
+    delta = other(bundled)
+    wanted = cca.evaluate(bundled, asked, delta).scores
+    assert {s.text for s in wanted if s.model == "base"} != {s.text for s in wanted if s.model == "updated"}
+    model = grown(engine, 2, bundled)
+    assert cca.evaluate(model, asked, delta).scores == wanted
+    assert cca.evaluate(model, asked, delta).scores == wanted
+
+
+def test_what_a_lost_worker_had_in_hand_is_done_by_others(bundled, asked, alone, engine):
+    model, told, gone = grown(engine, 2, bundled), list[int](), list[int]()
+
+    def progress(done: int, of: int) -> None:
+        told.append(done)
+        if done == len(alone) // 3:
+            gone.append(ended(engine))
+
+    assert cca.trace(model, asked, samples=4, progress=progress).pairs == alone.pairs
+    assert told == list(range(1, len(alone) + 1)), "what was done is not done twice"
+    assert gone and gone[0] not in {ray.get(copy.actor.open.remote()) for copy in engine.copies}
+
+
+def test_a_lost_worker_s_successor_has_the_update_on(bundled, asked, engine):
+    delta, model = other(bundled), grown(engine, 2, bundled)
+    wanted = {s.problem: s.text for s in cca.evaluate(bundled, asked, delta).scores if s.model == "updated"}
+    tested = [p for p in asked if p.split == "test"]
+    with engine.changed(delta):
+        engine.read([Text((5, 6, 7))])
+        ended(engine)
+        found = answer(engine, model.prompter, tested, model="updated", max_new_tokens=160, slots=8)
+    assert [s.text for s in found] == [wanted[p.id] for p in tested]
+
+
+def test_workers_that_are_lost_again_and_again_are_an_error(bundled, asked, engine, monkeypatch):
+    monkeypatch.setattr(replicated, "_LOST", 0)
+
+    def progress(done: int, of: int) -> None:
+        if done == 1:
+            ended(engine)
+
+    with pytest.raises(InputError, match=r"1 processes of Ray were lost .* engine.workers, traces.batch"):
+        cca.trace(grown(engine, 2, bundled), asked, samples=4, progress=progress)
+    assert not engine.copies
+
+
+def test_a_model_that_a_worker_cannot_load_is_named(tmp_path):
+    made = Replicated(EngineOptions(workers=1), ModelOptions(path=str(tmp_path / "gone")))
+    try:
+        with pytest.raises(InputError, match="gone"):
+            made.read([Text((1, 2))])
+    finally:
+        made.close()
+
+
+def test_an_address_without_workers_or_without_ray_is_refused(capsys, monkeypatch):
+    assert cli.main(["run", "--ray-address", "auto"]) == 2
+    assert "engine.workers is 0; say how many workers" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["run", "--workers", "2"]) == 2
+    assert "needs Ray; install it with" in capsys.readouterr().err
+
+
+def test_how_many_workers_there_are_may_change_when_a_run_goes_on(mended, tmp_path):
+    folder = shutil.copytree(mended, tmp_path / "run")
+    config = config_of(folder)
+    more = config.model_copy(update={"engine": EngineOptions(workers=7, ray_address="auto")})
+    open_folder(folder, more).close()
+    with pytest.raises(InputError, match=r"engine\.name"):
+        open_folder(folder, config.model_copy(update={"engine": EngineOptions(name="vllm")}))
+
+
+def test_stop_rules_reach_the_workers(bundled, asked, engine):
+    prompter = dataclasses.replace(bundled.prompter, stop=("so", "####"))
+    model = dataclasses.replace(bundled, prompter=prompter)
+    wanted = cca.trace(model, asked, samples=2).pairs
+    assert any(pair.greedy.text and "####" not in pair.greedy.text for pair in wanted)
+    assert cca.trace(grown(engine, 2, model), asked, samples=2).pairs == wanted
+
+
+def test_reading_tells_what_reading_here_does(bundled, engine):
+    texts = [Text(tuple(range(5, 5 + n)), predict_from=2) for n in (9, 30, 4)]
+    here = [Text(t.ids, t.predict_from) for t in texts]
+    grown(engine, 2, bundled).engine.read(texts)
+    bundled.engine.read(here)
+    assert [t.predictions for t in texts] == [t.predictions for t in here]
+
+
+def test_a_delta_that_was_pickled_is_seen_to_fit_again(bundled):
+    delta = other(bundled)
+    again = pickle.loads(pickle.dumps(delta))
+    again.check_fits(bundled)
+    assert all(torch.equal(again.parameters[name], values) for name, values in delta.parameters.items())
