@@ -27,6 +27,14 @@ _OF_FREE_AT_MOST = 0.9
 _UNKNOWN = 4 * GIB
 """What may be kept where neither a budget is set nor the system says what is free."""
 
+_SAID = (
+    "can't allocate memory: you tried to allocate",
+    "not enough memory: you tried to allocate",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""In errors of torch's allocators of main memory, and of CUDA's libraries, which have no class of their own."""
+
 
 def free_bytes(device: torch.device | str) -> int | None:
     """Bytes that `device` can still give: of a GPU what is not reserved by anyone, of the CPU what the host has free.
@@ -110,16 +118,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device or the host had too little memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | TooLargeError):
         return True
-    # torch's allocators of main memory, and CUDA's libraries, have no error of their own
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
-
-
-_SAID = (
-    "can't allocate memory: you tried to allocate",
-    "not enough memory: you tried to allocate",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 
 
 def attempted(work: Callable[[], object]) -> bool:
@@ -131,11 +130,15 @@ def attempted(work: Callable[[], object]) -> bool:
             raise
     else:
         return True
-    # only here is the error gone, and with it what the frames held in which it was raised
+    release()  # only here is the error gone, and with it what the frames held in which it was raised
+    return False
+
+
+def release() -> None:
+    """Give memory back that nothing refers to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return False
 
 
 class Halving(Generic[T]):
