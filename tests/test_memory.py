@@ -107,6 +107,8 @@ def test_what_is_taken_of_the_store_is_to_the_last_bit_what_padding_each_sequenc
                 held = layer.key_buffer, layer.value_buffer
             else:
                 assert isinstance(layer, ConstantLayer)
+                assert layer.keys is not None
+                assert layer.values is not None
                 held = layer.keys, layer.values
             assert torch.equal(held[0], plain[0])
             assert torch.equal(held[1], plain[1])
@@ -209,7 +211,8 @@ def test_what_failed_work_held_is_let_go_before_anything_else_is_tried():
     def work():
         large = torch.zeros(9)
         held.append(weakref.ref(large))
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        error = torch.OutOfMemoryError("CUDA out of memory")  # which refers to this frame, as that does to it
+        raise error
 
     gc.disable()
     try:
@@ -342,7 +345,7 @@ def test_where_the_fewest_rows_do_not_fit_it_is_said_what_to_do(tiny):
     with (
         limited(tiny, rows=7),
         warnings.catch_warnings(action="ignore"),
-        pytest.raises(TooLargeError, match="too little memory to write 8 sequences at once.*lower max_new_tokens"),
+        pytest.raises(TooLargeError, match=r"too little memory to write 8 sequences at once.*lower max_new_tokens"),
     ):
         generate_greedy(tiny, _many(20), max_new_tokens=9, end_tokens=END, slots=16)
 
@@ -388,6 +391,8 @@ def test_what_is_read_in_smaller_passes_is_the_same_to_the_last_bit_and_read_onc
     own = sum(t.own_length() for t in plain)
     assert 30 + own <= sum(passes) < 30 + own + 8 * len(passes), "rounded up to a multiple of eight"
     for one, other in zip(plain, halved, strict=True):
+        assert one.last is not None
+        assert other.last is not None
         assert torch.equal(one.last, other.last)
         assert all(map(torch.equal, (*one.keys, *one.values), (*other.keys, *other.values)))
     with limited(tiny, tokens=20), pytest.raises(TooLargeError, match="too little memory to read 80 tokens"):

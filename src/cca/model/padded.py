@@ -87,7 +87,8 @@ class Ragged:
 
     def _write(self, text: Text, first: int, length: int, after: int) -> None:
         for number in range(len(self.layers)):
-            text.copy_to(number, *self._tokens(number, first, length), after)
+            keys, values = self._tokens(number, first, length)
+            text.copy_to(number, keys, values, after)
 
     def _tokens(self, layer: int, first: int, length: int) -> list[Float[Tensor, "K n D"]]:
         """Keys and values of the tokens from `first` on, which belong to one sequence."""
@@ -124,8 +125,10 @@ class Ragged:
         places = _Places(column, first[:, None], own[:, None], self.begun)
         cache = DynamicCache()
         for number, layer in enumerate(self.layers):
-            sides = [places.gathered(side, heads) for side, heads in zip(layer, self._heads(number), strict=True)]
-            cache.layers.append(PreallocatedLayer(*sides, width) if room else ConstantLayer(*sides))
+            keys, values = (
+                places.gathered(side, heads) for side, heads in zip(layer, self._heads(number), strict=True)
+            )
+            cache.layers.append(PreallocatedLayer(keys, values, width) if room else ConstantLayer(keys, values))
         return cache, mask
 
 
