@@ -120,7 +120,10 @@ def _pivots(count: int = 9):
 
 def test_the_common_start_is_stored_once_and_nothing_is_padding(tiny):
     pivots = _pivots()
-    stored = CachedPrefixes(tiny, pivots).stored
+    prefixes = CachedPrefixes(tiny, pivots)
+    stored = prefixes.stored
+    assert prefixes.start is not None
+    assert not prefixes.start.keys, "not beside the store"
     assert stored is not None
     own = sum(len(p.prefix) - 1 - len(START) for p in pivots)
     (some,) = texts([START])
