@@ -246,7 +246,7 @@ def test_what_all_rows_begin_with_stands_in_no_slot(tiny, monkeypatch):
 def test_an_attention_that_is_more_than_softmax_looks_at_what_all_rows_begin_with_too(tiny, monkeypatch):
     prompts = _many(5, shared=40)
     plain = [reference.greedy(tiny, p, 12, END) for p in prompts]
-    monkeypatch.setattr("cca.model.generate.is_softmax", lambda *_: False)
+    monkeypatch.setattr("cca.model.slots.is_softmax", lambda *_: False)
     assert generate_greedy(tiny, prompts, max_new_tokens=12, end_tokens=END) == plain
 
 

@@ -79,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = None
         return 0
+    except (MemoryError, RuntimeError) as error:
+        from cca.model.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        remedy = "lower the batch of this stage, or set model.dtype to bfloat16 (docs/scaling.md), and run it again"
+        print(f"cca: out of memory; finished work is kept: {remedy} ({error})", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"cca: {error}; finished work is kept, the same command resumes", file=sys.stderr)
         return 1

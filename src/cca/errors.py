@@ -11,6 +11,10 @@ class NothingToLearnError(InputError):
     """A round of the method found no pivot, or no component that favours the right tokens."""
 
 
+class TooLargeError(InputError):
+    """The least that can be computed at once does not fit in memory."""
+
+
 def install_command(*packages: str) -> str:
     """What installs `packages`, in the versions that this package's extras ask for.
 

@@ -190,7 +190,7 @@ class RunFolder:
         write_text(self.file("manifest.json"), json.dumps(signed, indent=1) + "\n")
 
     def note(self, kind: str, stage: str, value: Any) -> None:
-        """Keep `value` with a stage: its seconds, peak_gib, warnings or learning_rate."""
+        """Keep `value` with a stage: its seconds, peak_gib, warnings, learning_rate or prefixes."""
         self.manifest.setdefault(kind, {})[stage] = value
 
     def noted(self, kind: str, stage: str, otherwise: Any = None) -> Any:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
+from cca.method.objective import too_long
+from cca.model.memory import Halving
 from cca.model.numerics import check_finite
 from cca.model.read import by_budget, common_start, last_logits
 from cca.records import Choice, Pivot, Which
@@ -33,11 +35,13 @@ def choices(
 
     Raises:
         FloatingPointError: a probability is not finite.
+        TooLargeError: a pivot alone does not fit in memory.
     """
     found: dict[int, Choice] = {}
     prefixes = [p.prefix for p in pivots]
     shared = common_start(prefixes, min(map(len, prefixes), default=1) - 1)
-    for rows in by_budget(range(len(pivots)), lambda i: len(prefixes[i]) - shared, network, batch, shared):
+
+    def add(rows: Sequence[int]) -> None:
         chunk = [pivots[i] for i in rows]
         with last_logits(network, [prefixes[i] for i in rows]) as logits:
             tokens = torch.tensor([[p.desired, p.undesired] for p in chunk], device=logits.device)
@@ -47,4 +51,7 @@ def choices(
             found[i] = Choice(model, pivot.problem, desired, undesired)
         if progress:
             progress(sum(len(p.prefix) for p in chunk))
+
+    passes = Halving[int](lambda i: len(prefixes[i]) - shared, lambda i: too_long(pivots[i]))
+    passes.run(by_budget(range(len(pivots)), lambda i: len(prefixes[i]) - shared, network, batch, shared), add)
     return [found[i] for i in range(len(pivots))]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from cca.evaluation.results import Drift
 from cca.model.intervention import Intervention
+from cca.model.memory import Halving
 from cca.model.numerics import check_finite
 from cca.model.read import by_budget, common_start, passing
 from cca.problems.prompts import Prompter
@@ -64,13 +65,16 @@ def drift(
 
     Raises:
         FloatingPointError: a probability is not finite.
+        TooLargeError: a text alone does not fit in memory.
     """
     texts = sorted(texts, key=lambda t: t.tokens)
     longest = max(len(t.written) for t in texts)
     batch = max(1, min(batch, _LOGITS // (longest * network.config.get_text_config().vocab_size)))
     divergence, change, count = 0.0, 0.0, 0
     shared = common_start([t.context for t in texts], min(len(t.context) for t in texts) - 1)
-    for chunk in by_budget(texts, lambda t: t.tokens - shared, network, batch, shared):
+
+    def add(chunk: Sequence[Text]) -> None:
+        nonlocal divergence, change, count
         tokens = sum(t.tokens for t in chunk)
         base = _predicted(network, chunk, shared)
         if progress:
@@ -81,11 +85,20 @@ def drift(
             progress(tokens)
         apart = (base.exp() * (base - updated)).sum()
         check_finite(apart, "the drift is", network)
-        divergence += float(apart)
         written = torch.tensor([token for t in chunk for token in t.written], device=base.device)[:, None]
-        change += float((base.gather(1, written) - updated.gather(1, written)).sum())
-        count += len(base)
+        fall = float((base.gather(1, written) - updated.gather(1, written)).sum())
+        divergence, change, count = divergence + float(apart), change + fall, count + len(base)
+
+    passes = Halving[Text](lambda t: t.tokens - shared, _too_long)
+    passes.run(by_budget(texts, lambda t: t.tokens - shared, network, batch, shared), add)
     return Drift(divergence / count, math.exp(change / count), count)
+
+
+def _too_long(text: Text) -> str:
+    return (
+        f"there is too little memory for the drift on a text of {text.tokens:,} tokens; set model.dtype to "
+        "bfloat16, or model.device_map to auto"
+    )
 
 
 def _predicted(network: PreTrainedModel, texts: Sequence[Text], shared: int) -> Tensor:

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from cca.errors import InputError, NothingToLearnError
 from cca.io import header_of, save_tensors
 from cca.method.density import best_trial, is_near, missed, next_penalty
-from cca.method.objective import pivot_loss, training_pivots
+from cca.method.objective import pivot_loss, too_long, training_pivots
 from cca.method.options import CircuitOptions
 from cca.method.prefixes import CachedPrefixes
 from cca.method.resume import check_shape, load_state, of_a_state
 from cca.model.components import Component, Components
 from cca.model.gates import gated
+from cca.model.memory import Halving
 from cca.model.numerics import check_finite
 from cca.model.open import Model, opened
 from cca.model.recompute import is_offloaded, recomputed
@@ -219,6 +220,7 @@ def learn_gates(
     Raises:
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
             such value.
+        TooLargeError: a pivot alone does not fit in memory.
     """
     penalty = options.penalty if penalty is None else penalty
     with frozen(network), torch.enable_grad():
@@ -235,6 +237,10 @@ def learn_gates(
             if state_path is not None:
                 learning.save(state_path)
         return learning.circuit()
+
+
+def _too_long(pivot: Pivot) -> str:
+    return too_long(pivot, "circuit.cache_gib lower, ")
 
 
 class _Learning:
@@ -255,6 +261,7 @@ class _Learning:
         offloaded = is_offloaded(network)  # its backward pass would hold every layer's weights unless read twice
         self.read_twice = [layer.module for layer in components.layers] if offloaded else []
         self.prefixes = prefixes
+        self.halving = Halving[int](lambda i: len(pivots[i].prefix), lambda i: _too_long(pivots[i]))
         self.desired = torch.tensor([p.desired for p in pivots], device=network.device)
         self.undesired = torch.tensor([p.undesired for p in pivots], device=network.device)
         self.gates = torch.ones(components.size, device=network.device, requires_grad=True)
@@ -296,17 +303,26 @@ class _Learning:
             yield from (order[i : i + self.options.batch] for i in range(0, self.count, self.options.batch))
 
     def _step(self, rows: list[int], where: str) -> None:
-        step = self.prefixes.take(rows)
-        with gated(self.network, self.components, self.gates), recomputed(self.read_twice):
-            loss = pivot_loss(step.logits(self.network), self.desired[rows], self.undesired[rows])
-            (gradient,) = torch.autograd.grad(loss, self.gates)
-        check_finite(loss, f"the loss in {where} is", self.network, lambda: self._logits(rows))
+        loss, gradient = 0.0, torch.zeros_like(self.gates)
+
+        def add(part: Sequence[int]) -> None:
+            nonlocal loss
+            step, part = self.prefixes.take(part), list(part)
+            with gated(self.network, self.components, self.gates), recomputed(self.read_twice):
+                value = pivot_loss(step.logits(self.network), self.desired[part], self.undesired[part])
+                value = value * (len(part) / len(rows))
+                (fresh,) = torch.autograd.grad(value, self.gates)
+            check_finite(value, f"the loss in {where} is", self.network, lambda: self._logits(part))
+            gradient.add_(fresh)
+            loss += value.item()
+
+        self.halving.run([rows], add)
         self.gates.grad = gradient + self.penalty
         before = self.gates.detach() > 0.5
         self.adam.step()
         with torch.no_grad():
             self.gates.clamp_(0, 1)
-        self.losses.append(loss.item())
+        self.losses.append(loss)
         same = bool(((self.gates.detach() > 0.5) == before).all())
         self.changed_once |= not same
         self.unchanged = self.unchanged + 1 if same and self.changed_once else 0

@@ -70,6 +70,14 @@ def last_margins(network: PreTrainedModel, pivots: Sequence[Pivot]) -> Iterator[
         yield margins(logits, desired, undesired)
 
 
+def too_long(pivot: Pivot, first: str = "") -> str:
+    """What to say of a pivot that does not fit in memory even alone. first: what to set before all else."""
+    return (
+        f"there is too little memory for {pivot.name} alone, whose prefix has {len(pivot.prefix):,} tokens; set "
+        f"{first}model.dtype to bfloat16, or model.device_map to auto"
+    )
+
+
 def training_pivots(network: PreTrainedModel, pivots: Sequence[Pivot]) -> list[Pivot]:
     """Those of `pivots` that may be trained on: all but those of validation problems.
 

@@ -95,8 +95,10 @@ class CircuitOptions(Options):
     two the rate decays before any gate can fall. 0: one pass, whatever comes of it."""
     patience: Positive = 1.0
     """Stop when the rounded circuit has not changed for this many epochs. The paper's 0.2 is of far longer epochs."""
-    cache_gib: Positive = 4.0
-    """Keys and values of all prefixes are kept where they fit in this many GiB, else read again each step."""
+    cache_gib: Positive | None = None
+    """GiB of the device that keys and values of all prefixes may take. Where they are more, main memory keeps them, and
+    where they are more than half of what is free there, each step reads its own again. Not set: half of what the device
+    has free when the stage begins."""
 
     def passes(self, pivots: int) -> int:
         """How often an epoch passes over so many pivots."""

@@ -21,7 +21,7 @@ from cca.errors import InputError
 from cca.io import save_tensors
 from cca.method.circuit import Circuit
 from cca.method.course import Course, Training
-from cca.method.objective import Loss, last_margins, losses, training_pivots
+from cca.method.objective import Loss, last_margins, losses, too_long, training_pivots
 from cca.method.options import TraceOptions, UpdateOptions
 from cca.method.resume import check_shape, load_state, of_a_state
 from cca.method.traces import by_length, cut_off, greedy_traces, share_cut
@@ -29,6 +29,7 @@ from cca.model.checks import check_prompts
 from cca.model.delta import Delta
 from cca.model.generate import Watch
 from cca.model.intervention import Intervention, Trainable
+from cca.model.memory import Halving
 from cca.model.numerics import check_finite
 from cca.model.open import Model, opened
 from cca.model.read import by_budget, common_start
@@ -171,6 +172,10 @@ def _with_gradients(values: Sequence[Tensor]) -> Iterator[None]:
             value.requires_grad_(wanted)
 
 
+def _too_long(pivot: Pivot) -> str:
+    return too_long(pivot, "update.gradient_checkpointing to true, ")
+
+
 def full_gradient(
     network: PreTrainedModel,
     intervention: Trainable,
@@ -183,20 +188,26 @@ def full_gradient(
     """The mean pivot loss over all `pivots` and its gradient with respect to the intervention's parameters, in float32.
 
     recompute: layers whose activations are computed again in the backward pass. progress: told after each batch how
-    many tokens its prefixes have.
+    many tokens its prefixes have. A batch that runs out of memory is done again as two halves.
     """
     values = list(intervention.parameters.values())
     total = 0.0
     gradients = [torch.zeros_like(v) for v in values]
+
+    def add(batch: Sequence[Pivot]) -> None:
+        nonlocal total
+        with last_margins(network, batch) as margins:
+            value = losses(margins, loss).sum() / len(pivots)
+            found = torch.autograd.grad(value, values)
+        for kept, fresh in zip(gradients, found, strict=True):
+            kept += fresh
+        total += value.item()
+        if progress:
+            progress(sum(len(p.prefix) for p in batch))
+
     with intervention.attached(network), recomputed(recompute), _with_gradients(values), torch.enable_grad():
-        for batch in batches(network, pivots, batch_size):
-            with last_margins(network, batch) as margins:
-                value = losses(margins, loss).sum() / len(pivots)
-                for kept, fresh in zip(gradients, torch.autograd.grad(value, values), strict=True):
-                    kept += fresh
-            total += value.item()
-            if progress:
-                progress(sum(len(p.prefix) for p in batch))
+        passes = Halving[Pivot](lambda p: len(p.prefix), too_long if recompute else _too_long)
+        passes.run(batches(network, pivots, batch_size), add)
     return total, dict(zip(intervention.parameters, gradients, strict=True))
 
 
@@ -213,12 +224,15 @@ def held_out_margins(
     progress: as of `full_gradient`.
     """
     found: list[Tensor] = []
+
+    def add(batch: Sequence[Pivot]) -> None:
+        with last_margins(network, batch) as margins:
+            found.append(margins)
+        if progress:
+            progress(sum(len(p.prefix) for p in batch))
+
     with intervention.attached(network):
-        for batch in batches(network, pivots, batch_size):
-            with last_margins(network, batch) as margins:
-                found.append(margins)
-            if progress:
-                progress(sum(len(p.prefix) for p in batch))
+        Halving[Pivot](lambda p: len(p.prefix), too_long).run(batches(network, pivots, batch_size), add)
     return torch.cat(found) if found else torch.empty(0)
 
 
@@ -263,6 +277,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; the message says at which step and in which weight.
+        TooLargeError: a pivot alone does not fit in memory.
     """
     intervention = intervention.copy()
     parameters = list(intervention.parameters.values())

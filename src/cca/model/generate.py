@@ -10,29 +10,25 @@ there are, which are a multiple of eight.
 
 import heapq
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from cca.model.attention import (
-    Pattern,
-    additive,
-    attend,
-    attend_after,
-    attention_through,
-    is_softmax,
-    stock_attention,
-)
+from cca.errors import TooLargeError
+from cca.model.attention import Pattern, attention_through
 from cca.model.cache import SlotGroup, SlotLayer, SlotPlaces, cache_argument
+from cca.model.memory import attempted, release
 from cca.model.numerics import check_finite
 from cca.model.read import Text, read, texts, tokens_of_a_pass
 from cca.model.sampling import argmax, pick
+from cca.model.slots import attention, rows_that_fit
 
 _ROWS, _COLUMNS = 8, 128
 """Rows of a step, and columns that a row's attention looks at, are multiples of these: with another number, products
@@ -50,6 +46,7 @@ class Row:
     drawn, 0 for all. uniforms: (limit,) its random stream. stop: whether it ends with its new tokens, besides at an end
     token. then: told of its new tokens when it has ended, an end token included; rows that it gives are written too.
     tokens: its new tokens so far. after: a start that it shares with other rows, of which its slot holds nothing.
+    again: what it continues, unread, should it have to begin anew.
     """
 
     text: Text | None
@@ -64,6 +61,7 @@ class Row:
     then: Callable[[list[int]], Iterable["Row"]] | None = None
     tokens: list[int] = field(default_factory=list)
     after: Text | None = None
+    again: Text | None = None
     dropped: bool = False
 
     def drop(self) -> None:
@@ -112,13 +110,15 @@ def write(
     """Continue `rows`, and all that come of them, until an end token, their stop rule or their limit.
 
     Args:
-        slots: rows that are written at once, at most.
+        slots: rows that are written at once, at most; fewer where memory does not allow it. Where it runs out, rows at
+            work begin anew, half as many at once, and those that have ended stay.
         end_tokens: ids that end a row.
         idle: asked for at most so many more rows where slots are free and nothing waits.
         watch: see `Watch`.
 
     Raises:
         FloatingPointError: a chosen token's logit is not finite.
+        TooLargeError: there is too little memory for the fewest rows.
     """
     _Writing(model, slots, end_tokens, idle, watch or Watch(lambda _: None)).run(rows)
 
@@ -143,6 +143,11 @@ def _multiple(number: int, of: int) -> int:
     return -(-number // of) * of
 
 
+def _length(row: Row, text: Text) -> int:
+    """How many of the tokens of `text` the row begins with."""
+    return len(text.ids) if row.length is None else row.length
+
+
 class _Writing:
     """The queue and the slots. Rows at work are in the first slots; in a step those that look at more columns first."""
 
@@ -154,24 +159,35 @@ class _Writing:
         idle: Callable[[int], Iterable[Row]] | None,
         watch: Watch,
     ):
-        self.model, self.size, self.end_tokens = model, slots, end_tokens
+        self.model, self.end_tokens = model, end_tokens
         self.on_a_cpu = model.device.type == "cpu"
         self.idle, self.watch = idle, watch
         self.queue: list[tuple[tuple[int, ...], int, Row]] = []
         self.numbers = itertools.count()
         self.at_work: list[Row] = []
         watch.at_work = self.at_work
+        self.starts: dict[Text | None, int] = {}
+        self._open(slots)
+
+    def _open(self, slots: int) -> None:
+        """So many free slots, for which there is no memory yet; that of others is let go."""
+        self.size = slots
         # where rows cost no time, as on a GPU, their number stays what it is, for there rounding depends on it
-        self.most = _multiple(slots, _ROWS)
+        self.most = self._rows(slots)
         self.places = SlotPlaces(self.most)
         self.cache = DynamicCache()
-        self.starts: dict[Text | None, int] = {}
+
+    def _rows(self, slots: int) -> int:
+        """How many rows there is memory for where so many are written."""
+        return _multiple(slots, _ROWS) if self.on_a_cpu or slots > _ROWS else slots
 
     def run(self, rows: Iterable[Row]) -> None:
         self._add(rows)
         self._fill()
         while self.at_work:
-            with attention_through(self.model, self._attention, Pattern.of):  # not while sequences are read
+            with attention_through(
+                self.model, partial(attention, self.places), Pattern.of
+            ):  # not while sequences are read
                 self._pass()
                 while self.at_work and (len(self.at_work) == self.size or not (self.queue or self.idle)):
                     self._pass()
@@ -179,7 +195,9 @@ class _Writing:
 
     def _pass(self) -> None:
         count = len(self.at_work)
-        self._step()
+        if not attempted(self._step):
+            self._halve()
+            return
         self._end()
         self.watch.passed(count)  # when it is known what has ended
 
@@ -213,10 +231,18 @@ class _Writing:
                     return
                 self._add(more)
                 continue
-            self._read(fresh)
-            for row in fresh:
-                if not row.dropped:  # one that ended at once may have done that
-                    self._begin(row)
+            if not attempted(partial(self._read, fresh)):
+                self._halve(fresh)
+                continue
+            if not self.layers:
+                self._find_slots(fresh)
+            while fresh and len(self.at_work) < self.size:
+                if not fresh[0].dropped and not self._begin(fresh[0]):  # one that ended at once may have dropped it
+                    self._halve(fresh)
+                    break
+                fresh.pop(0)
+            else:
+                self._add(fresh)
 
     def _read(self, fresh: Sequence[Row]) -> None:
         """Read what `fresh` continue and, where a pass has room, what the next ones do."""
@@ -232,28 +258,74 @@ class _Writing:
                 break
         read(self.model, list(unread.values()), self.watch.passed)
 
-    def _begin(self, row: Row) -> None:
-        """The first token of a row, which takes a slot unless it ends with it."""
+    def _begin(self, row: Row) -> bool:
+        """The first token of a row, which takes a slot unless it ends with it; False where there is no memory."""
         text, row.text = row.text, None
         assert text is not None and text.last is not None, "a row is written once"
+        row.again = text.unread()
         if row.first is None:
             uniform = torch.zeros(1) if row.uniforms is None else torch.from_numpy(row.uniforms[:1])
             row.first = int(pick(text.last[None], row.temperature, uniform, row.top_k))
         row.tokens.append(row.first)
         if row.ended(self.end_tokens):
             self._told(row)
-            return
-        slot, length = len(self.at_work), len(text.ids) if row.length is None else row.length
-        if self.on_a_cpu and text.start and length >= len(text.start.ids):
-            row.after = text.start
+            return True
+        slot, row.after = len(self.at_work), self._after(row, text)
         self.starts.setdefault(row.after, len(self.starts))
         begun = len(row.after.ids) if row.after else 0
-        own = length - begun
-        self._make_room(text, own + row.limit)
+        own = _length(row, text) - begun
+        if not attempted(partial(self._make_room, text, own + row.limit)):
+            return False
         for number, layer in enumerate(self.layers):
             text.copy_to(number, layer.key_buffer[slot, :, :own], layer.value_buffer[slot, :, :own], begun)
         self.places.columns[slot] = own
         self.at_work.append(row)
+        return True
+
+    def _after(self, row: Row, text: Text) -> Text | None:
+        """What stands in no slot of what the row continues."""
+        return text.start if self.on_a_cpu and text.start and _length(row, text) >= len(text.start.ids) else None
+
+    def _find_slots(self, fresh: Sequence[Row]) -> None:
+        """Fewer slots where rows like `fresh` would not fit in what is free."""
+        first, columns = fresh[0].text, 0
+        for row in fresh:
+            if row.text:
+                after = self._after(row, row.text)
+                columns = max(columns, _length(row, row.text) + row.limit - (len(after.ids) if after else 0))
+        assert first
+        fit = rows_that_fit(self.model, first, _multiple(columns, _COLUMNS))
+        if fit is not None and fit < self.size:
+            least = _ROWS if self.on_a_cpu else 1
+            if (slots := max(least, fit // least * least)) < self.size:
+                self._open(slots)
+
+    def _halve(self, waiting: Sequence[Row] = ()) -> None:
+        """Go on with half the slots. Rows at work and those of `waiting` begin anew, so that they become the same."""
+        before, slots = self.size, self.size // 2
+        while slots and self._rows(slots) == self.most:  # would take as much
+            slots //= 2
+        if not slots:
+            raise TooLargeError(
+                f"there is too little memory to write {self.most} sequences at once, the fewest; lower max_new_tokens, "
+                "shorten prompts (prompt.shots), or set model.dtype to bfloat16 or model.device_map to auto"
+            )
+        rows = [*self.at_work, *waiting]
+        unread = {(text.ids, text.start): text for row in rows if (text := row.again)}
+        for row in rows:
+            if row.again:
+                row.text, row.again, row.after = unread[row.again.ids, row.again.start], None, None
+                row.tokens.clear()
+        self.at_work.clear()
+        self._open(slots)
+        release()
+        self._add(rows)
+        warnings.warn(
+            f"out of memory: from here on {slots} sequences are written at once, not {before}; what was finished is "
+            f"kept. Lower the batch of this stage (traces.batch, evaluation.batch) to {slots}",
+            UserWarning,
+            stacklevel=2,
+        )
 
     @property
     def layers(self) -> list[SlotLayer]:
@@ -263,10 +335,7 @@ class _Writing:
         """See that the slots have `columns`."""
         columns = _multiple(columns, _COLUMNS)
         if not self.cache.layers:
-            whole = like
-            while whole.start:
-                whole = whole.start
-            for number, sides in enumerate(zip(whole.keys, whole.values, strict=True)):
+            for number, sides in enumerate(zip(like.whole.keys, like.whole.values, strict=True)):
                 buffers = (side.new_zeros(self.most, side.shape[0], columns, side.shape[2]) for side in sides)
                 self.cache.layers.append(SlotLayer(self.places, number, *buffers))
         elif (have := self.layers[0].key_buffer.shape[2]) < columns:
@@ -354,42 +423,3 @@ class _Writing:
             part = logits if len(rows) == 1 else logits[at]
             chosen[at] = argmax(part) if temperature == 0 else pick(part, temperature, torch.tensor(drawn), top_k)
         return chosen
-
-    def _attention(self, base: str) -> Callable[..., Any]:
-        """Each row's query looks at the columns up to its own."""
-
-        def forward(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Pattern, **kwargs: Any
-        ) -> Any:
-            at, layer, mixed = self.places.on(query.device)[2], self.places.layer, list[Tensor]()
-            for group in self.places.groups:
-                slots, own = group.slots, range(group.begun, group.begun + group.columns)
-                some = query[slots], key[slots, :, : len(own)], value[slots, :, : len(own)]
-                mask = attention_mask.of_one_query(at, slots, own)
-                if group.start:
-                    before = attention_mask.of_one_query(at, slots, range(group.begun))
-                    mixed.append(after(group.start[layer], before, module, *some, mask, **kwargs))
-                else:
-                    mixed.append(one(module, *some, mask, **kwargs))
-            return mixed[0] if len(mixed) == 1 else torch.cat(mixed), None
-
-        def after(
-            start: tuple[Tensor, Tensor], before: Tensor, module: nn.Module, query: Tensor, *own: Tensor, **kwargs: Any
-        ) -> Tensor:
-            key, value, mask = own
-            if is_softmax(base, module, kwargs) and query.shape[-1] == value.shape[-1] and query.device.type == "cpu":
-                how = kwargs.get("scaling"), kwargs.get("softcap")
-                return attend_after(start, query, key, value, before, mask, *how)
-            key, value = (torch.cat([a.expand(len(b), -1, -1, -1), b], 2) for a, b in zip(start, own[:2], strict=True))
-            return one(module, query, key, value, torch.cat([before, mask], -1), **kwargs)
-
-        def one(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
-            if is_softmax(base, module, kwargs):
-                return attend(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"))
-            if base.startswith("flash"):  # takes which keys (B, T) there are, a window included
-                mask, kwargs["sliding_window"] = mask[:, 0, 0], None
-            elif base != "sdpa":
-                mask = additive(mask, query.dtype)
-            return stock_attention(base, module, query, key, value, mask, **kwargs)[0]
-
-        return forward

@@ -1,17 +1,39 @@
-"""How much memory a device and its host have to give, and whether an error says that there was too little."""
+"""How much memory there is, where what is kept goes, and how work goes on where there was too little."""
 
+import gc
 import os
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
+from cca.errors import TooLargeError
+
+T = TypeVar("T")
+GIB = 2**30
+
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit and use of a container, of either generation."""
+"""Folder, limit and use of a container, of either generation, and what the use counts of files that were only read."""
+_OF_FREE = 0.5
+"""What is kept where no budget is set takes so much of what is free: steps need the rest."""
+_OF_FREE_AT_MOST = 0.9
+"""And where one is set."""
+_UNKNOWN = 4 * GIB
+"""What may be kept where neither a budget is set nor the system says what is free."""
+
+_SAID = (
+    "can't allocate memory: you tried to allocate",
+    "not enough memory: you tried to allocate",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""In errors of torch's allocators of main memory, and of CUDA's libraries, which have no class of their own."""
 
 
 def free_bytes(device: torch.device | str) -> int | None:
@@ -33,18 +55,124 @@ def host_free_bytes() -> int | None:
     with suppress(OSError, ValueError, StopIteration):
         line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable"))
         found.append(int(line.split()[1]) * 1024)
-    for limit, used in _CGROUPS:
-        with suppress(OSError, ValueError):  # "max": there is none
-            found.append(int(limit.read_text()) - int(used.read_text()))
+    for folder, limit, used, files in _CGROUPS:
+        with suppress(OSError, ValueError, KeyError):  # "max": there is none
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            taken = int((folder / used).read_text()) - int(counts[files])
+            found.append(int((folder / limit).read_text()) - taken)
     if not found:
         with suppress(OSError, ValueError, AttributeError):  # not on Windows
             found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(found)) if found else None
 
 
+Where = Literal["device", "host", "chunks"]
+
+
+class Placement(NamedTuple):
+    """Where keys and values of all prefixes are kept, of `needed` bytes, where the device may take `room` of them.
+
+    where: on the ``device``; in the main memory of its ``host``, from where each step is sent its own; or nowhere, so
+    that each step reads its own again (``chunks``).
+    """
+
+    where: Where
+    needed: int
+    room: int
+
+    def __str__(self) -> str:
+        all_of_them = f"keys and values of all prefixes ({_gib(self.needed)})"
+        over = f"over the {_gib(self.room)} that the device has for them"
+        match self.where:
+            case "device":
+                return all_of_them
+            case "host":
+                return f"{all_of_them}, in main memory: {over}"
+            case "chunks":
+                return f"{all_of_them} are {over}, so each step reads its own again"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.3g} GiB"
+
+
+def place(needed: int, budget_gib: float | None, free: int | None, host_free: int | None) -> Placement:
+    """Where `needed` bytes are kept that every step of a training needs some of.
+
+    Args:
+        needed: bytes.
+        budget_gib: GiB of the device that they may take; None: half of what is free.
+        free: bytes that the device has free; None where that is not known.
+        host_free: bytes of main memory that are free; None or 0 where that is not known, or is the device's own.
+    """
+    if budget_gib is None:
+        room = _UNKNOWN if free is None else int(_OF_FREE * free)
+    else:
+        room = int(budget_gib * GIB) if free is None else int(min(budget_gib * GIB, _OF_FREE_AT_MOST * free))
+    if needed <= room:
+        return Placement("device", needed, room)
+    return Placement("host" if needed <= _OF_FREE * (host_free or 0) else "chunks", needed, room)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device or the host had too little memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | TooLargeError):
         return True
-    # torch's allocator of main memory has no error of its own
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+
+
+def attempted(work: Callable[[], object]) -> bool:
+    """Do `work`; False where it ran out of memory. What it held is then let go."""
+    try:
+        work()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return True
+    release()  # only here is the error gone, and with it what the frames held in which it was raised
+    return False
+
+
+def release() -> None:
+    """Give memory back that nothing refers to."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Halving(Generic[T]):
+    """Does work in batches. One that runs out of memory is done again as two halves, and later ones that cost as much
+    are halved before they are tried.
+
+    cost: of an item, such as its tokens. too_large: what to say of one that does not fit alone.
+    """
+
+    def __init__(self, cost: Callable[[T], int], too_large: Callable[[T], str]):
+        self.cost, self.too_large = cost, too_large
+        self.failed: int | None = None
+
+    def run(self, batches: Iterable[Sequence[T]], work: Callable[[Sequence[T]], object]) -> None:
+        """Do `work` of each of `batches`, in order. It must change nothing before it has all that it needs memory for.
+
+        Raises:
+            TooLargeError: an item alone does not fit.
+        """
+        for batch in batches:
+            left = [batch]
+            while left:
+                part = left.pop()
+                cost = sum(map(self.cost, part))
+                if len(part) > 1 and self.failed is not None and cost >= self.failed:
+                    left += _halves(part)
+                elif not attempted(lambda part=part: work(part)):
+                    if len(part) == 1:
+                        raise TooLargeError(self.too_large(part[0]))
+                    self.failed = cost
+                    left += _halves(part)
+
+
+def _halves(items: Sequence[T]) -> list[Sequence[T]]:
+    """The second half, and the first."""
+    half = (len(items) + 1) // 2
+    return [items[half:], items[:half]]

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cca.model.attention import Pattern, attend, attention_through, is_softmax, stock_attention
 from cca.model.cache import ConstantLayer, cache_argument
+from cca.model.memory import Halving
 from cca.model.numerics import check_finite
 from cca.model.sampling import argmax
 
@@ -53,6 +54,11 @@ class Text:
     forgotten: bool = False
 
     @property
+    def whole(self) -> "Text":
+        """What it begins with, itself where that is nothing shared."""
+        return self.start.whole if self.start else self
+
+    @property
     def is_read(self) -> bool:
         return self.last is not None
 
@@ -69,6 +75,10 @@ class Text:
     def own(self) -> tuple[int, ...]:
         """The ids after `start`."""
         return self.ids[len(self.start.ids) :] if self.start else self.ids
+
+    def unread(self) -> "Text":
+        """The same ids after the same start, to be read again."""
+        return Text(self.ids, start=self.start)
 
     def forget(self) -> None:
         """Let go of keys, values and logits, which must not be asked for again."""
@@ -107,14 +117,27 @@ def read(model: PreTrainedModel, unread: Sequence[Text], progress: Callable[[int
 
     Raises:
         FloatingPointError: the logits after a sequence are not finite.
+        TooLargeError: a sequence alone does not fit in memory.
     """
     for start in {id(t.start): t.start for t in unread if t.start and not t.start.is_read}.values():
         read(model, [start], progress)
+    cost = _cost(model)
+    passes = Halving(cost, _too_large)
     for start in {id(t.start): t.start for t in unread}.values():
-        for group in by_budget([t for t in unread if t.start is start and not t.is_read], _cost(model), model):
+
+        def work(group: Sequence[Text], start: Text | None = start) -> None:
             _read(model, group, start)
             if progress:
                 progress(sum(map(Text.own_length, group)))
+
+        passes.run(by_budget([t for t in unread if t.start is start and not t.is_read], cost, model), work)
+
+
+def _too_large(text: Text) -> str:
+    return (
+        f"there is too little memory to read {len(text.ids):,} tokens at once; shorten prompts (prompt.shots), or set "
+        "model.dtype to bfloat16 or model.device_map to auto"
+    )
 
 
 def _cost(model: PreTrainedModel) -> Callable[[Text], int]:
@@ -163,12 +186,15 @@ def _read(model: PreTrainedModel, group: Sequence[Text], start: Text | None) -> 
     after = out.logits[last.to(out.logits.device)].to(model.device)
     check_finite(after, "the logits after a prompt are", model, lambda: packed(model, own, places, start=start))
     best = argmax(out.logits).tolist() if any(t.predict_from is not None for t in group) else []
-    for keys, values in zip(out.keys, out.values, strict=True):
-        for text, k, v in zip(group, keys[0].split(sizes, 1), values[0].split(sizes, 1), strict=False):
-            text.keys.append(k.clone())  # not a view, which would hold those of the whole pass
-            text.values.append(v.clone())
-    for number, text in enumerate(group):
-        text.last = after[number].clone()
+    # no views, which would hold those of the whole pass
+    keys, values = (
+        [[part.clone() for part in layer[0].split(sizes, 1)[: len(group)]] for layer in side]
+        for side in (out.keys, out.values)
+    )
+    lasts = [logits.clone() for logits in after]
+    for number, text in enumerate(group):  # only now, for each may have run out of memory
+        text.keys, text.values = [layer[number] for layer in keys], [layer[number] for layer in values]
+        text.last = lasts[number]
         if text.predict_from is not None:
             text.predictions = best[int(last[number]) + 1 - len(wanted[number]) : int(last[number]) + 1]
 

@@ -18,7 +18,7 @@ from cca.model.components import Components, FeedForward, Layer, Owned
 from cca.model.experts import is_experts
 from cca.model.gates import gated
 from cca.model.numerics import check_finite
-from cca.model.padded import OneTokenStep, Padded
+from cca.model.padded import OneTokenStep, Ragged
 from cca.model.read import read, texts
 
 _TOKENS, _PREFIX = 4, 12
@@ -103,7 +103,7 @@ def _check_cached_step(model: Any, components: Components) -> None:
         # beside another sequence, of which it must see nothing
         packed = texts([ids[0].flip(0).tolist(), ids[0, :-1].tolist()])
         read(model, packed)
-        cache, mask = Padded.of(packed).take([1], [_PREFIX - 1], room=1)
+        cache, mask = Ragged.of(packed).take([1], room=1)
         with gated(model, components, gates):
             step = OneTokenStep(cache, mask, ids[0, -1:]).logits(model)[0].float()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -189,6 +189,7 @@ def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
 
 
 def _memory(config: Config, text: Any, parts: "Components", parameters: int, work: Work) -> Memory:
+    from cca.model.memory import free_bytes, place
     from cca.model.read import TOKENS
 
     size = 4 if config.model.dtype in ("float32", "auto") else 2
@@ -201,7 +202,7 @@ def _memory(config: Config, text: Any, parts: "Components", parameters: int, wor
         return rows * ((2 * work.prompt_tokens.longest + limit) * cached + 2 * size * text.vocab_size)
 
     prefixes = work.pivots * typical * cached
-    kept = prefixes <= config.circuit.cache_gib * 2**30
+    kept = place(int(prefixes), config.circuit.cache_gib, free_bytes("cpu"), None).where == "device"
     step = 2 * config.circuit.batch * longest * cached
     a_layer = [size * _activations(layer, text) for layer in parts.layers]
     again = config.update.gradient_checkpointing

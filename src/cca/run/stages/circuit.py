@@ -49,7 +49,11 @@ def work(run: Run) -> None:
 def _read(run: Run, pivots: Sequence[Pivot]) -> CachedPrefixes:
     network = run.model.network
     with run.display.reading("prefixes", sum(len(p.prefix) - 1 for p in pivots)) as read:
-        return read_prefixes(network, pivots, run.config.circuit, read)
+        prefixes = read_prefixes(network, pivots, run.config.circuit, read)
+    run.folder.note("prefixes", "circuit", str(prefixes.placement))
+    if prefixes.placement.where == "chunks":
+        run.warn("circuit", f"{prefixes.placement}, which takes longer; raise circuit.cache_gib where there is more")
+    return prefixes
 
 
 def _tried(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: Callable[[], CachedPrefixes]) -> Circuit:
@@ -65,6 +69,7 @@ def _learn(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: CachedPr
     options = run.config.circuit
     with run.display.bar("circuit", options.epochs, "epochs", at_most=True) as bar:
         bar.figure("lambda", f"{penalty:g}")
+        bar.figure("prefixes", prefixes.placement.where)
 
         def work(tokens: int, epochs: float) -> None:
             if tokens:
