@@ -1,0 +1,167 @@
+"""A step of the update against training the whole model, and against PEFT's LoRA of as many parameters.
+
+All take a step of gradient descent by the same loss on the same pivots in the same batches, in float32. Full-gradient
+training and LoRA pass each batch padded on the left, as trainers do; a second line gives full-gradient training the
+library's own pass as well, which has no padding and computes once what prefixes begin with. Memory is what a process
+of its own held at most in two steps, beyond what it held before them: the weights.
+
+    python benchmarks/update_step.py --memory METHOD [--model PATH] [--quick]    # GiB of one method
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import work
+from lines import Line, Setting, add_arguments, part, setting_of, skipped
+from measure import CLEAR, compared, floor_of, in_own_process, in_turns, peak_beyond
+from torch import Tensor
+
+from cca.method.objective import last_margins, losses, margins
+from cca.method.update import batches, full_gradient
+from cca.model.delta import Delta
+from cca.model.open import Model
+from cca.records import Pivot
+
+BATCH = 32
+RATE = 1e-6
+TIME, MEMORY = 0.75, 0.6
+METHODS = {"full": "full gradient", "packed": "full gradient, packed", "lora": "PEFT LoRA"}
+"""The plain ones, and what they are called in the table."""
+
+
+def padded_margins(network: Any, pivots: Sequence[Pivot]) -> Tensor:
+    return margins(work.padded_logits(network, pivots), *work.sides(pivots))
+
+
+def trained(network: Any, pivots: Sequence[Pivot], packed: bool = False) -> Callable[[], float]:
+    """A step of those weights that take gradients; it gives the loss before."""
+    rule = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], RATE)
+    grouped = list(batches(network, pivots, BATCH))
+
+    def step() -> float:
+        total = 0.0
+        for batch in grouped:
+            if packed:
+                with last_margins(network, batch) as found:
+                    loss = losses(found, "linear").sum() / len(pivots)
+                    loss.backward()
+            else:
+                loss = losses(padded_margins(network, batch), "linear").sum() / len(pivots)
+                loss.backward()
+            total += loss.item()
+        rule.step()
+        rule.zero_grad(set_to_none=True)
+        return total
+
+    return step
+
+
+def lora(network: Any, delta: Delta) -> Any:
+    """The network with an adapter of about as many parameters on the projections whose rows the delta changes."""
+    from peft import LoraConfig, get_peft_model
+
+    names = [name.removesuffix(".weight") for name in delta.weights]
+    of_a_rank = sum(sum(network.get_parameter(name).shape) for name in delta.weights)
+    rank = max(1, round(delta.parameter_count / of_a_rank))
+    return get_peft_model(network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM"))
+
+
+def circuit(network: Any, delta: Delta, pivots: Sequence[Pivot]) -> Callable[[], float]:
+    """The library's step."""
+    rule = torch.optim.SGD(list(delta.parameters.values()), RATE)
+
+    def step() -> float:
+        loss, gradients = full_gradient(network, delta, pivots, BATCH)
+        for name, gradient in gradients.items():
+            delta.parameters[name].grad = gradient
+        rule.step()
+        rule.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def step_of(method: str, model: Model, pivots: Sequence[Pivot]) -> Callable[[], float]:
+    """A step by `method`, on the model itself."""
+    delta = Delta.zeros(model, work.a_circuit(model))
+    if method == "cca":
+        return circuit(model.network, delta, pivots)
+    if method == "lora":
+        return trained(lora(model.network, delta), pivots)
+    return trained(model.network.requires_grad_(), pivots, packed=method == "packed")
+
+
+def at_work(setting: Setting, path: str | None) -> tuple[Model, list[Pivot]]:
+    """The bundled model with pivots of its own, or a real model with made ones."""
+    if path is None:
+        model = work.bundled()
+        return model, work.found_pivots(model, setting.of(64, 8))
+    model = work.given(path, chat=False)
+    return model, work.made_pivots(model.network, setting.of(8, 4), setting.of(200, 30), vary=0.2)
+
+
+def timed(setting: Setting, path: str | None, name: str, repeats: int) -> Iterator[Line]:
+    model, pivots = at_work(setting, path)
+    # the whole model's training and LoRA have copies of their own, which they change
+    steps = {"cca": step_of("cca", model, pivots)}
+    for method in METHODS:
+        steps[method] = step_of(method, replace(model, network=copy.deepcopy(model.network)), pivots)
+    first: dict[str, float] = {method: step() for method, step in steps.items()}
+    for method, loss in first.items():
+        assert abs(loss - first["cca"]) < 1e-3 * (1 + abs(loss)), f"{name}: the loss of {method} is {loss}, {first}"
+    times = in_turns(steps, repeats, warm=False)
+    floor = floor_of(model.network, steps["cca"], backward=True)
+    what = f"{name}, {len(pivots)} pivots"
+    for method, called in METHODS.items():
+        bar = TIME if method == "full" else None
+        yield compared(f"{what}, {called}", times[method], times["cca"], share=True, bar=bar, floor=floor)
+
+
+def remembered(setting: Setting, path: str | None, name: str) -> Iterator[Line]:
+    """Each method's memory, in a process of its own."""
+    if not CLEAR.exists():
+        yield Line(f"{name}, memory", note="skipped: only Linux tells how much memory a process held at most")
+        return
+    more = (["--model", path] if path else []) + ["--quick"] * setting.quick
+    gib = {m: in_own_process(__file__, "--memory", m, *more) for m in ("cca", *METHODS)}
+    for method, called in METHODS.items():
+        bar = MEMORY if method == "full" else None
+        yield Line(f"{name}, memory, {called}", gib["cca"], gib[method], unit="GiB", share=True, bar=bar)
+
+
+def memory(method: str, setting: Setting) -> float:
+    """GiB of two steps, beyond weights that have been read and threads that have been started."""
+    model, pivots = at_work(setting, setting.model)
+    with torch.no_grad():
+        model.network(input_ids=torch.tensor([pivots[0].prefix[:8]]))
+    step = step_of(method, model, pivots)
+    return peak_beyond(lambda: (step(), step()))
+
+
+def lines(setting: Setting) -> Iterator[Line]:
+    yield from timed(setting, None, "bundled", setting.of(5, 1))
+    yield from remembered(setting, None, "bundled")
+    if setting.model is None:
+        yield skipped("update step, a real model")
+        return
+    name = work.name_of(setting.model)
+    yield from timed(setting, setting.model, name, setting.of(2, 1))
+    yield from remembered(setting, setting.model, name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", choices=("cca", *METHODS), required=True)
+    add_arguments(parser)
+    given = parser.parse_args()
+    setting = setting_of(given)
+    print(memory(given.memory, setting))
+
+
+if __name__ == "__main__":
+    main() if "--memory" in sys.argv else part(__doc__, lines)
