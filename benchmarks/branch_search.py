@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import work
 from lines import Line, Setting, part, skipped
-from measure import Passes, compared, in_turns
+from measure import Kept, Passes, compared, in_turns
 
 from cca.method.branching import Branching
 from cca.method.pivots import SEARCHES
@@ -55,16 +55,17 @@ class Generated:
         return found
 
 
-class Watched:
-    """A search as it is timed. passes, found: of its last call."""
+class Watched(Kept):
+    """A search as it is timed. passes: of its last call."""
 
     def __init__(self, network: Any, search: Callable[[], list[Pivot]]):
-        self.network, self.search, self.passes, self.found = network, search, Passes(), list[Pivot]()
+        super().__init__(search)
+        self.network, self.passes = network, Passes()
 
     def __call__(self) -> None:
         self.passes = Passes()
         with self.passes.of(self.network):
-            self.found = self.search()
+            super().__call__()
 
     @property
     def places(self) -> list[tuple[tuple[int, ...], int, int]]:

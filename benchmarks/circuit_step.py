@@ -5,12 +5,12 @@ real model's few-shot prompts are two. Weaker: the reference of the tests, one p
 are the same. Gates are neutral: the time does not depend on what they are, and rounding is least there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import work
 from lines import Line, Setting, part, skipped
-from measure import compared, floor_of, in_turns
+from measure import Kept, compared, floor_of, in_turns
 from torch import Tensor
 
 from cca.method.objective import losses, margins, pivot_loss
@@ -62,28 +62,19 @@ class Steps:
         return gradient
 
 
-def check(name: str, gradients: dict[str, Tensor]) -> None:
-    """See that the last step of each method gave the same."""
-    for method, gradient in gradients.items():
-        apart = float((gradient - gradients["cca"]).norm() / gradients["cca"].norm())
-        assert apart < WITHIN, f"{name}: the gradient of {method} is apart by {apart:.2g} of its norm"
-
-
 def step_lines(
     name: str, model: Model, pivots: Sequence[Pivot], repeats: int, at_once: int = BATCH, *, few_shot: bool = False
 ) -> Iterator[Line]:
-    steps, gradients = Steps(model, pivots, at_once), dict[str, Tensor]()
-    plain = {"padded": steps.padded} | ({} if at_once < BATCH else {"one at a time": steps.reference})
-
-    def keeping(method: str, step: Callable[[], Tensor]) -> Callable[[], None]:
-        return lambda: gradients.update({method: step()})
-
+    steps = Steps(model, pivots, at_once)
+    methods = {"cca": Kept(steps.cca), "padded": Kept(steps.padded)}
+    if at_once == BATCH:
+        methods["one at a time"] = Kept(steps.reference)
     steps.cca()
-    methods = {method: keeping(method, step) for method, step in (plain | {"cca": steps.cca}).items()}
-    times = in_turns(methods, repeats, warm=repeats > 1)
-    check(name, gradients)
+    times, cca = in_turns(methods, repeats, warm=repeats > 1), methods.pop("cca")
     floor = floor_of(model.network, steps.cca, backward=True) / len(steps.batches)
-    for method in plain:
+    for method, plain in methods.items():
+        apart = float((plain.found - cca.found).norm() / cca.found.norm())
+        assert apart < WITHIN, f"{name}: the gradient of {method} is apart by {apart:.2g} of its norm"
         what = f"{name}, {work.tokens_of(pivots):.0f} tokens, {method}"
         what += f", {at_once} at once" if at_once < BATCH else ""
         bar = BAR if few_shot else None

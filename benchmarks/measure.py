@@ -40,6 +40,16 @@ class Times:
         return max(self.all) / self.least - 1
 
 
+class Kept:
+    """A method as it is timed, and what it gave last."""
+
+    def __init__(self, work: Callable[[], Any]):
+        self.work, self.found = work, None
+
+    def __call__(self) -> None:
+        self.found: Any = self.work()
+
+
 def in_turns(methods: Mapping[str, Callable[[], Any]], repeats: int, *, warm: bool = True) -> dict[str, Times]:
     """Seconds of each method. They take turns, so that a machine that is slower for a while is so for all.
 

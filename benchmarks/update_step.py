@@ -5,14 +5,16 @@ training and LoRA pass each batch padded on the left, as trainers do; a second l
 library's own pass as well, which has no padding and computes once what prefixes begin with. Memory is what a process
 of its own held at most in two steps, beyond what it held before them: the weights.
 
-    python benchmarks/update_step.py --memory METHOD [--model PATH] [--quick]    # GiB of one method
+    python benchmarks/update_step.py --memory METHOD bundled    # or the path of a model: GiB of one method alone
 """
 
 import argparse
 import copy
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -32,6 +34,9 @@ RATE = 1e-6
 TIME, MEMORY = 0.75, 0.6
 METHODS = {"full": "full gradient", "packed": "full gradient, packed", "lora": "PEFT LoRA"}
 """The plain ones, and what they are called in the table."""
+if find_spec("peft") is None:
+    print("update step: without peft there is no line for it; pip install peft", file=sys.stderr)
+    del METHODS["lora"]
 
 
 def padded_margins(network: Any, pivots: Sequence[Pivot]) -> Tensor:
@@ -68,7 +73,10 @@ def lora(network: Any, delta: Delta) -> Any:
     names = [name.removesuffix(".weight") for name in delta.weights]
     of_a_rank = sum(sum(network.get_parameter(name).shape) for name in delta.weights)
     rank = max(1, round(delta.parameter_count / of_a_rank))
-    return get_peft_model(network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM"))
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():  # peft asks the model for what transformers calls otherwise by now
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(network, settings)
 
 
 def circuit(network: Any, delta: Delta, pivots: Sequence[Pivot]) -> Callable[[], float]:
@@ -96,47 +104,45 @@ def step_of(method: str, model: Model, pivots: Sequence[Pivot]) -> Callable[[], 
     return trained(model.network.requires_grad_(), pivots, packed=method == "packed")
 
 
-def at_work(setting: Setting, path: str | None) -> tuple[Model, list[Pivot]]:
+def at_work(setting: Setting, path: str) -> tuple[Model, list[Pivot]]:
     """The bundled model with pivots of its own, or a real model with made ones."""
-    if path is None:
+    if path == "bundled":
         model = work.bundled()
         return model, work.found_pivots(model, setting.of(64, 8))
     model = work.given(path, chat=False)
     return model, work.made_pivots(model.network, setting.of(8, 4), setting.of(200, 30), vary=0.2)
 
 
-def timed(setting: Setting, path: str | None, name: str, repeats: int) -> Iterator[Line]:
+def timed(setting: Setting, path: str, repeats: int) -> Iterator[Line]:
     model, pivots = at_work(setting, path)
-    # the whole model's training and LoRA have copies of their own, which they change
     steps = {"cca": step_of("cca", model, pivots)}
-    for method in METHODS:
+    for method in METHODS:  # each changes a copy of its own
         steps[method] = step_of(method, replace(model, network=copy.deepcopy(model.network)), pivots)
-    first: dict[str, float] = {method: step() for method, step in steps.items()}
-    for method, loss in first.items():
-        assert abs(loss - first["cca"]) < 1e-3 * (1 + abs(loss)), f"{name}: the loss of {method} is {loss}, {first}"
+    first = {method: step() for method, step in steps.items()}
+    assert max(first.values()) - min(first.values()) < 1e-3 * (1 + abs(first["cca"])), f"losses differ: {first}"
     times = in_turns(steps, repeats, warm=False)
     floor = floor_of(model.network, steps["cca"], backward=True)
-    what = f"{name}, {len(pivots)} pivots"
+    what = f"{work.name_of(path)}, {len(pivots)} pivots of {work.tokens_of(pivots):.0f}"
     for method, called in METHODS.items():
         bar = TIME if method == "full" else None
         yield compared(f"{what}, {called}", times[method], times["cca"], share=True, bar=bar, floor=floor)
 
 
-def remembered(setting: Setting, path: str | None, name: str) -> Iterator[Line]:
+def remembered(setting: Setting, path: str) -> Iterator[Line]:
     """Each method's memory, in a process of its own."""
+    name, quick = work.name_of(path), ["--quick"] * setting.quick
     if not CLEAR.exists():
         yield Line(f"{name}, memory", note="skipped: only Linux tells how much memory a process held at most")
         return
-    more = (["--model", path] if path else []) + ["--quick"] * setting.quick
-    gib = {m: in_own_process(__file__, "--memory", m, *more) for m in ("cca", *METHODS)}
+    gib = {method: in_own_process(__file__, "--memory", method, path, *quick) for method in ("cca", *METHODS)}
     for method, called in METHODS.items():
         bar = MEMORY if method == "full" else None
         yield Line(f"{name}, memory, {called}", gib["cca"], gib[method], unit="GiB", share=True, bar=bar)
 
 
-def memory(method: str, setting: Setting) -> float:
+def memory(method: str, path: str, setting: Setting) -> float:
     """GiB of two steps, beyond weights that have been read and threads that have been started."""
-    model, pivots = at_work(setting, setting.model)
+    model, pivots = at_work(setting, path)
     with torch.no_grad():
         model.network(input_ids=torch.tensor([pivots[0].prefix[:8]]))
     step = step_of(method, model, pivots)
@@ -144,23 +150,21 @@ def memory(method: str, setting: Setting) -> float:
 
 
 def lines(setting: Setting) -> Iterator[Line]:
-    yield from timed(setting, None, "bundled", setting.of(5, 1))
-    yield from remembered(setting, None, "bundled")
+    yield from timed(setting, "bundled", setting.of(5, 1))
+    yield from remembered(setting, "bundled")
     if setting.model is None:
         yield skipped("update step, a real model")
         return
-    name = work.name_of(setting.model)
-    yield from timed(setting, setting.model, name, setting.of(2, 1))
-    yield from remembered(setting, setting.model, name)
+    yield from timed(setting, setting.model, setting.of(2, 1))
+    yield from remembered(setting, setting.model)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", choices=("cca", *METHODS), required=True)
+    parser.add_argument("--memory", nargs=2, metavar=("METHOD", "MODEL"), required=True)
     add_arguments(parser)
     given = parser.parse_args()
-    setting = setting_of(given)
-    print(memory(given.memory, setting))
+    print(memory(*given.memory, setting_of(given)))
 
 
 if __name__ == "__main__":
