@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lines import Line, Setting, add_arguments, head, missed, said_by, setting_of
-from measure import environment
+from timing import environment
 
 PARTS = {
     "branch_search": "branch search",
@@ -53,14 +53,16 @@ def run(name: str, setting: Setting) -> Iterator[Line]:
 
 def machine(load: float) -> str:
     """What is said at the top."""
-    threads = environment().get("OMP_NUM_THREADS", os.cpu_count())
+    cores, threads = os.cpu_count(), os.environ.get("OMP_NUM_THREADS", "as many")
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    said = f"{os.cpu_count()} cores, {threads} threads; {versions}. The shortest repeat counts; spread: how much longer "
-    said += "the longest took.\nratio: plain / cca, or cca / plain where the bar is a most; floor: the linear layers "
-    said += "alone, on as many rows. Nothing else may run beside this"
-    if load <= BUSY:
-        return f"{said}: the load was {load:.1f} when it began."
-    return f"{said}.\nWARNING: the load is {load:.1f}, so something else is running, and these figures are worth little."
+    said = [
+        f"{cores} cores, {threads} threads; {versions}. Nothing else may run beside this; the load is {load:.1f}.",
+        "The shortest repeat counts; spread: by how much the longest exceeds it. ratio: plain / cca, or, where the bar",
+        "is a most, cca / plain. floor: the linear layers alone, on as many rows.",
+    ]
+    if load > BUSY:
+        said.append("WARNING: something else is running, so these figures are worth little.")
+    return "\n".join(said)
 
 
 def ended(found: Mapping[str, Sequence[Line]], failed: Sequence[str]) -> tuple[list[str], int]:

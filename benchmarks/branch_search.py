@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import work
 from lines import Line, Setting, part, skipped
-from measure import Kept, Passes, compared, in_turns
+from timing import Kept, Passes, compared, in_turns
 
 from cca.method.branching import Branching
 from cca.method.pivots import SEARCHES
@@ -97,12 +97,12 @@ def lines(setting: Setting) -> Iterator[Line]:
     generated = Generated(traced, some, 64)
     yield from against(f"{len(some)} traces, generate, 64 at once", traced, some, generated, setting.of(2, 1))
     every = partial(token_by_token, traced, many)
-    yield from against(f"{len(many)} traces, every position at once", traced, many, every, setting.of(3, 1))
+    yield from against(f"{len(many)} traces, every position at once", traced, many, every, setting.of(2, 1))
     if setting.model is None:
         yield skipped("branch search, a real model")
         return
     name, model = work.name_of(setting.model), work.given(setting.model)
-    traced = work.Traced.of(model, work.problems(setting.of(8, 3), 1), setting.of(256, 24))
+    traced = work.Traced.of(model, work.problems(setting.of(6, 3), 1), setting.of(160, 24))
     shortest = traced.shortest(setting.of(2, 1))
     if not shortest:
         yield Line(f"branch search, {name}", note="skipped: no problem had an opposite sample")

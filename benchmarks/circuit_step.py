@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import work
 from lines import Line, Setting, part, skipped
-from measure import Kept, compared, floor_of, in_turns
+from timing import Kept, compared, floor_of, in_turns
 from torch import Tensor
 
 from cca.method.objective import losses, margins, pivot_loss
@@ -27,7 +27,10 @@ WITHIN = 1e-3
 
 
 class Steps:
-    """A step for each 8 of `pivots`, by every method. at_once: whole prefixes of a pass."""
+    """A step for each 8 of `pivots`, by every method, which gives the last step's gradient (C,).
+
+    at_once: whole prefixes of a pass.
+    """
 
     def __init__(self, model: Model, pivots: Sequence[Pivot], at_once: int):
         self.network, self.parts, self.at_once = model.network, model.components, at_once
@@ -38,12 +41,14 @@ class Steps:
     def reference(self) -> Tensor:
         import reference
 
+        gradient = self.gates
         for batch in self.batches:
             with reference.projections_gated(self.network, self.parts, self.gates):
                 (gradient,) = torch.autograd.grad(reference.pivot_loss(self.network, batch), self.gates)
         return gradient
 
     def padded(self) -> Tensor:
+        gradient = self.gates
         for batch in self.batches:
             gradient = torch.zeros_like(self.gates)
             for some in (batch[i : i + self.at_once] for i in range(0, BATCH, self.at_once)):
@@ -54,6 +59,7 @@ class Steps:
         return gradient
 
     def cca(self) -> Tensor:
+        gradient = self.gates
         for number, batch in enumerate(self.batches):
             step = self.prefixes.take(range(number * BATCH, (number + 1) * BATCH))
             with gated(self.network, self.parts, self.gates):
@@ -102,7 +108,7 @@ def reading(name: str, model: Model, pivots: Sequence[Pivot], repeats: int) -> L
 def lines(setting: Setting) -> Iterator[Line]:
     model, repeats = work.bundled(), setting.of(5, 1)
     pivots = work.found_pivots(model, setting.of(32, BATCH))
-    shown = work.with_examples(pivots, model)
+    shown = work.with_examples(pivots[: setting.of(16, BATCH)], model, setting.of(work.SHOTS, 1))
     yield from step_lines("bundled", model, pivots, repeats)
     yield from step_lines("bundled, few-shot", model, shown, setting.of(3, 1), few_shot=True)
     yield reading("bundled, few-shot", model, shown, setting.of(3, 1))

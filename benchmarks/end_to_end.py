@@ -1,9 +1,10 @@
 """All of the method's stages on a few problems, by the plain methods and by the library; then a whole `cca run`.
 
-Both are really run, on the same problems with the same random numbers, and must give the same traces and pivots and
+Both are really run, on the same problems with the same random numbers, and must give the same traces and pivots, and
 the same gates and deltas but for rounding. Plain: `model.generate` for a greedy trace, a token at a time with the
-model's own cache for a sampled one, and the references of the tests for all else, 64 prefixes of a trace at once. Evaluation is writing, which is
-timed on its own. `cca run` has no plain counterpart: its lines say what its stages took.
+model's own cache for a sampled one, and the references of the tests for all else, with 64 prefixes of a trace at once
+for pivots. Evaluation is writing, which is timed on its own. `cca run` has no plain counterpart: its lines say what its
+stages took.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import work
 from lines import Line, Setting, part
-from measure import Kept, compared, environment, in_turns
+from timing import Kept, compared, environment, in_turns
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -76,7 +77,7 @@ def plain_pair(model: Model, problem: Problem) -> TracePair:
     prompt, options = model.prompter.prompt(problem), TRACES
     empty = TracePair(problem.id, problem.split, problem.template, prompt, Trace((), "", "", False), None, 0, None)
     (written,) = reference.completions(model.network, model.prompter, empty, [()], options.max_new_tokens)
-    greedy, opposite = model.prompter.trace(problem, written), None
+    greedy, opposite, drawn = model.prompter.trace(problem, written), None, 0
     temperature = options.temperature_if_correct if greedy.correct else options.temperature_if_wrong
     for drawn in range(1, options.samples + 1):
         uniforms = torch.from_numpy(stream(0, problem.id, drawn - 1).random(options.max_new_tokens))

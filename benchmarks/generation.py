@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import work
 from lines import Line, Setting, part, skipped
-from measure import Kept, Times, compared, environment, floor_of, in_turns
+from timing import Kept, Times, compared, environment, floor_of, in_turns
 
 from cca.model.bundled import location
 from cca.model.generate import Row, write
@@ -106,16 +106,20 @@ def served(model: Model, dtype: str, context: int, stack: ExitStack) -> Served |
     return found
 
 
-def written(model: Model, name: str, dtype: str, sizes: Sequence[int], tokens: int, repeats: int) -> Iterator[Line]:
+def written(model: Model, name: str, dtype: str, sizes: Mapping[int, int], tokens: int) -> Iterator[Line]:
+    """sizes: the repeats by the number of rows."""
     with ExitStack() as stack:
-        vllm = served(model, dtype, 512, stack)
-        for rows, (kind, temperature) in itertools.product(sizes, KINDS.items()):
+        vllm = served(model, dtype, 1024, stack)
+        for (rows, repeats), (kind, temperature) in itertools.product(sizes.items(), KINDS.items()):
             asked = prompts_of(model, rows), temperature, tokens
             write_ours = partial(ours, model.network, *asked)
             methods = {"cca": Kept(write_ours), "generate": Kept(partial(by_generate, model.network, *asked))}
             if isinstance(vllm, Served):
                 methods["vLLM"] = Kept(partial(vllm, *asked))
-            times, cca = in_turns(methods, repeats), methods.pop("cca")
+            for method in (partial(ours, model.network), partial(by_generate, model.network), vllm):
+                if callable(method):
+                    method(asked[0][:2], temperature, 2)  # a warm-up
+            times, cca = in_turns(methods, repeats, warm=False), methods.pop("cca")
             floor = floor_of(model.network, write_ours)
             for method, plain in methods.items():
                 note = per_second(rows * tokens, times[method], times["cca"])
@@ -132,14 +136,15 @@ def per_second(tokens: int, plain: Times, cca: Times) -> str:
 
 
 def lines(setting: Setting) -> Iterator[Line]:
-    sizes = (2,) if setting.quick else (16, 64)
-    tokens, repeats = setting.of(64, 4), setting.of(3, 1)
-    yield from written(work.bundled(), "bundled", "float32", sizes, tokens, repeats)
+    yield from written(
+        work.bundled(), "bundled", "float32", {2: 1} if setting.quick else {16: 3, 64: 3}, setting.of(64, 4)
+    )
     if setting.model is None:
         yield skipped("generation, a real model")
         return
     model = work.given(setting.model, "bfloat16")
-    yield from written(model, work.name_of(setting.model), "bfloat16", sizes, setting.of(32, 4), setting.of(2, 1))
+    sizes = {2: 1} if setting.quick else {16: 2, 64: 1}
+    yield from written(model, work.name_of(setting.model), "bfloat16", sizes, setting.of(32, 4))
 
 
 if __name__ == "__main__":

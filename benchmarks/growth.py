@@ -11,7 +11,7 @@ from typing import Any
 import work
 from circuit_step import BATCH, Steps
 from lines import Line, Setting, part, skipped
-from measure import floor_of, in_turns
+from timing import floor_of, in_turns
 
 from cca.method.update import full_gradient
 from cca.model.delta import Delta
@@ -76,7 +76,7 @@ def of_models(models: Sequence[Model], names: Sequence[str], tokens: int, repeat
 
 
 def lines(setting: Setting) -> Iterator[Line]:
-    model, repeats = work.bundled(), setting.of(3, 1)
+    model, repeats = work.bundled(), setting.of(2, 1)
     yield from of_lengths(model, (20, 40) if setting.quick else (100, 400, 1600), setting.of(32, BATCH), repeats)
     yield from of_pivots(model, (8, 16) if setting.quick else (32, 128, 512), setting.of(100, 20), repeats)
     if setting.model is None:
@@ -84,7 +84,7 @@ def lines(setting: Setting) -> Iterator[Line]:
         return
     real = {work.name_of(path): work.given(path, chat=False) for path in setting.models}
     real = dict(sorted(real.items(), key=lambda pair: sum(p.numel() for p in pair[1].network.parameters())))
-    yield from of_models([model, *real.values()], ["bundled", *real], setting.of(100, 20), setting.of(2, 1))
+    yield from of_models([model, *real.values()], ["bundled", *real], setting.of(100, 20), 1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import work
 from lines import Line, Setting, add_arguments, part, setting_of, skipped
-from measure import CLEAR, compared, floor_of, in_own_process, in_turns, peak_beyond
+from timing import CLEAR, compared, floor_of, in_own_process, in_turns, peak_beyond
 from torch import Tensor
 
 from cca.method.objective import last_margins, losses, margins
@@ -105,10 +105,10 @@ def step_of(method: str, model: Model, pivots: Sequence[Pivot]) -> Callable[[], 
 
 
 def at_work(setting: Setting, path: str) -> tuple[Model, list[Pivot]]:
-    """The bundled model with pivots of its own, or a real model with made ones."""
+    """The bundled model with pivots as long as its own, or a real model with fewer and longer ones."""
     if path == "bundled":
         model = work.bundled()
-        return model, work.found_pivots(model, setting.of(64, 8))
+        return model, work.made_pivots(model.network, setting.of(64, 8), 93, vary=0.4)
     model = work.given(path, chat=False)
     return model, work.made_pivots(model.network, setting.of(8, 4), setting.of(200, 30), vary=0.2)
 
@@ -155,7 +155,7 @@ def lines(setting: Setting) -> Iterator[Line]:
     if setting.model is None:
         yield skipped("update step, a real model")
         return
-    yield from timed(setting, setting.model, setting.of(2, 1))
+    yield from timed(setting, setting.model, 1)
     yield from remembered(setting, setting.model)
 
 
@@ -164,7 +164,8 @@ def main() -> None:
     parser.add_argument("--memory", nargs=2, metavar=("METHOD", "MODEL"), required=True)
     add_arguments(parser)
     given = parser.parse_args()
-    print(memory(*given.memory, setting_of(given)))
+    method, path = given.memory
+    print(memory(method, path, setting_of(given)))
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ class Traced:
 
     def search(self, pairs: Sequence[TracePair]) -> list[Pivot]:
         """Their pivots, by the library."""
-        how = {"max_new_tokens": self.limit, "slots": 128}
-        return search_pivots(self.model.network, self.model.prompter, pairs, self.problems, **how)
+        network, prompter = self.model.network, self.model.prompter
+        return search_pivots(network, prompter, pairs, self.problems, max_new_tokens=self.limit, slots=128)
 
 
 def found_pivots(model: Model, count: int) -> list[Pivot]:
@@ -85,10 +85,10 @@ def found_pivots(model: Model, count: int) -> list[Pivot]:
     return (pivots * (count // len(pivots) + 1))[:count]
 
 
-def with_examples(pivots: Sequence[Pivot], model: Model) -> list[Pivot]:
+def with_examples(pivots: Sequence[Pivot], model: Model, shots: int = SHOTS) -> list[Pivot]:
     """`pivots` with solved problems before each prefix, so that they are of few-shot length."""
     shown: list[int] = []
-    for problem in problems(SHOTS, 1):
+    for problem in problems(shots, 1):
         shown += [*model.prompter.prompt(problem), *model.prompter.reference(problem.solution)]
     return [replace(p, prefix=(*shown, *p.prefix)) for p in pivots]
 
