@@ -43,20 +43,20 @@ def padded_margins(network: Any, pivots: Sequence[Pivot]) -> Tensor:
     return margins(work.padded_logits(network, pivots), *work.sides(pivots))
 
 
-def trained(network: Any, pivots: Sequence[Pivot], packed: bool = False) -> Callable[[], float]:
-    """A step of those weights that take gradients; it gives the loss before."""
+def trained(network: Any, grouped: Sequence[Sequence[Pivot]], packed: bool = False) -> Callable[[], float]:
+    """A step of those weights that take gradients, by all batches of pivots; it gives the loss before."""
     rule = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], RATE)
-    grouped = list(batches(network, pivots, BATCH))
+    count = sum(map(len, grouped))
 
     def step() -> float:
         total = 0.0
         for batch in grouped:
             if packed:
                 with last_margins(network, batch) as found:
-                    loss = losses(found, "linear").sum() / len(pivots)
+                    loss = losses(found, "linear").sum() / count
                     loss.backward()
             else:
-                loss = losses(padded_margins(network, batch), "linear").sum() / len(pivots)
+                loss = losses(padded_margins(network, batch), "linear").sum() / count
                 loss.backward()
             total += loss.item()
         rule.step()
@@ -66,12 +66,16 @@ def trained(network: Any, pivots: Sequence[Pivot], packed: bool = False) -> Call
     return step
 
 
+def projections(delta: Delta) -> list[str]:
+    return [name.removesuffix(".weight") for name in delta.weights]
+
+
 def lora(network: Any, delta: Delta) -> Any:
     """The network with an adapter of about as many parameters on the projections whose rows the delta changes."""
     from peft import LoraConfig, get_peft_model
 
-    names = [name.removesuffix(".weight") for name in delta.weights]
-    of_a_rank = sum(sum(network.get_parameter(name).shape) for name in delta.weights)
+    names = projections(delta)
+    of_a_rank = sum(sum(network.get_submodule(name).weight.shape) for name in names)
     rank = max(1, round(delta.parameter_count / of_a_rank))
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
     with warnings.catch_warnings():  # peft asks the model for what transformers calls otherwise by now
@@ -99,9 +103,10 @@ def step_of(method: str, model: Model, pivots: Sequence[Pivot]) -> Callable[[], 
     delta = Delta.zeros(model, work.a_circuit(model))
     if method == "cca":
         return circuit(model.network, delta, pivots)
+    grouped = list(batches(model.network, pivots, BATCH))
     if method == "lora":
-        return trained(lora(model.network, delta), pivots)
-    return trained(model.network.requires_grad_(), pivots, packed=method == "packed")
+        return trained(lora(model.network, delta), grouped)
+    return trained(model.network.requires_grad_(), grouped, packed=method == "packed")
 
 
 def at_work(setting: Setting, path: str) -> tuple[Model, list[Pivot]]:
