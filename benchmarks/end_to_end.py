@@ -24,7 +24,6 @@ from transformers import DynamicCache
 
 from cca.method.circuit import learn_gates
 from cca.method.options import CircuitOptions, TraceOptions, UpdateOptions
-from cca.method.traces import trace_pairs
 from cca.method.update import train
 from cca.model.cache import cache_argument
 from cca.model.delta import Delta
@@ -32,7 +31,7 @@ from cca.model.open import Model
 from cca.model.sampling import pick, stream
 from cca.records import Pivot, Problem, Trace, TracePair
 
-TRACES = TraceOptions(samples=4)
+TRACES = TraceOptions(samples=4, skip_solved=0)
 GATES = CircuitOptions(penalty=0.05, learning_rate=0.05, epochs=2, min_steps=12, patience=50.0)
 STEPS = UpdateOptions(loss="linear", learning_rate=0.01, steps=2, validate_every=2)
 RUN = """
@@ -129,15 +128,13 @@ class Stages:
         self.by_id = {p.id: p for p in problems}
 
     def cca_traces(self) -> list[TracePair]:
-        found: list[TracePair] = []
-        trace_pairs(self.model.network, self.model.prompter, self.problems, TRACES, 0, found.append)
-        return sorted(found, key=lambda pair: pair.problem)
+        return work.traces(self.model, self.problems, TRACES)
 
     def plain_traces(self) -> list[TracePair]:
         return sorted((plain_pair(self.model, p) for p in self.problems), key=lambda pair: pair.problem)
 
     def cca_pivots(self, pairs: list[TracePair]) -> list[Pivot]:
-        return work.Traced(self.model, self.by_id, pairs, TRACES.max_new_tokens).search(pairs)
+        return work.Traced(self.model, self.by_id, pairs, TRACES).search(pairs)
 
     def plain_pivots(self, pairs: list[TracePair]) -> list[Pivot]:
         import reference

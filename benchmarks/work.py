@@ -1,6 +1,7 @@
 """What the parts of the benchmark work on: opened models, problems, and pivots that were found or made."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import cca
 from cca.method.options import TraceOptions
-from cca.method.pivots import search_pivots
-from cca.method.traces import trace_pairs
+from cca.method.traces import Traces
 from cca.model.open import Model, open_model
 from cca.problems.prompts import PromptOptions
 from cca.problems.splits import ProblemOptions, build_problems, chosen_source
@@ -47,6 +48,13 @@ def problems(templates: int, each: int) -> list[Problem]:
     return [p for p in build_problems(chosen_source(drawn), drawn, seed=11) if p.split == "train"]
 
 
+def traces(model: Model, asked: Sequence[Problem], options: TraceOptions) -> list[TracePair]:
+    """Their traces, by the library, in the order of their names."""
+    with warnings.catch_warnings():  # where many are cut: what is measured are small limits too
+        warnings.simplefilter("ignore", UserWarning)
+        return sorted(cca.trace(model, asked, options), key=lambda pair: pair.problem)
+
+
 @dataclass(frozen=True)
 class Traced:
     """Problems, and those pairs of their traces that have an opposite sample."""
@@ -54,15 +62,17 @@ class Traced:
     model: Model
     problems: dict[str, Problem]
     pairs: list[TracePair]
-    limit: int
+    options: TraceOptions
 
     @classmethod
     def of(cls, model: Model, asked: Sequence[Problem], limit: int = 160) -> "Traced":
-        found: list[TracePair] = []
-        options = TraceOptions(max_new_tokens=limit)
-        trace_pairs(model.network, model.prompter, asked, options, 0, found.append)
-        pairs = sorted((pair for pair in found if pair.sampled), key=lambda pair: pair.problem)
-        return cls(model, {p.id: p for p in asked}, pairs, limit)
+        options = TraceOptions(max_new_tokens=limit, skip_solved=0)
+        pairs = [pair for pair in traces(model, asked, options) if pair.sampled]
+        return cls(model, {p.id: p for p in asked}, pairs, options)
+
+    @property
+    def limit(self) -> int:
+        return self.options.max_new_tokens
 
     def some(self, count: int) -> list[TracePair]:
         """So many of the pairs, from all of them; if it is one, the shortest."""
@@ -74,8 +84,7 @@ class Traced:
 
     def search(self, pairs: Sequence[TracePair]) -> list[Pivot]:
         """Their pivots, by the library."""
-        network, prompter = self.model.network, self.model.prompter
-        return search_pivots(network, prompter, pairs, self.problems, max_new_tokens=self.limit, slots=128)
+        return cca.find_pivots(self.model, Traces(tuple(pairs), self.problems, self.options))
 
 
 def found_pivots(model: Model, count: int) -> list[Pivot]:

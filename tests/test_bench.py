@@ -2,12 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-
-import pytest
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 import bench
 import branch_search
@@ -15,6 +11,7 @@ import circuit_step
 import end_to_end
 import generation
 import growth
+import pytest
 import timing
 import update_step
 import work
@@ -26,6 +23,7 @@ from cca.method.options import TraceOptions
 from cca.model.components import find_components
 from cca.model.open import Model
 
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 QUICK = Setting(quick=True)
 
 
@@ -33,12 +31,12 @@ QUICK = Setting(quick=True)
 def small(bundled) -> Model:
     """A random model that is asked as the bundled one is."""
     network = tiny_qwen2()
-    return Model("tiny", network, bundled.tokenizer, find_components(network), bundled.prompter, "memory")
+    return replace(bundled, name="tiny", network=network, components=find_components(network))
 
 
 @pytest.fixture(scope="module")
 def traced(bundled) -> work.Traced:
-    return work.Traced.of(bundled, work.problems(2, 1), 64)
+    return work.Traced.of(bundled, work.problems(2, 1), 48)
 
 
 def measured(lines) -> list[Line]:
@@ -52,7 +50,10 @@ def measured(lines) -> list[Line]:
 
 def test_a_bar_is_missed_from_its_own_side_and_a_line_without_figures_misses_none():
     fast, slow = Line("a", cca=1.0, plain=10.0, bar=10), Line("b", cca=1.0, plain=9.9, bar=10)
-    small, large = Line("c", cca=0.6, plain=1.0, bar=0.6, share=True), Line("d", cca=0.7, plain=1.0, bar=0.6, share=True)
+    small, large = (
+        Line("c", cca=0.6, plain=1.0, bar=0.6, share=True),
+        Line("d", cca=0.7, plain=1.0, bar=0.6, share=True),
+    )
     skipped, nothing = Line("e", bar=10, note="skipped"), Line("f", cca=0, plain=5.0, unit="tokens", bar=10)
     assert missed([fast, slow, small, large, skipped, nothing]) == [slow, large]
     assert "reached" in fast.row()
@@ -75,6 +76,7 @@ def test_a_part_is_a_process_whose_lines_come_into_the_table(tmp_path, monkeypat
     (tmp_path / "growth.py").write_text(f"print('said besides')\n{line}\n{body}\n")
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "bench.py"))
     monkeypatch.setattr(sys, "argv", ["bench.py", "--only", "growth", "--json"])
+    monkeypatch.delenv("CCA_BENCH_MODEL", raising=False)
     assert bench.main() == code
     said = capsys.readouterr()
     assert json.loads(said.out)["growth"][0]["plain"] == 90.0
@@ -113,7 +115,7 @@ def test_passes_tell_what_was_read_and_what_was_written(bundled):
 def test_branch_search_finds_the_same_pivots_by_every_method(traced):
     pairs = traced.shortest(1)
     for plain in (
-        branch_search.Generated(traced, pairs, 1),
+        branch_search.Generated(traced, pairs, 64),
         lambda: branch_search.token_by_token(traced, pairs),
     ):
         tokens, seconds = measured(branch_search.against("search", traced, pairs, plain, 1))
@@ -174,7 +176,7 @@ def test_time_grows_from_the_smallest_size(small):
 
 
 def test_the_stages_of_both_methods_agree(bundled, monkeypatch):
-    monkeypatch.setattr(end_to_end, "TRACES", TraceOptions(samples=3, max_new_tokens=48))
+    monkeypatch.setattr(end_to_end, "TRACES", TraceOptions(samples=3, max_new_tokens=40, skip_solved=0))
     monkeypatch.setattr(end_to_end, "GATES", end_to_end.GATES.changed({"min_steps": 2}))
     found = measured(end_to_end.chain(bundled, work.problems(2, 1)))
     assert [line.what.split(": ")[-1] for line in found] == ["traces", "pivots", "circuit", "update", "all of them"]
