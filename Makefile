@@ -34,8 +34,9 @@ format: $(DEV)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)
-	@$(BIN)/python benchmarks/side_by_side.py
+# with a real model as well: make bench MODEL=qwen2.5-coder-0.5b-instruct.gguf
+bench: $(DEV)
+	@$(BIN)/python benchmarks/bench.py $(addprefix --model ,$(MODEL))
 
 # not --quiet, with which mkdocs counts no warnings
 site: $(DOCS)
