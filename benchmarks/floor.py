@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from cca.model.attention import Pattern, attention_through
 from cca.model.generate import Row, Watch, _Writing
 from cca.model.read import texts
 from cca.model.sampling import stream
+from cca.model.slots import attention
 
 
 def best(work: Callable[[], Any], repeats: int) -> float:
@@ -81,7 +83,7 @@ def decode_steps(
     for _ in range(rounds):
         floors.append(linear_layers(network, len(ids), repeats=repeats))
         for times, writing in zip(found, writers, strict=True):
-            with torch.no_grad(), attention_through(network, writing._attention, Pattern.of):
+            with torch.no_grad(), attention_through(network, partial(attention, writing.places), Pattern.of):
                 times.append(best(writing._step, repeats))
     return [min(times) for times in found], min(floors)
 
