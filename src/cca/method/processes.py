@@ -1,7 +1,7 @@
 """Several processes that learn together, each on a copy of the model of its own.
 
-All call the same functions with the same arguments. Each computes its part of the pivots; what it found is added up over
-all, so that all have the same sums and take the same steps.
+All call the same functions with the same arguments. Each computes its part of the pivots; what they find is added up,
+so that all have the same sums and take the same steps.
 """
 
 import hashlib

@@ -287,7 +287,7 @@ def train(
         processes: that call this alike; each computes its part of the pivots, and all train the same. `validate` is
             to give the same in each, as `validator` does.
         progress: see `Progress`.
-        work: see `Work`; of several processes it is what this one reads. Validation is not told of: `validate` can tell.
+        work: see `Work`; of several processes, what this one reads. Validation is not told of: `validate` can tell.
 
     Raises:
         InputError: the processes were given different pivots or options.
