@@ -248,10 +248,11 @@ def test_without_a_group_there_are_no_processes_to_learn_with():
 
 # ---- the command ----
 
+FEW_STEPS = ["circuit.target_density=", "circuit.lambda=0.03", "circuit.learning_rate=0.15", "circuit.epochs=2"]
 COMMANDS = """
 import os, sys
 from cca import cli
-folder, log = sys.argv[1:]
+folder, log, *changes = sys.argv[1:]
 
 def look(event, arguments):
     path, mode, flags = arguments if event == "open" else (*arguments[:1], "w", 0)
@@ -263,7 +264,7 @@ if os.environ["RANK"] == "1":
     os.dup2(2, 1)
     looked = ("open", "os.mkdir", "os.rename", "os.remove", "os.link", "os.chmod", "os.truncate")
     sys.addaudithook(lambda event, arguments: look(event, arguments) if event in looked else None)
-sys.exit(cli.main(["circuit", folder, "--redo"]) or cli.main(["update", folder, "--quiet"]))
+sys.exit(cli.main(["circuit", folder, "--redo", *changes]) or cli.main(["update", folder, "--quiet"]))
 """
 FAILING = """
 import os, sys
@@ -285,20 +286,21 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def test_a_run_under_torchrun_ends_as_alone_and_the_second_process_writes_nothing(mended, tmp_path):
-    run, script, log = tmp_path / "run", tmp_path / "commands.py", tmp_path / "log"
+    alone, run, script, log = (tmp_path / name for name in ("alone", "run", "commands.py", "log"))
+    shutil.copytree(mended, alone)
     shutil.copytree(mended, run)
     script.write_text(COMMANDS)
-    started = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, run, log]
+    changes = [word for change in FEW_STEPS for word in ("--set", change)]
+    assert cli.main(["circuit", str(alone), "--redo", "--quiet", *changes]) == 0
+    assert cli.main(["update", str(alone), "--quiet"]) == 0
+    started = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, run, log, *changes]
     said = subprocess.run(
         [sys.executable, "-m", *map(str, started)], env=environment(), check=True, capture_output=True, text=True
     ).stderr
     assert log.read_text() == ""
-    lambdas = len((run / "sweep.jsonl").read_text().splitlines())
-    assert (said.count("circuit: done"), said.count(f"next: cca evaluate {run}")) == (lambdas, 1)
-    one, two = cca.Run.load(mended), cca.Run.load(run)
-    made = ("evaluate", "report")
-    gone = {name for stage in made for name in one.folder.manifest["stages"][stage]}
-    assert {f.name for f in run.iterdir()} == {f.name for f in mended.iterdir()} - gone
+    assert (said.count("circuit: done"), said.count(f"next: cca evaluate {run}")) == (1, 1)
+    one, two = cca.Run.load(alone), cca.Run.load(run)
+    assert {f.name for f in run.iterdir()} == {f.name for f in alone.iterdir()}
     assert two.folder.file("sweep.jsonl").read_bytes() == one.folder.file("sweep.jsonl").read_bytes()
     for name in ("circuit", "delta"):
         as_one(*(load_tensors(r.folder.file(f"{name}.safetensors")).tensors for r in (two, one)))
