@@ -296,10 +296,9 @@ def train(
     """
     processes.check_alike(network.device, pivots=(pivots, held_out), options=options)
     intervention = intervention.copy()
-    parameters = list(intervention.parameters.values())
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
     given = None if options.learning_rate == "auto" else options.learning_rate
-    rule = kind(parameters, given or 0.0)
+    rule = kind(list(intervention.parameters.values()), given or 0.0)
     course, step = Course(options.patience, intervention.copy()), 0
     if state_path is not None and (saved := load_state(state_path, processes)):
         step = _take_state(state_path, saved, intervention, course, rule)
@@ -322,8 +321,8 @@ def train(
             return
         own = processes.part(shortest_first(held_out))
         margins = held_out_margins(network, intervention, own, options.batch, held_out_read)
-        margins = processes.whole(margins, len(held_out), network.device)
-        metric = measured(step, loss, margins, validate(intervention))
+        whole = processes.whole(margins, len(held_out), network.device)
+        metric = measured(step, loss, whole, validate(intervention))
         course.record(metric, intervention.copy)
         if progress:
             progress(step, options.steps, metric)
