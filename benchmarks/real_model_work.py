@@ -19,7 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 WORK = __file__
 PLACES = {
-    "now": {"records": "records", "traces": "method.traces", "pivots": "method.pivots", "update": "method.update"}
+    "now": {
+        "records": "records",
+        "traces": "method.traces",
+        "pivots": "method.pivots",
+        "update": "method.update",
+        "engine": "model.engine",
+    }
     | {"components": "model.components", "delta": "model.delta", "options": "method.options"},
     "before": {"records": "records", "traces": "traces", "pivots": "pivots", "update": "update"}
     | {"components": "anatomy", "delta": "delta"},
@@ -69,7 +75,7 @@ def stage1(cca: dict[str, Any], side: str, network: Any, asked: Asked, work: dic
     began = time.perf_counter()
     if side == "now":
         options = cca["options"].TraceOptions(**how)
-        cca["traces"].trace_pairs(network, asked, asked.problems, options, 0, pairs.append)
+        cca["traces"].trace_pairs(cca["engine"].Transformers(network), asked, asked.problems, options, 0, pairs.append)
     else:
         for chunk in cca["traces"].chunks(asked.problems, asked, 64):
             pairs += cca["traces"].trace_chunk(network, asked, chunk, **how, seed=0)

@@ -370,10 +370,10 @@ def test_traces_and_pivots_are_the_same_under_a_limit(bundled, prompter, problem
     def found():
         pairs = []
         options = TraceOptions(samples=3, max_new_tokens=60, batch=24)
-        trace_pairs(bundled.network, prompter, some, options, 0, pairs.append)
+        trace_pairs(bundled.engine, prompter, some, options, 0, pairs.append)
         pairs.sort(key=lambda pair: pair.problem)
         usable = [pair for pair in pairs if pair.sampled]
-        return pairs, search_pivots(bundled.network, prompter, usable, by_id, max_new_tokens=60, slots=24)
+        return pairs, search_pivots(bundled.engine, prompter, usable, by_id, max_new_tokens=60, slots=24)
 
     plain = found()
     with limited(bundled.network, rows=8, tokens=300) as passes, warnings.catch_warnings(action="ignore"):

@@ -17,7 +17,7 @@ from cca.errors import InputError
 from cca.evaluation.scores import answer
 from cca.method.traces import Traces
 from cca.model.delta import Delta
-from cca.model.engines import replicated
+from cca.model.engines import crew
 from cca.model.engines.replicated import Replicated
 from cca.model.open import Model
 from cca.model.options import EngineOptions, ModelOptions
@@ -81,13 +81,13 @@ def test_one_two_and_three_workers_give_the_traces_and_pivots_of_none(bundled, a
 
 def test_every_worker_writes(bundled, asked, engine, monkeypatch):
     model, handed = grown(engine, 2, bundled), list[int]()
-    hand_out = replicated._Crew._hand_out
+    hand_out = crew.Crew._hand_out
 
     def counted(self: Any, row: Any) -> None:
         hand_out(self, row)
         handed.append(next(n for n, copy in enumerate(self.copies) if row in copy.rows.values()))
 
-    monkeypatch.setattr(replicated._Crew, "_hand_out", counted)
+    monkeypatch.setattr(crew.Crew, "_hand_out", counted)
     cca.trace(model, asked, samples=2)
     assert set(handed) == set(range(len(engine.copies)))
 
@@ -126,7 +126,7 @@ def test_a_lost_worker_s_successor_has_the_update_on(bundled, asked, engine):
 
 
 def test_workers_that_are_lost_again_and_again_are_an_error(bundled, asked, engine, monkeypatch):
-    monkeypatch.setattr(replicated, "_LOST", 0)
+    monkeypatch.setattr(crew, "_LOST", 0)
 
     def progress(done: int, of: int) -> None:
         if done == 1:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cca.method.circuit import Circuit, learn_circuit
     from cca.method.options import CircuitOptions, TraceOptions, UpdateOptions
     from cca.method.pivots import find_pivots
+    from cca.method.processes import Processes
     from cca.method.traces import trace
     from cca.method.update import update
     from cca.model.delta import Delta
@@ -45,6 +46,7 @@ _HOME = {
     "Problem": "records",
     "Circuit": "method.circuit",
     "Delta": "model.delta",
+    "Processes": "method.processes",
     "Run": "run.run",
     "PromptOptions": "problems.prompts",
     "TraceOptions": "method.options",
@@ -60,6 +62,7 @@ __all__ = [
     "InputError",
     "Pivot",
     "Problem",
+    "Processes",
     "PromptOptions",
     "Run",
     "TraceOptions",

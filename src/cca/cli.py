@@ -60,10 +60,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    """Run the command and return its exit code. Of several processes (torchrun) the first does, and the others help."""
     try:
-        return options.does(options)
+        if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+            return _do(arguments)
+        if os.environ.get("RANK", "0") != "0":
+            from cca.run.follow import follow
+
+            return follow()
+        from cca.run.together import leading
+
+        with leading():
+            return _do(arguments)
     except InputError as error:
         print(f"cca: {error}", file=sys.stderr)
         return 2
@@ -90,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"cca: {error}; finished work is kept, the same command resumes", file=sys.stderr)
         return 1
+
+
+def _do(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    return options.does(options)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from cca.controls.lora import LowRank
 from cca.controls.vectors import OutputBias, Steering
 from cca.method.circuit import Circuit
 from cca.method.options import UpdateOptions
+from cca.method.processes import ALONE, Processes
 from cca.method.update import full_gradient
 from cca.model.delta import Delta
 from cca.model.intervention import Trainable
@@ -24,6 +25,7 @@ def start(
     options: UpdateOptions,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Trainable:
     """The intervention that `options.method` trains; controls are as large as the circuit's where that can be.
 
@@ -32,6 +34,7 @@ def start(
         pivots: those that will be trained on.
         seed: of what is drawn at random.
         progress: told of what is read to choose rows by, how many tokens.
+        processes: that call this alike, and get the same.
 
     Raises:
         ValueError: the method learns no pivots.
@@ -48,7 +51,9 @@ def start(
             return Delta.zeros(model, parts.rows(everything))
         case "gradient":
             every = Delta.zeros(network, parts.rows(everything))
-            _, gradients = full_gradient(network, every, pivots, options.batch, options.loss, progress=progress)
+            _, gradients = full_gradient(
+                network, every, pivots, options.batch, options.loss, progress=progress, processes=processes
+            )
             return Delta.zeros(model, largest_rows(every, gradients, rows))
         case "bias":
             seen = Counter(token for p in pivots for token in (p.desired, p.undesired))

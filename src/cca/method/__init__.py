@@ -8,5 +8,7 @@
 5. `update`: change the circuit's rows alone, keep the best validated step (section 3.3); `course` is early stopping.
 6. `rounds`: all of it again from the updated model.
 
+`processes` lets several processes do stages 2 and 3 together.
+
 `options` holds what can be set of each. Nothing here knows a run folder or a config.
 """

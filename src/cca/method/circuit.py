@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cca.method.density import best_trial, is_near, missed, next_penalty
 from cca.method.objective import pivot_loss, too_long, training_pivots
 from cca.method.options import CircuitOptions
 from cca.method.prefixes import CachedPrefixes
+from cca.method.processes import ALONE, Processes
 from cca.method.resume import check_shape, load_state, of_a_state
 from cca.model.components import Component, Components
 from cca.model.gates import gated
@@ -112,6 +113,7 @@ def learn_circuit(
     options: CircuitOptions | None = None,
     *,
     seed: int = 0,
+    processes: Processes = ALONE,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Circuit:
@@ -122,6 +124,7 @@ def learn_circuit(
         pivots: found by `cca.find_pivots`, or one's own. Those of validation problems are left out.
         options: how gates are learned; by default `CircuitOptions()`.
         seed: of the order of the pivots.
+        processes: that call this alike, to share the work; each gets the same circuit.
         progress: see `Progress`.
         **changes: fields of `CircuitOptions` that differ from `options`, such as ``target_density=0.016``.
 
@@ -142,7 +145,7 @@ def learn_circuit(
     options.check_reach(len(chosen))
     circuits: dict[float, Circuit] = {}
     trials: list[Trial] = []
-    prefixes = read_prefixes(model.network, chosen, options)
+    prefixes = read_prefixes(model.network, chosen, options, processes=processes)
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
         circuits[penalty] = learn_gates(
             model.network,
@@ -152,6 +155,7 @@ def learn_circuit(
             penalty=penalty,
             seed=seed,
             prefixes=prefixes,
+            processes=processes,
             progress=progress,
         )
         trials.append(Trial(penalty, circuits[penalty].density))
@@ -180,14 +184,23 @@ def read_prefixes(
     pivots: Sequence[Pivot],
     options: CircuitOptions,
     progress: Callable[[int], None] | None = None,
-) -> CachedPrefixes:
+    processes: Processes = ALONE,
+) -> CachedPrefixes | None:
     """The prefixes of `pivots` as `learn_gates` uses them: read once, they serve any number of trainings.
 
-    progress: see `CachedPrefixes`.
+    Of several processes each reads those of its own pivots; None where it has none. progress: see `CachedPrefixes`.
     """
+    own = [pivots[number] for number in own_pivots(pivots, processes)]
+    if pivots and not own:
+        return None
     with frozen(network):
         # a step of an offloaded network computes its layers twice
-        return CachedPrefixes(network, pivots, options.cache_gib, constant=is_offloaded(network), progress=progress)
+        return CachedPrefixes(network, own, options.cache_gib, constant=is_offloaded(network), progress=progress)
+
+
+def own_pivots(pivots: Sequence[Pivot], processes: Processes) -> list[int]:
+    """Which pivots are this process's, whose prefixes it alone keeps: as many tokens as those of each other."""
+    return sorted(processes.part(sorted(range(len(pivots)), key=lambda number: len(pivots[number].prefix))))
 
 
 @torch.inference_mode(False)  # whatever the caller's mode is
@@ -201,6 +214,7 @@ def learn_gates(
     seed: int = 0,
     state_path: Path | None = None,
     prefixes: CachedPrefixes | None = None,
+    processes: Processes = ALONE,
     progress: Progress | None = None,
     work: Work | None = None,
 ) -> Circuit:
@@ -212,29 +226,34 @@ def learn_gates(
 
     Args:
         penalty: lambda, by default that of `options`, whose target density is not looked at.
-        state_path: state goes there after each epoch, and a later call resumes from there, bit for bit.
+        state_path: state goes there after each epoch, and a later call resumes from there, bit for bit; of several
+            processes the first writes and reads it, and with another number it goes on as well.
         prefixes: of `pivots`, by `read_prefixes`; by default they are read here.
+        processes: that call this alike; each computes its own pivots of a step, and all learn the same gates.
         progress: see `Progress`; called before the epoch's state is kept.
-        work: see `Work`.
+        work: see `Work`; of several processes it is what this one reads.
 
     Raises:
+        InputError: the processes were given different pivots or options.
         FloatingPointError: the loss is not finite; the message says in which step, and which module gave the first
             such value.
         TooLargeError: a pivot alone does not fit in memory.
+        ConnectionError: another process has ended.
     """
     penalty = options.penalty if penalty is None else penalty
     with frozen(network), torch.enable_grad():
-        prefixes = prefixes or read_prefixes(network, pivots, options)
-        learning = _Learning(network, components, pivots, options, penalty, seed, prefixes)
-        if state_path is not None and state_path.exists():
-            learning.load(state_path)
+        processes.check_alike(network.device, pivots=pivots, options=(options, penalty, seed), model=components.size)
+        prefixes = prefixes or read_prefixes(network, pivots, options, processes=processes)
+        learning = _Learning(network, components, pivots, options, penalty, seed, prefixes, processes)
+        if state_path is not None and (saved := load_state(state_path, processes)):
+            learning.load(state_path, saved.tensors)
             if work:
                 work(0, float(learning.epochs_done))
         while learning.epochs_done < options.epochs and not learning.settled:
             loss = learning.run_epoch(work)
             if progress:
                 progress(learning.epochs_done, float((learning.history[-1] > 0.5).float().mean()), loss)
-            if state_path is not None:
+            if state_path is not None and processes.first:
                 learning.save(state_path)
         return learning.circuit()
 
@@ -254,16 +273,19 @@ class _Learning:
         options: CircuitOptions,
         penalty: float,
         seed: int,
-        prefixes: CachedPrefixes,
+        prefixes: CachedPrefixes | None,
+        processes: Processes,
     ):
         self.network, self.components, self.options = network, components, options
         self.penalty, self.seed, self.count = penalty, seed, len(pivots)
         offloaded = is_offloaded(network)  # its backward pass would hold every layer's weights unless read twice
         self.read_twice = [layer.module for layer in components.layers] if offloaded else []
-        self.prefixes = prefixes
-        self.halving = Halving[int](lambda i: len(pivots[i].prefix), lambda i: _too_long(pivots[i]))
-        self.desired = torch.tensor([p.desired for p in pivots], device=network.device)
-        self.undesired = torch.tensor([p.undesired for p in pivots], device=network.device)
+        self.prefixes, self.processes = prefixes, processes
+        own = own_pivots(pivots, processes)
+        self.place = {number: place for place, number in enumerate(own)}
+        self.halving = Halving[int](lambda i: len(pivots[own[i]].prefix), lambda i: _too_long(pivots[own[i]]))
+        self.desired = torch.tensor([pivots[number].desired for number in own], device=network.device)
+        self.undesired = torch.tensor([pivots[number].undesired for number in own], device=network.device)
         self.gates = torch.ones(components.size, device=network.device, requires_grad=True)
         self.adam = torch.optim.Adam([self.gates], lr=options.learning_rate)
         self.history: list[Tensor] = []
@@ -287,8 +309,9 @@ class _Learning:
         )
         for number, rows in enumerate(self._batches(epoch), 1):
             self._step(rows, f"epoch {epoch + 1}, step {number}")
-            if work:
-                work(self.prefixes.to_read(rows), epoch + number / self.options.steps(self.count))
+            read = self.prefixes.to_read(self._own(rows)) if self.prefixes else 0
+            if work and read:
+                work(read, epoch + number / self.options.steps(self.count))
             if self.settled:
                 break
         self.history.append(self.gates.detach().cpu().clone())
@@ -303,34 +326,42 @@ class _Learning:
             yield from (order[i : i + self.options.batch] for i in range(0, self.count, self.options.batch))
 
     def _step(self, rows: list[int], where: str) -> None:
-        loss, gradient = 0.0, torch.zeros_like(self.gates)
+        own, loss, gradient = self._own(rows), self.gates.new_zeros(()), torch.zeros_like(self.gates)
 
         def add(part: Sequence[int]) -> None:
-            nonlocal loss
-            step, part = self.prefixes.take(part), list(part)
+            assert self.prefixes is not None
+            part = list(part)
+            step = self.prefixes.take(part)  # outside of gating
             with gated(self.network, self.components, self.gates), recomputed(self.read_twice):
                 value = pivot_loss(step.logits(self.network), self.desired[part], self.undesired[part])
                 value = value * (len(part) / len(rows))
                 (fresh,) = torch.autograd.grad(value, self.gates)
-            check_finite(value, f"the loss in {where} is", self.network, lambda: self._logits(part))
             gradient.add_(fresh)
-            loss += value.item()
+            loss.add_(value.detach().to(loss.device))
 
-        self.halving.run([rows], add)
+        if own:
+            self.halving.run([own], add)
+        self.processes.sum(loss, gradient)
+        check_finite(loss, f"the loss in {where} is", self.network, lambda: self._logits(own))
         self.gates.grad = gradient + self.penalty
         before = self.gates.detach() > 0.5
         self.adam.step()
         with torch.no_grad():
             self.gates.clamp_(0, 1)
-        self.losses.append(loss)
+        self.losses.append(loss.item())
         same = bool(((self.gates.detach() > 0.5) == before).all())
         self.changed_once |= not same
         self.unchanged = self.unchanged + 1 if same and self.changed_once else 0
 
-    def _logits(self, rows: list[int]) -> Tensor:
-        step = self.prefixes.take(rows)  # outside of gating
-        with gated(self.network, self.components, self.gates):
-            return step.logits(self.network)
+    def _own(self, rows: list[int]) -> list[int]:
+        """Where those of the pivots `rows` that are this process's stand among its own."""
+        return [self.place[number] for number in rows if number in self.place]
+
+    def _logits(self, own: list[int]) -> None:
+        if own and self.prefixes:
+            step = self.prefixes.take(own)
+            with gated(self.network, self.components, self.gates):
+                step.logits(self.network)
 
     def circuit(self) -> Circuit:
         sizes = torch.tensor([layer.sizes for layer in self.components.layers])
@@ -352,15 +383,15 @@ class _Learning:
         save_tensors(path, tensors)
 
     @torch.no_grad()
-    def load(self, path: Path) -> None:
-        state = load_state(path, str(self.network.device)).tensors
+    def load(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state, which stood in `path`."""
         with of_a_state(path):
             for name in ("gates", "mean", "square"):
                 check_shape(state[name], self.gates.shape)
             check_shape(state["history"][0], self.gates.shape)
-            history, losses = list(state["history"].cpu()), state["losses"].tolist()
-            moments = {"step": state["step"].cpu(), "exp_avg": state["mean"], "exp_avg_sq": state["square"]}
+            history, losses = list(state["history"]), state["losses"].tolist()
+            mean, square = state["mean"].to(self.gates), state["square"].to(self.gates)
             self.unchanged, self.changed_once = int(state["unchanged"]), bool(state["changed_once"])
             self.gates.copy_(state["gates"])
-        self.adam.state[self.gates] = moments
+        self.adam.state[self.gates] = {"step": state["step"], "exp_avg": mean, "exp_avg_sq": square}
         self.history, self.losses = history, losses

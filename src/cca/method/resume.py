@@ -8,16 +8,19 @@ from torch import Tensor
 
 from cca.errors import InputError
 from cca.io import Saved, load_tensors
+from cca.method.processes import Processes
 
 
-def load_state(path: Path, device: str) -> Saved:
-    """Read a state.
+def load_state(path: Path | None, processes: Processes) -> Saved | None:
+    """The state to go on from, which the first process reads for all; None where there is none.
 
     Raises:
         InputError: it cannot be read.
     """
+    if path is None:
+        return None
     try:
-        return load_tensors(path, device)
+        return processes.same(load_tensors(path) if processes.first and path.exists() else None)
     except InputError as error:
         raise InputError(f"{error}; {_way_out(path)}") from error
 

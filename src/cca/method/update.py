@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cca.errors import InputError
-from cca.io import save_tensors
+from cca.io import Saved, save_tensors
 from cca.method.circuit import Circuit
 from cca.method.course import Course, Training
 from cca.method.objective import Loss, last_margins, losses, too_long, training_pivots
 from cca.method.options import TraceOptions, UpdateOptions
+from cca.method.processes import ALONE, Processes
 from cca.method.resume import check_shape, load_state, of_a_state
-from cca.method.traces import by_length, cut_off, greedy_traces, share_cut
+from cca.method.traces import by_length, cut_off, greedy_traces
 from cca.model.checks import check_prompts
 from cca.model.delta import Delta
+from cca.model.engine import Transformers
 from cca.model.generate import Watch
 from cca.model.intervention import Intervention, Trainable
 from cca.model.memory import Halving
@@ -63,6 +65,7 @@ def update(
     *,
     validate: Sequence[Problem] | None = None,
     max_new_tokens: int = TraceOptions().max_new_tokens,
+    processes: Processes = ALONE,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Delta:
@@ -76,6 +79,7 @@ def update(
         validate: problems of which those for validation choose the step, by greedy accuracy. Without, the last step is
             kept, and nothing says whether it helped.
         max_new_tokens: of a validation answer.
+        processes: that call this alike, to share the work; each gets the same delta.
         progress: see `Progress`.
         **changes: fields of `UpdateOptions` that differ from `options`.
 
@@ -108,7 +112,7 @@ def update(
             raise InputError(f"none of the {len(validate)} problems in validate is for validation; give some that are")
         prompts = [model.prompter.prompt(p) for p in held]
         check_prompts(prompts, max_new_tokens, model.network.config, model.name, "max_new_tokens")
-        check = validator(model, held, max_new_tokens)
+        check = validator(model, held, max_new_tokens, processes=processes)
     training = train(
         model.network,
         Delta.zeros(model, model.components.rows(circuit.selected)),
@@ -117,6 +121,7 @@ def update(
         check,
         options,
         recompute=read_twice(model, options),
+        processes=processes,
         progress=progress,
     )
     if said := cut_in_validation(training.metrics, max_new_tokens, "max_new_tokens"):
@@ -125,17 +130,36 @@ def update(
 
 
 def validator(
-    model: Model, problems: Sequence[Problem], max_new_tokens: int, batch: int = 128, watch: Watch | None = None
+    model: Model,
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+    batch: int = 128,
+    watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> Callable[[Intervention], Validation]:
-    """What measures greedy accuracy on `problems` under an intervention. watch: sees the answers being written."""
-    ordered = by_length(problems, model.prompter)
+    """What measures greedy accuracy on `problems` under an intervention.
+
+    watch: sees the answers being written. processes: that call this alike; each answers its part of the problems.
+    """
+    ordered = own_problems(by_length(problems, model.prompter), model, processes)
 
     def validate(intervention: Intervention) -> Validation:
         with model.engine.changed(intervention):
             answers = greedy_traces(model.engine, model.prompter, ordered, max_new_tokens, slots=batch, watch=watch)
-        return Validation(sum(a.correct for a in answers) / len(problems), len(problems), share_cut(answers))
+        counts = torch.tensor([sum(a.correct for a in answers), sum(a.cut for a in answers)])
+        counts = counts.to(model.network.device)
+        processes.sum(counts)
+        correct, cut = counts.tolist()
+        return Validation(correct / len(problems), len(problems), cut / len(problems))
 
     return validate
+
+
+def own_problems(problems: Sequence[Problem], model: Model, processes: Processes) -> list[Problem]:
+    """Those that this process answers: its part, or, where an engine writes that the first one leads, all or none."""
+    if isinstance(model.engine, Transformers):
+        return processes.part(problems)
+    return list(problems) if processes.first else []
 
 
 def cut_in_validation(metrics: Sequence[Metric], limit: int, setting: str) -> str | None:
@@ -152,9 +176,14 @@ def read_twice(model: Model, options: UpdateOptions) -> list[nn.Module]:
     return [layer.module for layer in model.components.layers] if again else []
 
 
+def shortest_first(pivots: Sequence[Pivot]) -> list[Pivot]:
+    """`pivots` in the order in which batches have them."""
+    return sorted(pivots, key=lambda p: (len(p.prefix), p.problem))
+
+
 def batches(network: PreTrainedModel, pivots: Sequence[Pivot], size: int) -> Iterator[list[Pivot]]:
     """Batches of at most `size` pivots, and of about as many tokens as a pass should have."""
-    ordered = sorted(pivots, key=lambda p: (len(p.prefix), p.problem))
+    ordered = shortest_first(pivots)
     shared = common_start([p.prefix for p in ordered], len(ordered[0].prefix) - 1) if ordered else 0
     return by_budget(ordered, lambda p: len(p.prefix) - shared, network, size, shared)
 
@@ -184,11 +213,13 @@ def full_gradient(
     loss: Loss = "linear",
     recompute: Sequence[nn.Module] = (),
     progress: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[float, dict[str, Tensor]]:
     """The mean pivot loss over all `pivots` and its gradient with respect to the intervention's parameters, in float32.
 
     recompute: layers whose activations are computed again in the backward pass. progress: told after each batch how
-    many tokens its prefixes have. A batch that runs out of memory is done again as two halves.
+    many tokens its prefixes have. A batch that runs out of memory is done again as two halves. processes: that call
+    this alike; each passes over its part of the pivots.
     """
     values = list(intervention.parameters.values())
     total = 0.0
@@ -207,8 +238,10 @@ def full_gradient(
 
     with intervention.attached(network), recomputed(recompute), _with_gradients(values), torch.enable_grad():
         passes = Halving[Pivot](lambda p: len(p.prefix), too_long if recompute else _too_long)
-        passes.run(batches(network, pivots, batch_size), add)
-    return total, dict(zip(intervention.parameters, gradients, strict=True))
+        passes.run(batches(network, processes.part(shortest_first(pivots)), batch_size), add)
+    loss_of_all = torch.tensor(total, dtype=torch.float64, device=network.device)
+    processes.sum(loss_of_all, *gradients)
+    return loss_of_all.item(), dict(zip(intervention.parameters, gradients, strict=True))
 
 
 @torch.no_grad()
@@ -256,6 +289,7 @@ def train(
     in_step: Callable[[T, int], Trainable] | None = None,
     recompute: Sequence[nn.Module] = (),
     state_path: Path | None = None,
+    processes: Processes = ALONE,
     progress: Progress | None = None,
     work: Work | None = None,
 ) -> Training[T]:
@@ -271,25 +305,30 @@ def train(
         in_step: from the intervention and a step's number what that step computes its gradient through, with the same
             parameters: for LoRA with dropout. By default the intervention itself.
         recompute: layers whose activations are computed again in the backward pass.
-        state_path: state goes there after each step, and a later call resumes from there, bit for bit.
+        state_path: state goes there after each step, and a later call resumes from there, bit for bit; of several
+            processes the first writes and reads it, and with another number it goes on as well.
+        processes: that call this alike; each computes its part of the pivots, and all train the same. `validate` is
+            to give the same in each, as `validator` does.
         progress: see `Progress`.
-        work: see `Work`. Validation is not told of: `validate` can tell.
+        work: see `Work`; of several processes, what this one reads. Validation is not told of: `validate` can tell.
 
     Raises:
+        InputError: the processes were given different pivots or options.
         FloatingPointError: the loss or a gradient is not finite; the message says at which step and in which weight.
         TooLargeError: a pivot alone does not fit in memory.
+        ConnectionError: another process has ended.
     """
+    processes.check_alike(network.device, pivots=(pivots, held_out), options=options)
     intervention = intervention.copy()
-    parameters = list(intervention.parameters.values())
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
     given = None if options.learning_rate == "auto" else options.learning_rate
-    rule = kind(parameters, given or 0.0)
+    rule = kind(list(intervention.parameters.values()), given or 0.0)
     course, step = Course(options.patience, intervention.copy()), 0
-    if state_path is not None and state_path.exists():
-        step = _load_state(state_path, network, intervention, course, rule)
+    if state_path is not None and (saved := load_state(state_path, processes)):
+        step = _take_state(state_path, saved, intervention, course, rule)
         if work:
             work(0, float(step))
-    in_a_step, read = sum(len(p.prefix) for p in pivots), 0
+    in_a_step, read = sum(len(p.prefix) for p in processes.part(shortest_first(pivots))), 0
 
     def batch_read(tokens: int) -> None:
         nonlocal read
@@ -304,8 +343,10 @@ def train(
     def measure(loss: float | None) -> None:
         if validate is None:
             return
-        margins = held_out_margins(network, intervention, held_out, options.batch, held_out_read)
-        metric = measured(step, loss, margins, validate(intervention))
+        own = processes.part(shortest_first(held_out))
+        margins = held_out_margins(network, intervention, own, options.batch, held_out_read)
+        whole = processes.whole(margins, len(held_out), network.device)
+        metric = measured(step, loss, whole, validate(intervention))
         course.record(metric, intervention.copy)
         if progress:
             progress(step, options.steps, metric)
@@ -315,13 +356,13 @@ def train(
             measure(None)
         while step < options.steps and not (course.metrics and course.exhausted):
             through = in_step(intervention, step + 1) if in_step else intervention
-            loss = _descend(network, through, pivots, options, rule, recompute, step + 1, batch_read)
+            loss = _descend(network, through, pivots, options, rule, recompute, step + 1, batch_read, processes)
             step, read = step + 1, 0
             if progress:
                 progress(step, options.steps, None)
             if options.validated(step):
                 measure(loss)
-            if state_path is not None:
+            if state_path is not None and processes.first:
                 _save_state(state_path, intervention, course, rule, step)
     rate = rule.param_groups[0]["lr"] if given is None and step else None
     if not course.metrics:
@@ -338,9 +379,12 @@ def _descend(
     recompute: Sequence[nn.Module],
     step: int,
     progress: Callable[[int], None],
+    processes: Processes,
 ) -> float:
     """One step of `rule`; the loss before it."""
-    loss, gradients = full_gradient(network, intervention, pivots, options.batch, options.loss, recompute, progress)
+    loss, gradients = full_gradient(
+        network, intervention, pivots, options.batch, options.loss, recompute, progress, processes
+    )
     for name, gradient in gradients.items():
         what = f"step {step}: with a loss of {loss:g} the gradient of {name} is"
         check_finite(gradient, what, network, lambda: held_out_margins(network, intervention, pivots, options.batch))
@@ -366,11 +410,11 @@ def _save_state(
 
 
 @torch.no_grad()
-def _load_state(
-    path: Path, network: PreTrainedModel, intervention: Trainable, course: Course[Any], rule: torch.optim.Optimizer
+def _take_state(
+    path: Path, saved: Saved, intervention: Trainable, course: Course[Any], rule: torch.optim.Optimizer
 ) -> int:
-    """Put what `_save_state` wrote into `intervention`, `course` and `rule`; the steps done."""
-    tensors, metadata = load_state(path, str(network.device))
+    """Put what `_save_state` wrote to `path` into `intervention`, `course` and `rule`; the steps done."""
+    tensors, metadata = saved
     with of_a_state(path):
         step, metrics = int(metadata["step"]), [Metric(**m) for m in json.loads(metadata["metrics"])]
         rule.param_groups[0]["lr"] = float(metadata["rate"])
@@ -380,8 +424,9 @@ def _load_state(
         for name, value in intervention.parameters.items():
             value.copy_(tensors[f"now.{name}"])
             course.best.parameters[name].copy_(tensors[f"best.{name}"])
-            moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
-            if moments:
-                rule.state[value] = {"step": tensors[f"step.{name}"].cpu(), **moments}
+            kept = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
+            if kept:
+                moments = {key: tensors[f"{key}.{name}"].to(value) for key in kept}
+                rule.state[value] = {"step": tensors[f"step.{name}"], **moments}
         course.metrics = metrics
     return step

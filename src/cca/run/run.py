@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -16,6 +17,7 @@ from cca.evaluation.results import Summary
 from cca.folder import RunFolder
 from cca.io import user_text
 from cca.records import Pivot, Problem
+from cca.run import together
 from cca.run.changes import open_folder
 from cca.run.config import Config, read_config
 from cca.run.memory import peak_memory
@@ -24,6 +26,7 @@ from cca.show.progress import Display
 from cca.show.views import summary_of
 
 if TYPE_CHECKING:
+    from cca.method.processes import Processes
     from cca.model.open import Model
     from cca.problems.prompts import Prompter
     from cca.run.tracking import Tracking
@@ -41,6 +44,8 @@ class Run:
     def __init__(self, folder: RunFolder, config: Config, display: Display | None = None):
         self.folder, self.config, self.display = folder, config, display or Display()
         self.tracking: Tracking | None = None
+        self.base: Path | None = None
+        """A delta that is on the model while the run works: that of the rounds before."""
 
     def __repr__(self) -> str:
         finished = ", ".join(stage for stage in STAGES if self.folder.finished(stage))
@@ -141,6 +146,7 @@ class Run:
                 raise rounded(config.model.dtype.replace("auto", "bfloat16, which auto may come to"))
         check_device(config.model.device, config.model.device_map)
         check_engine(config.engine, config.model)
+        together.check(config.model, config.update)
         return prompter
 
     # ---- what the stages share ----
@@ -175,7 +181,7 @@ class Run:
         return self.folder.manifest.get("dtype", chosen) if chosen == "auto" else chosen
 
     def use(self, model: "Model") -> None:
-        """Work with a model that is loaded already, and record it.
+        """Work with a model that is loaded already, and record it where the folder is this process's own.
 
         Raises:
             InputError: it is not the one that the run was started with.
@@ -196,7 +202,8 @@ class Run:
             "attention": model.network.config.get_text_config()._attn_implementation,
             "versions": {name: version(name) for name in _VERSIONS},
         }
-        self.folder.save_manifest()
+        if self.folder.lock:
+            self.folder.save_manifest()
 
     @cached_property
     def problems(self) -> list[Problem]:
@@ -287,6 +294,15 @@ class Run:
         if self.tracking and stage.name == "evaluate":
             self.tracking.summary(self.summary)
         self.folder.delete(stage.scratch)
+
+    def together(self, stage: str, *arguments: Any) -> "AbstractContextManager[Processes]":
+        """Around work of a stage that several processes do, where there are several; gives those that do it.
+
+        The others are given `arguments`, besides what they find in the folder.
+        """
+        self.model  # is recorded before they load it  # noqa: B018
+        base = self.base and self.base.resolve()
+        return together.sharing(together.Task(self.folder.path.resolve(), stage, base, arguments))
 
     def share(self, other: "Run", stages: Sequence[str]) -> None:
         """Take over the date and the finished `stages` of another run, where this one does not have them."""

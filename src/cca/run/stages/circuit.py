@@ -1,13 +1,14 @@
 """Stage 2 of a run: its circuit, at one lambda or at the lambda that gives a wanted density."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 
 from cca.errors import NothingToLearnError
-from cca.method.circuit import Circuit, learn_gates, read_prefixes
+from cca.method.circuit import Circuit, Progress, Work, learn_gates, own_pivots, read_prefixes
 from cca.method.density import SPARSE, best_trial, is_near, missed, next_penalty
 from cca.method.prefixes import CachedPrefixes
-from cca.records import Pivot, Trial
+from cca.method.processes import Processes
+from cca.model.memory import Placement
+from cca.records import Trial
 from cca.run.run import Run
 
 PARTIAL = "circuit.partial.safetensors"
@@ -20,11 +21,10 @@ def work(run: Run) -> None:
         InputError: the steps are too few for any gate to fall, or (NothingToLearnError) the circuit is empty.
     """
     options, trials = run.config.circuit, run.folder.recover("sweep.jsonl", Trial)
-    pivots = run.pivots_of("train")
-    options.check_reach(len(pivots))
-    prefixes = cache(lambda: _read(run, pivots))  # once for all lambdas, where one is still to be tried
+    gates = _Gates(run)
+    options.check_reach(len(gates.pivots))
     while (penalty := next_penalty(trials, options.penalty, options.target_density)) is not None:
-        trials.append(Trial(penalty, _tried(run, penalty, pivots, prefixes).density))
+        trials.append(Trial(penalty, _tried(run, penalty, gates).density))
         run.folder.append("sweep.jsonl", trials[-1:])
     wanted = options.target_density
     best = best_trial(trials, wanted)
@@ -42,56 +42,88 @@ def work(run: Run) -> None:
             f"lambda {best.penalty:g} gives a density of {best.density:.2%}, over the paper's 2%; a sparser circuit "
             f"needs a higher one: --set circuit.lambda={best.penalty * 1.5 or 0.01:g}, or circuit.target_density=0.016",
         )
-    _tried(run, best.penalty, pivots, prefixes).save(run.folder.file("circuit.safetensors"))
+    _tried(run, best.penalty, gates).save(run.folder.file("circuit.safetensors"))
     run.folder.manifest["lambda"] = best.penalty
 
 
-def _read(run: Run, pivots: Sequence[Pivot]) -> CachedPrefixes:
-    network = run.model.network
-    with run.display.reading("prefixes", sum(len(p.prefix) - 1 for p in pivots)) as read:
-        prefixes = read_prefixes(network, pivots, run.config.circuit, read)
-    run.folder.note("prefixes", "circuit", str(prefixes.placement))
-    if prefixes.placement.where == "chunks":
-        run.warn("circuit", f"{prefixes.placement}, which takes longer; raise circuit.cache_gib where there is more")
-    return prefixes
+def helper(run: Run, processes: Processes) -> Callable[[float], None]:
+    """What another process than the first does at each lambda."""
+    gates = _Gates(run)
+
+    def learn(penalty: float) -> None:
+        gates.read(processes)
+        gates.learn(penalty, processes)
+
+    return learn
 
 
-def _tried(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: Callable[[], CachedPrefixes]) -> Circuit:
+class _Gates:
+    """The gates of a run, at any lambda. The prefixes are read once for all, where one is still to be tried."""
+
+    def __init__(self, run: Run):
+        self.run, self.pivots = run, run.pivots_of("train")
+        self.prefixes: CachedPrefixes | None = None
+
+    def read(self, processes: Processes) -> None:
+        """Read the prefixes of this one of `processes`, where that was not done."""
+        if self.prefixes is None:
+            tokens = sum(len(self.pivots[number].prefix) - 1 for number in own_pivots(self.pivots, processes))
+            with self.run.display.reading("prefixes", tokens) as told:
+                network = self.run.model.network
+                self.prefixes = read_prefixes(network, self.pivots, self.run.config.circuit, told, processes)
+            if self.prefixes and processes.first:
+                self._say(self.prefixes.placement)
+
+    def _say(self, where: Placement) -> None:
+        self.run.folder.note("prefixes", "circuit", str(where))
+        self.run.display.figure("prefixes", where.where)
+        if where.where == "chunks":
+            self.run.warn("circuit", f"{where}, which takes longer; raise circuit.cache_gib where there is more")
+
+    def learn(
+        self, penalty: float, processes: Processes, progress: Progress | None = None, work: Work | None = None
+    ) -> Circuit:
+        run = self.run
+        return learn_gates(
+            run.model.network,
+            run.model.components,
+            self.pivots,
+            run.config.circuit,
+            penalty=penalty,
+            seed=run.config.seed,
+            state_path=run.folder.file(PARTIAL),
+            prefixes=self.prefixes,
+            processes=processes,
+            progress=progress,
+            work=work,
+        )
+
+
+def _tried(run: Run, penalty: float, gates: _Gates) -> Circuit:
     """The circuit at one lambda, learned where it has not been."""
     name = f"circuit-{penalty!r}.safetensors"
     if not run.folder.file(name).exists():
-        _learn(run, penalty, pivots, prefixes()).save(run.folder.file(name))
+        _learn(run, penalty, gates).save(run.folder.file(name))
     run.folder.file(PARTIAL).unlink(missing_ok=True)  # before the next lambda, which would go on from it
     return run.folder.artifact(name, Circuit.load)
 
 
-def _learn(run: Run, penalty: float, pivots: Sequence[Pivot], prefixes: CachedPrefixes) -> Circuit:
-    options = run.config.circuit
-    with run.display.bar("circuit", options.epochs, "epochs", at_most=True) as bar:
-        bar.figure("lambda", f"{penalty:g}")
-        bar.figure("prefixes", prefixes.placement.where)
+def _learn(run: Run, penalty: float, gates: _Gates) -> Circuit:
+    with run.together("circuit", penalty) as processes:
+        gates.read(processes)
+        with run.display.bar("circuit", run.config.circuit.epochs, "epochs", at_most=True) as bar:
+            bar.figure("lambda", f"{penalty:g}")
 
-        def work(tokens: int, epochs: float) -> None:
-            if tokens:
-                bar.work(tokens, epochs - bar.done)
-            else:
-                bar.resume(int(epochs))
+            def work(tokens: int, epochs: float) -> None:
+                if tokens:
+                    bar.work(tokens, epochs - bar.done)
+                else:
+                    bar.resume(int(epochs))
 
-        def report(epoch: int, density: float, loss: float) -> None:
-            bar.reach(epoch)
-            bar.figure("density", f"{density:.2%}")
-            bar.figure("target loss", f"{loss:.3f}")
-            run.track("circuit", epoch=epoch, density=density, loss=loss, penalty=penalty)
+            def report(epoch: int, density: float, loss: float) -> None:
+                bar.reach(epoch)
+                bar.figure("density", f"{density:.2%}")
+                bar.figure("target loss", f"{loss:.3f}")
+                run.track("circuit", epoch=epoch, density=density, loss=loss, penalty=penalty)
 
-        return learn_gates(
-            run.model.network,
-            run.model.components,
-            pivots,
-            options,
-            penalty=penalty,
-            seed=run.config.seed,
-            state_path=run.folder.file(PARTIAL),
-            prefixes=prefixes,
-            progress=report,
-            work=work,
-        )
+            return gates.learn(penalty, processes, report, work)

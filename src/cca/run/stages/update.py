@@ -13,6 +13,7 @@ from cca.evaluation.results import RoundSummary, Validated
 from cca.evaluation.stats import wilson
 from cca.method.circuit import Circuit
 from cca.method.course import Training
+from cca.method.processes import ALONE, Processes
 from cca.method.rounds import Round, further_rounds
 from cca.method.traces import cut_note
 from cca.method.update import (
@@ -22,6 +23,7 @@ from cca.method.update import (
     cut_in_validation,
     held_out_margins,
     measured,
+    own_problems,
     read_twice,
     train,
     validator,
@@ -48,7 +50,8 @@ def work(run: Run) -> None:
     lines = [_figures(run, 1)]
 
     def again(number: int, total: Delta) -> Round:
-        total.save(run.folder.file("total.safetensors"))
+        base = run.folder.file("total.safetensors")
+        total.save(base)
         run.display.figure("round", f"{number} of at most {run.config.rounds}")
         config = run.config.model_copy(update={"rounds": 1})
         with open_folder(run.folder.file(f"round-{number}"), config) as folder:
@@ -56,7 +59,7 @@ def work(run: Run) -> None:
             folder.manifest["problems"] = run.folder.manifest["problems"]
             folder.write("problems.jsonl", run.problems)  # those of the run, whatever became of their source
             part = Run(folder, config, _Within(run.display))
-            part.tracking = run.tracking
+            part.tracking, part.base = run.tracking, base
             part.prompter = run.prompter
             part.use(run.model)
             part.execute(OF_A_ROUND)
@@ -147,23 +150,41 @@ def _validations(run: Run, step: int) -> int:
     return sum(options.validated(later) for later in range(step + 1, options.steps + 1))
 
 
-def _validator(run: Run, bar: Bar, model: Model) -> Callable[[Intervention], Validation]:
-    """A validation of `model` that counts its work on a bar within `bar`."""
+def _validator(run: Run, bar: Bar, model: Model, processes: Processes = ALONE) -> Callable[[Intervention], Validation]:
+    """A validation of `model` that counts this process's work on a bar within `bar`."""
     held, writing = [p for p in run.problems if p.split == "validation"], answers_of(run)
     limit, batch = run.config.answer_limit.tokens, run.config.evaluation.batch
-    answer = validator(model, held, limit, batch, writing.watch)
+    answer = validator(model, held, limit, batch, writing.watch, processes)
+    own = len(own_problems(held, model, processes))
 
     def validate(intervention: Intervention) -> Validation:
-        with bar.bar("validation", len(held), "problems") as inner, writing.told(inner, len(held)):
+        with bar.bar("validation", own, "problems") as inner, writing.told(inner, own):
             return answer(intervention)
 
     return validate
 
 
+def helper(run: Run, processes: Processes) -> Callable[[], None]:
+    """What another process than the first does."""
+
+    def train() -> None:
+        with run.display.bar("update", run.config.update.steps, "steps") as bar:
+            _train(run, bar, processes)
+
+    return train
+
+
 def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
+    with run.together("update") as processes:
+        return _train(run, bar, processes, report, work)
+
+
+def _train(
+    run: Run, bar: Bar, processes: Processes, report: Progress | None = None, work: Work | None = None
+) -> Training:
     options, model, pivots = run.config.update, run.model, run.pivots_of("train")
     circuit = Circuit.load(run.folder.file("circuit.safetensors"))
-    untrained = start(model, circuit, pivots, options, run.config.seed, bar.work)
+    untrained = start(model, circuit, pivots, options, run.config.seed, bar.work, processes)
     bar.resume(0)  # what that took says nothing about the steps
 
     def in_step(trained: Trainable, step: int) -> Trainable:
@@ -175,12 +196,13 @@ def _learn_pivots(run: Run, bar: Bar, report: Progress, work: Work) -> Training:
         untrained,
         pivots,
         run.pivots_of("validation"),
-        _validator(run, bar, model),
+        _validator(run, bar, model, processes),
         options,
         optimizer="adam" if options.method == "lora-pivots" else "descent",
         in_step=in_step,
         recompute=read_twice(model, options),
         state_path=run.folder.file("update.partial.safetensors"),
+        processes=processes,
         progress=report,
         work=work,
     )
