@@ -8,6 +8,7 @@ those that work elsewhere.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import Any, ClassVar, Protocol
 
 from cca.model.generate import Row, Watch, write
@@ -23,10 +24,17 @@ class Engine(Protocol):
 
     name: as `EngineOptions` has it. own_streams: whether a sample is drawn by its row's uniform numbers; else it
     depends on them as a seed alone, so that it is reproducible with this engine and another one with the default.
+    apart: whether it has a model of its own, so that it has to be told of a change that is on the network here.
     """
 
     name: ClassVar[str]
     own_streams: bool
+    apart: bool
+
+    @property
+    def version(self) -> str:
+        """Of what it writes with."""
+        ...
 
     def write(
         self,
@@ -70,10 +78,15 @@ class Transformers:
 
     name: ClassVar[str] = "transformers"
     own_streams = True
+    apart = False
 
     def __init__(self, network: Any):
         """network: a transformers model, opened."""
         self.network = network
+
+    @property
+    def version(self) -> str:
+        return version(self.name)
 
     def write(
         self,

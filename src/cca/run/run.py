@@ -193,7 +193,8 @@ class Run:
             "seed": self.config.seed,
             "date": self.prompter.date.isoformat(),
             "attention": model.network.config.get_text_config()._attn_implementation,
-            "versions": {name: version(name) for name in _VERSIONS},
+            "engine": model.engine.name,
+            "versions": {name: version(name) for name in _VERSIONS} | {model.engine.name: model.engine.version},
         }
         self.folder.save_manifest()
 

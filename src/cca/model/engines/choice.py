@@ -8,7 +8,10 @@ from cca.model.options import EngineOptions, ModelOptions
 
 def choose_engine(options: EngineOptions, model: ModelOptions, network: Any) -> Engine:
     """The engine of `options`, for the model of `model`, which is loaded here as `network`. Nothing is started yet."""
-    del options, model
+    if options.name == "vllm":
+        from cca.model.engines.vllm_engine import Vllm
+
+        return Vllm(options, model, network)
     return Transformers(network)
 
 
@@ -18,3 +21,7 @@ def check_engine(options: EngineOptions, model: ModelOptions) -> None:
     Raises:
         InputError: something that it needs is not installed, or it cannot take the model.
     """
+    if options.name == "vllm":
+        from cca.model.engines.vllm_engine import check_vllm
+
+        check_vllm(options, model)
