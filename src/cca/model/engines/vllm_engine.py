@@ -28,7 +28,7 @@ from cca.model.generate import Row, Watch
 from cca.model.gguf.header import is_gguf
 from cca.model.intervention import Intervention
 from cca.model.numerics import check_finite
-from cca.model.options import EngineOptions, ModelOptions
+from cca.model.options import HOTTEST_OF_VLLM, EngineOptions, ModelOptions
 from cca.model.read import Text
 from cca.model.source import source_folder
 from cca.model.weights import some, weight_files
@@ -36,8 +36,6 @@ from cca.model.weights import some, weight_files
 _SCRIPT = Path(__file__).with_name("vllm_process.py")
 _SEATS = 128
 """Rows of a step of vLLM, at least; more of them wait there."""
-_HOTTEST = 2.0
-"""Temperature of samples, at most: vLLM takes no higher one."""
 _NOTHING = -1
 """In place of a token that cannot be."""
 _TOLD = 0.01
@@ -184,9 +182,10 @@ class Vllm:
                 self.context = process.ask(spec)["context"]
             except Refused as error:
                 process.end()
+                remedy = "engine.updates=weights" if self.rank else "engine.name=transformers"
                 raise InputError(
-                    f"vLLM does not take {self.model.path}: {error}; see engine.memory_share and "
-                    "engine.tensor_parallel, or set engine.name=transformers"
+                    f"vLLM does not take {self.model.path}{' with adapters' * bool(self.rank)}: {error}; set {remedy}, "
+                    "unless it is about memory (engine.memory_share, engine.tensor_parallel)"
                 ) from error
             self.process = process
             if self.change:
@@ -359,9 +358,9 @@ class _Writing:
             if row.ended(self.end_tokens):
                 self._told(row)
                 return
-        if row.temperature > _HOTTEST:
+        if row.temperature > HOTTEST_OF_VLLM:
             raise InputError(
-                f"vLLM samples at temperatures up to {_HOTTEST:g}, and {row.temperature:g} is asked for; lower it, or "
+                f"vLLM samples at temperatures up to {HOTTEST_OF_VLLM:g}, and {row.temperature:g} is asked for; lower it, or "
                 "set engine.name=transformers"
             )
         self.engine.check_room(len(ids) + row.limit)
