@@ -36,6 +36,8 @@ from cca.model.weights import some, weight_files
 _SCRIPT = Path(__file__).with_name("vllm_process.py")
 _SEATS = 128
 """Rows of a step of vLLM, at least; more of them wait there."""
+_ROOM = 64
+"""Rank of adapters that there is room for from the start; for one of more rows vLLM is started again."""
 _NOTHING = -1
 """In place of a token that cannot be."""
 _TOLD = 0.01
@@ -71,7 +73,8 @@ class Vllm:
         self.stored = stored_weights(network, self.files, model.path)
         self.change: Delta | None = None
         self.process: Process | None = None
-        self.rank, self.context, self.seats, self.warned = 0, 0, _SEATS, False
+        self.rank = _ROOM if options.updates == "lora" else 0
+        self.context, self.seats, self.warned = 0, _SEATS, False
         self.numbers = itertools.count()
         self._forget()
 
@@ -360,8 +363,8 @@ class _Writing:
                 return
         if row.temperature > HOTTEST_OF_VLLM:
             raise InputError(
-                f"vLLM samples at temperatures up to {HOTTEST_OF_VLLM:g}, and {row.temperature:g} is asked for; lower it, or "
-                "set engine.name=transformers"
+                f"vLLM samples at temperatures up to {HOTTEST_OF_VLLM:g}, and {row.temperature:g} is asked for; lower "
+                "it, or set engine.name=transformers"
             )
         self.engine.check_room(len(ids) + row.limit)
         if text not in self.begun:
