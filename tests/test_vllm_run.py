@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -37,26 +36,22 @@ VLLM = {"name": "vllm", "python": str(PYTHON)}
 def interrupted(tmp_path_factory):
     """A run with vLLM, which was killed in the middle of its traces, and what it said then; gone on with to its end."""
     folder = tmp_path_factory.mktemp("vllm")
-    (folder / "small.toml").write_text(
-        f'{SMALL_BUT_WHOLE}\n[engine]\nname = "vllm"\npython = "{PYTHON}"\n'.replace("seed = 1", "seed = 1\n", 1)
-    )
+    (folder / "small.toml").write_text(f'{SMALL_BUT_WHOLE}\n[engine]\nname = "vllm"\npython = "{PYTHON}"\n')
     command = ["run", str(folder / "small.toml"), "--out", str(folder / "run"), "--quiet"]
-    ask, asked = Process.ask, 0
+    ask, traces = Process.ask, folder / "run" / "traces.jsonl"
 
     def killed(process: Process, message):
-        nonlocal asked
-        asked += 1
-        if asked == 60:
+        if traces.exists() and traces.read_bytes().count(b"\n") > 2:
             os.kill(process.child.pid, signal.SIGKILL)
         return ask(process, message)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Process, "ask", killed)
         assert cli.main(command) == 1
-    before = (folder / "run" / "traces.jsonl").read_bytes()
-    assert 0 < before.count(b"\n") < 40
+    before = traces.read_bytes()
+    assert 2 < before.count(b"\n") < 40, "it was killed in the middle"
     assert cli.main(command) == 0
-    assert (folder / "run" / "traces.jsonl").read_bytes().startswith(before)
+    assert set(before.splitlines()) < set(traces.read_bytes().splitlines()), "what was finished stays as it was"
     return folder / "run"
 
 
@@ -102,8 +97,9 @@ def test_its_pivots_are_exact_given_its_traces(finished, bundled):
         Transformers(bundled.network), finished.prompter, pairs, {p.id: p for p in finished.problems},
         finished.config.pivots, max_new_tokens=finished.config.traces.max_new_tokens, slots=16,
     )  # fmt: skip
-    plain = partial(replace, completions=0)  # tried ahead of time or not
-    assert {p.problem: plain(p) for p in pivots} == {p.problem: plain(p) for p in wanted}
+    assert {p.problem: replace(p, on_slip=None) for p in pivots} == {
+        p.problem: p for p in wanted
+    }  # as of the diagnosis
 
 
 def test_in_16_bits_the_loss_of_rounding_is_said_once_and_a_dead_engine_starts_anew(capsys):
@@ -136,9 +132,9 @@ def test_what_vllm_cannot_do_is_an_error_with_a_remedy(bundled, tmp_path):
     shutil.copytree(BUNDLED, tmp_path / "model")
     model = open_model(str(tmp_path / "model"), device="cpu", engine={**VLLM, "updates": "lora"})
     every = Delta.zeros(model, model.components.rows(torch.ones(model.components.size, dtype=torch.bool)))
-    with pytest.raises(InputError, match=r"adapter of rank 640, .* ranks up to 512; set engine.updates=weights"):
-        with model.engine.changed(every):
-            pytest.fail("it cannot be put on")
+    too_large = pytest.raises(InputError, match=r"adapter of rank 640, .* ranks up to 512; set engine.updates=weights")
+    with too_large, model.engine.changed(every):
+        pytest.fail("it cannot be put on")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "architectures": ["NoneForCausalLM"]}))
     with pytest.raises(InputError, match=r"vLLM does not take .*NoneForCausalLM"):
