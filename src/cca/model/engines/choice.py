@@ -22,6 +22,6 @@ def check_engine(options: EngineOptions, model: ModelOptions) -> None:
         InputError: something that it needs is not installed, or it cannot take the model.
     """
     if options.name == "vllm":
-        from cca.model.engines.vllm_engine import check_vllm
+        from cca.model.engines.vllm_check import check_vllm
 
         check_vllm(options, model)

