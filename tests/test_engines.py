@@ -35,6 +35,8 @@ def subject(request, prompter, problems) -> Iterator[Subject]:
     check_engine(options, model)
     network = open_network(model)
     prompts = [(7, 8, 9), prompter.prompt(problems[0]), tuple(range(5, 40)), prompter.prompt(problems[1])]
+    # of several blocks of what vLLM keeps of a text, which are of 128 tokens on a CPU
+    prompts.append(tuple(token for problem in problems for token in prompter.prompt(problem))[:400])
     engine = choose_engine(options, model, network)
     yield Subject(engine, network, find_components(network), prompts, prompter.end_tokens)
     engine.close()
