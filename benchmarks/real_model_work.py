@@ -104,7 +104,8 @@ def branch(cca: dict[str, Any], side: str, network: Any, asked: Asked, work: dic
     more = {"slots": 128} if side == "now" else {}
     began = time.perf_counter()
     search = cca["pivots"].search_pivots if side == "now" else cca["pivots"].branching_pivots
-    found = search(network, asked, pairs, by_id, max_new_tokens=work["limit"], **more)
+    writes = cca["engine"].Transformers(network) if side == "now" else network
+    found = search(writes, asked, pairs, by_id, max_new_tokens=work["limit"], **more)
     took = time.perf_counter() - began
     said = f"{sum(p.completions for p in found)} completions, {sum(p.deviations for p in found)} deviations"
     return {"seconds": took, "said": said, "count": len(found), "positions": [p.position for p in found]}

@@ -3,9 +3,9 @@
 import dataclasses
 import os
 import pickle
-import shutil
 import signal
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +19,12 @@ from cca.method.traces import Traces
 from cca.model.delta import Delta
 from cca.model.engines import crew
 from cca.model.engines.replicated import Replicated
+from cca.model.generate import Row
 from cca.model.open import Model
 from cca.model.options import EngineOptions, ModelOptions
 from cca.model.read import Text
 from cca.run.changes import open_folder
-from cca.run.run import config_of
+from cca.run.config import Config
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
@@ -154,29 +155,21 @@ def test_an_address_without_workers_or_without_ray_is_refused(capsys, monkeypatc
     assert "needs Ray; install it with" in capsys.readouterr().err
 
 
-def test_how_many_workers_there_are_may_change_when_a_run_goes_on(mended, tmp_path):
-    folder = shutil.copytree(mended, tmp_path / "run")
-    config = config_of(folder)
-    more = config.model_copy(update={"engine": EngineOptions(workers=7, ray_address="auto")})
-    open_folder(folder, more).close()
+def test_how_many_workers_there_are_may_change_when_a_run_goes_on(tmp_path):
+    open_folder(tmp_path / "run", Config()).close()
+    open_folder(tmp_path / "run", Config(engine=EngineOptions(workers=7, ray_address="auto"))).close()
     with pytest.raises(InputError, match=r"engine\.name"):
-        open_folder(folder, config.model_copy(update={"engine": EngineOptions(name="vllm")}))
+        open_folder(tmp_path / "run", Config(engine=EngineOptions(name="vllm")))
 
 
-def test_stop_rules_reach_the_workers(bundled, asked, engine):
-    prompter = dataclasses.replace(bundled.prompter, stop=("so", "####"))
-    model = dataclasses.replace(bundled, prompter=prompter)
-    wanted = cca.trace(model, asked, samples=2).pairs
-    assert any(pair.greedy.text and "####" not in pair.greedy.text for pair in wanted)
-    assert cca.trace(grown(engine, 2, model), asked, samples=2).pairs == wanted
+def test_what_cannot_be_sent_to_a_worker_is_an_error_and_no_wait(bundled, engine):
+    class Unreadable:
+        def __reduce__(self):
+            return (int, ("none",))
 
-
-def test_reading_tells_what_reading_here_does(bundled, engine):
-    texts = [Text(tuple(range(5, 5 + n)), predict_from=2) for n in (9, 30, 4)]
-    here = [Text(t.ids, t.predict_from) for t in texts]
-    grown(engine, 2, bundled).engine.read(texts)
-    bundled.engine.read(here)
-    assert [t.predictions for t in texts] == [t.predictions for t in here]
+    rule = partial(lambda one, tokens: False, Unreadable())
+    with pytest.raises(ray.exceptions.RaySystemError, match="none"):
+        engine.write([Row(Text((5, 6)), 4, stop=rule)], slots=2, end_tokens=frozenset())
 
 
 def test_a_delta_that_was_pickled_is_seen_to_fit_again(bundled):

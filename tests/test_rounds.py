@@ -1,6 +1,8 @@
 """Further rounds build on what the rounds before left, and stop when validation does."""
 
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from cca.errors import InputError, NothingToLearnError
 from cca.folder import RunFolder
 from cca.method.rounds import Round, further_rounds
 from cca.model.delta import Delta
+from cca.model.engine import Transformers
 from cca.model.open import open_model
 from cca.model.rows import Rows
 from cca.records import TracePair
@@ -78,6 +81,23 @@ def test_each_round_sees_the_model_as_the_rounds_before_left_it_and_the_deltas_a
     assert changed_rows(model, base) == []
     assert total.weights[WEIGHT].index.tolist() == [1, 2, 3], "a round that did not help leaves nothing"
     assert lacking is None
+
+
+def test_an_engine_with_a_model_of_its_own_is_told_of_the_rounds_before(model):
+    put_on: list[int] = []
+
+    class Apart(Transformers):
+        apart = True
+
+        @contextmanager
+        def changed(self, intervention):
+            put_on.append(intervention.row_count)
+            yield
+            put_on.append(0)
+
+    told = replace(model, engine=Apart(model.network))
+    further_rounds(told, Round(change(1), 2), lambda number, total: Round(change(number), 4 - number), 4)
+    assert put_on == [1, 0, 2, 0, 3, 0]
 
 
 def test_a_first_round_that_does_not_help_is_the_last(model):

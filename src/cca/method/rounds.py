@@ -1,6 +1,7 @@
 """Further rounds: trace again with the updated model, find new pivots and a new circuit, and update on top."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from cca.errors import NothingToLearnError
@@ -38,7 +39,7 @@ def further_rounds(model: Model, first: Round, again: Callable[[int, Delta], Rou
         if last.best_step == 0:
             break
         try:
-            with total.active(model):
+            with total.active(model), model.engine.changed(total) if model.engine.apart else nullcontext():
                 last = again(number, total)
         except NothingToLearnError as error:
             return Rounds(total, f"round {number - 1} was the last: {error}")

@@ -19,17 +19,14 @@ from cca.model.gguf.header import is_gguf
 from cca.model.network import open_network
 from cca.model.open import revision_of
 from cca.model.options import ModelOptions
+from cca.model.source import WEIGHTS, source_folder
 from cca.model.tokenizer_files import save_tokenizer
-from cca.model.weights import first_line, quiet, weight_files, weight_types
+from cca.model.weights import quiet, weight_files, weight_types
 
 APPLIED = "cca"
 """The folder, inside a model's, of what was applied to it (`cca.model.applied`)."""
 SHARD = "5GB"
 README = "README.md"
-_WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite",
-    ".index.json",
-)  # fmt: skip
 _FOLDERS = (APPLIED, "additional_chat_templates")
 _SETTINGS = ("config.json", "generation_config.json")
 _TYPES = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -81,23 +78,6 @@ def open_checkpoint(path: str, dtype: str | None = None, *, trust_remote_code: b
     network = open_network(ModelOptions.of(options, {"path": where}), config)
     revision = folder.name if folder and not Path(location(path)).is_dir() else revision_of(where, network)
     return Checkpoint(path, network, revision, folder, own)
-
-
-def source_folder(path: str) -> Path:
-    """Where the files of a model lie, fetched where they are on the hub. There the folder's name is the commit."""
-    where = Path(location(path))
-    if where.is_dir() or path.startswith((".", "/", "~")):
-        return where
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet():
-            return Path(snapshot_download(path, ignore_patterns=[f"*{w}" for w in _WEIGHTS[1:-1]]))
-    except (OSError, ValueError) as error:
-        said = first_line(error)
-        raise InputError(
-            f"cannot fetch {path} from the hub ({said}); name a folder, or a model that is there"
-        ) from error
 
 
 # ---- written again ----
@@ -170,7 +150,7 @@ def _others(source: Path) -> Iterator[Path]:
     for file in sorted(source.iterdir()):
         if file.name in _FOLDERS and file.is_dir():
             yield from (inner for inner in sorted(file.iterdir()) if inner.is_file())
-        elif file.is_file() and not file.name.endswith(_WEIGHTS) and not file.name.startswith("."):
+        elif file.is_file() and not file.name.endswith(WEIGHTS) and not file.name.startswith("."):
             yield file
 
 

@@ -1,6 +1,6 @@
 """Row deltas: the change of a circuit's weight rows, as indices and float32 values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,18 @@ class Rounding(NamedTuple):
 
     unchanged: float
     error: float
+
+    @classmethod
+    def of(cls, merged: Iterable[tuple[Tensor, Tensor, Tensor]]) -> "Rounding":
+        """From the change of some rows, what they held, and what they hold since."""
+        nothing, count, lost, size = 0, 0, 0.0, 0.0
+        for change, base, summed in merged:
+            kept = summed.float() - base.float()
+            nothing += int(((kept == 0) & (change != 0)).sum())
+            count += change.numel()
+            lost += float(((kept - change).double() ** 2).sum())
+            size += float((change.double() ** 2).sum())
+        return cls(nothing / max(1, count), (lost / size) ** 0.5 if size else 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,13 +181,7 @@ class Delta:
 
     def rounding(self, model: Any) -> Rounding:
         """What merging into the model's weights would leave of the delta."""
-        nothing, lost, size = 0, 0.0, 0.0
-        for _, rows, base, summed in self._sums(model):
-            kept = summed.float() - base.float()
-            nothing += int(((kept == 0) & (rows.values != 0)).sum())
-            lost += float(((kept - rows.values).double() ** 2).sum())
-            size += float((rows.values.double() ** 2).sum())
-        return Rounding(nothing / max(1, self.parameter_count), (lost / size) ** 0.5 if size else 0.0)
+        return Rounding.of((rows.values, base, summed) for _, rows, base, summed in self._sums(model))
 
     def merge(self, model: Any) -> Rounding:
         """Add the delta to the model's weights for good, and say how much of it survived their rounding."""
@@ -216,6 +222,10 @@ class Delta:
         if model is not None:
             delta.check_fits(model, str(path))
         return delta
+
+    def is_known_to_fit(self, model: Any) -> None:
+        """Leave out `check_fits` for this model: it is another copy of one that the delta fits."""
+        self._fits.add(network_of(model))
 
     def check_fits(self, model: Any, name: str = "the delta") -> None:
         """See that the model is the one that the delta is for: that it has the rows, and that they hold the same.
@@ -298,7 +308,11 @@ def row_view(model: Any, name: str) -> Tensor:
 
     A Conv1D keeps its rows as columns, experts theirs one expert after the other.
     """
-    weight = model.get_parameter(name).detach()
+    return rows_first(model, name, model.get_parameter(name).detach())
+
+
+def rows_first(model: Any, name: str, weight: Tensor) -> Tensor:
+    """`weight`, which is of the shape that the model's weight `name` has, as `row_view` gives that one."""
     if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
         return weight.T
     return weight.view(-1, weight.shape[-1])

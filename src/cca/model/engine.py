@@ -8,7 +8,8 @@ those that work elsewhere.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from importlib.metadata import version
+from typing import Any, Protocol
 
 from cca.model.generate import Row, Watch, write
 from cca.model.intervention import Intervention
@@ -23,10 +24,17 @@ class Engine(Protocol):
 
     name: as `EngineOptions` has it. own_streams: whether a sample is drawn by its row's uniform numbers; else it
     depends on them as a seed alone, so that it is reproducible with this engine and another one with the default.
+    apart: whether it has a model of its own, so that it has to be told of a change that is on the network here.
     """
 
-    name: ClassVar[str]
+    name: str
     own_streams: bool
+    apart: bool
+
+    @property
+    def version(self) -> str:
+        """Of what it writes with."""
+        ...
 
     def write(
         self,
@@ -37,7 +45,10 @@ class Engine(Protocol):
         idle: Callable[[int], Iterable[Row]] | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """Continue `rows`, and all that come of them, to their end. As `cca.model.generate.write`."""
+        """Continue `rows`, and all that come of them, to their end. As `cca.model.generate.write`.
+
+        Where copies of an engine write, the tokens of a row are there once it has ended.
+        """
         ...
 
     def read(self, texts: Sequence[Text], progress: Callable[[int], None] | None = None) -> None:
@@ -73,12 +84,17 @@ def ahead_on_a_cpu(free: int, slots: int, workers: int = 1) -> int:
 class Transformers:
     """The network in this process: the default, exact to the last bit whatever is written together."""
 
-    name: ClassVar[str] = "transformers"
+    name = "transformers"
     own_streams = True
+    apart = False
 
     def __init__(self, network: Any):
         """network: a transformers model, opened."""
         self.network = network
+
+    @property
+    def version(self) -> str:
+        return version(self.name)
 
     def write(
         self,

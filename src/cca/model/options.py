@@ -34,6 +34,10 @@ class ModelOptions(Options):
         return value or None
 
 
+HOTTEST_OF_VLLM = 2.0
+"""Temperature of samples, at most: vLLM takes no higher one."""
+
+
 class EngineOptions(Options):
     """What writes traces, completions and answers. Circuit and update are always learned in this process."""
 

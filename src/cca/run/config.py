@@ -17,7 +17,7 @@ from cca.io import user_text
 from cca.method.options import CircuitOptions, PivotOptions, TraceOptions, UpdateOptions
 from cca.method.rates import OF_ADAM, OF_THE_BUNDLED_MODEL
 from cca.model.bundled import is_bundled
-from cca.model.options import EngineOptions, ModelOptions
+from cca.model.options import HOTTEST_OF_VLLM, EngineOptions, ModelOptions
 from cca.options import Count, Options, all_explained
 from cca.problems.prompts import PromptOptions, check_prompt
 from cca.problems.splits import ProblemOptions
@@ -51,6 +51,13 @@ class Config(Options):
         if other or not is_bundled(str(model.get("path", "bundled"))):
             return data
         return {**data, "update": {**update, "learning_rate": OF_THE_BUNDLED_MODEL}}
+
+    @property
+    def hottest(self) -> float:
+        """The highest temperature that anything is sampled at."""
+        traces, pivots = self.traces, self.pivots
+        of_pivots = pivots.temperature if pivots.confirm else 0.0
+        return max(traces.temperature_if_correct, traces.temperature_if_wrong, of_pivots)
 
     @property
     def answer_limit(self) -> Limit:
@@ -163,6 +170,16 @@ def parse_config(data: dict[str, Any], source: str) -> Config:
     if config.rounds > 1 and config.update.method not in OF_ROWS:
         raise InputError(
             f"config from {source}: rounds is {config.rounds}, but update.arm {config.update.method} has one"
+        )
+    if config.engine.name == "vllm" and config.update.method not in OF_ROWS:
+        raise InputError(
+            f"config from {source}: engine.name is vllm, which takes changes of weight rows, and update.arm "
+            f"{config.update.method} is none; set engine.name=transformers"
+        )
+    if config.engine.name == "vllm" and (hottest := config.hottest) > HOTTEST_OF_VLLM:
+        raise InputError(
+            f"config from {source}: engine.name is vllm, which samples at temperatures up to {HOTTEST_OF_VLLM:g}, and "
+            f"one of traces or pivots is {hottest:g}; lower it, or set engine.name=transformers"
         )
     return config
 

@@ -195,12 +195,12 @@ class Run:
         self.__dict__["model"] = model
         manifest |= {
             "device": str(model.network.device),
-            "engine": model.engine.name,
             "dtype": str(model.network.dtype).removeprefix("torch."),
             "seed": self.config.seed,
             "date": self.prompter.date.isoformat(),
             "attention": model.network.config.get_text_config()._attn_implementation,
-            "versions": {name: version(name) for name in _VERSIONS},
+            "engine": model.engine.name,
+            "versions": {name: version(name) for name in _VERSIONS} | {model.engine.name: model.engine.version},
         }
         if self.folder.lock:
             self.folder.save_manifest()

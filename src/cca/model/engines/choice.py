@@ -7,6 +7,7 @@ from cca.model.bundled import is_bundled
 from cca.model.engine import Engine
 from cca.model.engines.local import local_engine
 from cca.model.engines.replicated import Replicated, check_ray
+from cca.model.engines.vllm_check import check_vllm
 from cca.model.options import EngineOptions, ModelOptions
 
 
@@ -26,5 +27,6 @@ def check_engine(options: EngineOptions, model: ModelOptions) -> None:
     Raises:
         InputError: something that it needs is not installed, or it cannot take the model.
     """
-    del model
+    if options.name == "vllm":
+        check_vllm(options, model)
     check_ray(options)

@@ -24,7 +24,7 @@ class Copy:
     """This side of one of the processes.
 
     texts: what it knows, by number. functions: likewise, of stop rules. rows: in its hands, by number. reads: texts
-    that it is to read. writing, receiving: calls that are under way.
+    that it is to read. writing, receiving, sending: calls that are under way.
     """
 
     def __init__(self, actor: Any):
@@ -33,6 +33,7 @@ class Copy:
 
     def begin(self, writing: Any, receiving: Any) -> None:
         self.writing, self.receiving = writing, receiving
+        self.sending: list[Any] = []
         self.texts: dict[int, Text] = {}
         self.functions: dict[Callable[..., bool], int] = {}
         self.rows: dict[int, Row] = {}
@@ -49,7 +50,7 @@ class Copy:
             del self.texts[number]
         parcel = replace(self.unsent, dropped=dropped, forgotten=forgotten, last=last)
         if not parcel.is_empty:
-            self.actor.send.remote(parcel)
+            self.sending.append(self.actor.send.remote(parcel))
             self.unsent = Parcel(parcel.number + 1)
 
 
@@ -62,7 +63,7 @@ class Crew:
         self.numbers = itertools.count()
         self.queue: list[tuple[tuple[int, ...], int, Row]] = []
         self.home: WeakKeyDictionary[Text, tuple[Copy, int]] = WeakKeyDictionary()
-        self.lost = 0
+        self.lost = self.unsaid = 0
         self.watch = Watch(lambda _: None)
         for copy in copies:
             self._begin(copy)
@@ -78,6 +79,7 @@ class Crew:
         for copy in list(self.copies):
             try:
                 result(copy.writing)
+                result(copy.receiving)  # lest it take what belongs to the next crew
             except Lost:
                 self.replace(copy)
 
@@ -141,6 +143,8 @@ class Crew:
 
     def _hand_out(self, row: Row) -> None:
         assert row.text is not None, "a row is written once"
+        if row.text not in self.home:
+            self.unsaid += row.text.own_length()
         copy, text = self._place(row.text)
         number, stop = next(self.numbers), None
         if row.stop:
@@ -167,14 +171,18 @@ class Crew:
     def _receive(self) -> None:
         """Wait for some copy, and take what it has done."""
         ray = ray_package()
-        waited = [call for copy in self.copies for call in (copy.receiving, copy.writing)]
-        ready, _ = ray.wait(waited, num_returns=1)
+        waited = [call for copy in self.copies for call in (*copy.sending, copy.receiving, copy.writing)]
+        ray.wait(waited, num_returns=1)
+        ready = set(ray.wait(waited, num_returns=len(waited), timeout=0)[0])
         for copy in list(self.copies):
-            if copy.receiving not in ready and copy.writing not in ready:
+            if ready.isdisjoint((*copy.sending, copy.receiving, copy.writing)):
                 continue
             try:
-                if copy.writing in ready:
-                    result(copy.writing)  # raises: it has no other way to end
+                for call in ready.intersection((*copy.sending, copy.writing)):
+                    result(call)  # raises, if it is of the writing, which ends by an error alone
+                copy.sending = [call for call in copy.sending if call not in ready]
+                if copy.receiving not in ready:
+                    continue
                 back = result(copy.receiving)
             except Lost as lost:
                 self._lost(copy, lost)
@@ -188,13 +196,14 @@ class Crew:
 
     def _ended(self, row: Row, tokens: tuple[int, ...]) -> None:
         self.lost, row.text = 0, None
-        row.tokens.extend(tokens)
         if row.dropped:
             return
+        row.tokens.extend(tokens)
         self.watch.row_ended(row)
         if row.then:
             self._add(row.then(row.tokens))
-        self.watch.passed(len(tokens))
+        self.watch.passed(len(tokens) + self.unsaid)
+        self.unsaid = 0
 
     # ---- texts ----
 

@@ -12,11 +12,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from importlib.metadata import version
+from typing import Any
 
 from cca.errors import InputError, install_command
 from cca.model.engine import ahead_on_a_cpu
 from cca.model.engines.crew import Copy, Crew, Lost, first_line, ray_package, result
+from cca.model.engines.vllm_check import installed, python_of
 from cca.model.engines.worker import Worker
 from cca.model.generate import Row, Watch
 from cca.model.intervention import Intervention
@@ -32,16 +34,20 @@ _ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_CBWR", "GOMP_SPINCOUNT", "OMP_WAIT_POLIC
 class Replicated:
     """Satisfies `cca.model.engine.Engine`. Processes are started when they are first needed."""
 
-    name: ClassVar[str] = "ray"
+    apart = True
 
     def __init__(self, options: EngineOptions, model: ModelOptions):
         """on_a_gpu: each copy has GPUs of its own, where the cluster has any, else one thread of a CPU."""
         self.options, self.model, self.on_a_gpu = options, model, False
-        self.own_streams = options.name == "transformers"
+        self.name, self.own_streams = options.name, options.name == "transformers"
         self.changes: list[Intervention] = []
         self.copies: list[Copy] = []
         self.crew: Crew | None = None
         self.started_ray = False
+
+    @property
+    def version(self) -> str:
+        return installed(python_of(self.options)) if self.name == "vllm" else version(self.name)
 
     # ---- Engine ----
 

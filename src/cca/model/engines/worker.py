@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cca.model.engine import Engine
+from cca.model.delta import Delta
+from cca.model.engine import Transformers
 from cca.model.engines.local import local_engine
+from cca.model.engines.vllm_engine import Vllm
 from cca.model.generate import Row
 from cca.model.intervention import Intervention
 from cca.model.options import EngineOptions, ModelOptions
@@ -78,7 +80,7 @@ class Worker:
 
     def __init__(self, options: EngineOptions, model: ModelOptions):
         self.options, self.model = options, model
-        self.engine: Engine
+        self.engine: Transformers | Vllm
         self.changes: list[AbstractContextManager[None]] = []
         self._begin_anew()
 
@@ -103,6 +105,8 @@ class Worker:
 
     def put_on(self, intervention: Intervention) -> None:
         """Work with the changed model until `take_off`."""
+        if self.changes and isinstance(intervention, Delta):
+            intervention.is_known_to_fit(self.engine.network)  # whose rows hold what the change before made of them
         change = self.engine.changed(intervention)
         change.__enter__()
         self.changes.append(change)
@@ -118,6 +122,7 @@ class Worker:
                 rows = self._unpacked(self._next())
                 self.engine.write(rows, slots=slots, end_tokens=frozenset(end_tokens), idle=self._more)
         finally:
+            self.outbox.put(("end", 0, ()))  # whoever waits for something need not any more
             self._begin_anew()
 
     def send(self, parcel: Parcel) -> None:

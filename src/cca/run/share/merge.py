@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from cca.controls.methods import OF_ROWS
 from cca.errors import InputError
 from cca.model.applied import apply, put_beside
-from cca.model.checkpoint import SHARD, check_new, keep_files, made_whole, save_network, source_folder
+from cca.model.checkpoint import SHARD, check_new, keep_files, made_whole, save_network
 from cca.model.checks import check_model
 from cca.model.delta import Delta
 from cca.model.gguf.header import is_gguf
 from cca.model.open import Model, open_model
+from cca.model.source import source_folder
 from cca.model.tokenizer_files import save_tokenizer
 from cca.problems.prompts import Prompter
 from cca.records import Problem, TracePair

@@ -70,7 +70,7 @@ STAGES: dict[str, Stage] = {
             "update",
             "stage 3: change only the circuit's rows, keep the best validated step",
             ("delta.safetensors", "metrics.jsonl", "rounds.jsonl", "total.safetensors"),
-            ("update", "rounds", "evaluation.batch", "evaluation.max_new_tokens"),
+            ("update", "engine.updates", "rounds", "evaluation.batch", "evaluation.max_new_tokens"),
             optional=("total.safetensors",),
             scratch=("update.partial.safetensors",),
         ),

@@ -24,6 +24,12 @@ def work(run: Run) -> None:
     begun = run.folder.read("problems.jsonl", Problem) if "problems" in run.folder.manifest else []
     problems = begun or _draw(run)
     engine = run.model.engine
+    if not engine.own_streams:
+        run.warn(
+            "trace",
+            f"samples are drawn by {engine.name} {engine.version}, whose random numbers are its own: they are others "
+            "than those of engine.name=transformers, and so may be the pivots",
+        )
     if not begun:
         run.folder.write("problems.jsonl", problems)
     traced = [p for p in problems if p.split in TRACED]
