@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from cca.run.counts import Counts
-from cca.run.devices import Device, Devices
+from cca.run.devices import Device
 from cca.run.shape import Shape
 
 Kind = Literal["read", "write", "gates", "gradient"]
@@ -22,7 +22,7 @@ RANGE = 2.0
 _FORWARD, _TO_INPUTS, _TO_WEIGHTS = 2, 2, 2
 """Operations for each weight and token."""
 _OF_ATTENTION, _AND_BACKWARD = 4, 12
-"""Operations for each number of a query and each position it looks at: scores and their mixture; with their gradients."""
+"""Operations for each number of a query and each position it looks at: scores and mixture; with their gradients."""
 _MOVED = 6
 """How often a step of gates moves the keys and values that it looks at: gathered, and read forward and backward."""
 
@@ -41,6 +41,10 @@ class Split(NamedTuple):
 
     replicas: int = 1
     group: int = 1
+
+
+ALONE = Split()
+"""One device."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +125,21 @@ class Passes:
             passes * shape.layers,
         )
 
-    def write(self, tokens: float, slots: int, context: float, answer: float) -> Load:
-        """Write `tokens`, at most `slots` a step; the last texts, of `answer` tokens, take as many steps of their own."""
+    def write(self, tokens: float, slots: int, context: float, answer: float, shared: float = 0) -> Load:
+        """Write `tokens`, at most `slots` a step; the last texts, of `answer` tokens, take as many steps more.
+
+        shared: of the context, what all texts begin with; a CPU looks at that once for all rows.
+        """
         if not tokens:
             return Load("write")
         steps = tokens / min(slots, max(1.0, tokens / answer)) + answer
+        looked_at = tokens * (context - shared) + steps * shared if self.device.is_cpu else tokens * context
         return Load(
             "write",
             tokens,
             _FORWARD * self.weights * tokens,
             _OF_ATTENTION * self.shape.queries * context * tokens,
-            self.size * (steps * self.weights + tokens * context * self.shape.key_values),
+            self.size * (steps * self.weights + looked_at * self.shape.key_values),
             steps * self.shape.layers,
         )
 
@@ -158,14 +166,15 @@ class Passes:
         return Load(
             "gradient",
             tokens,
-            through * (shape.linear * tokens + shape.head * texts) + _TO_WEIGHTS * min(of.parameters, shape.linear) * tokens,
+            through * (shape.linear * tokens + shape.head * texts)
+            + _TO_WEIGHTS * min(of.parameters, shape.linear) * tokens,
             (_AND_BACKWARD + _OF_ATTENTION * of.twice) * shape.queries * context * tokens,
             self.size * (often + 1) * (passes * self.weights + shape.key_values * tokens) + 16 * of.parameters,
             passes * shape.layers,
             exchanged=2 * 4 * of.parameters,
         )
 
-    def seconds(self, load: Load, split: Split = Split()) -> Seconds:
+    def seconds(self, load: Load, split: Split = ALONE) -> Seconds:
         """How long it takes. The devices of a group compute together where they read and write (tensor parallel), and
         one after the other where they learn (`model.device_map`)."""
         device, shares = self.device, self.device.shares
@@ -177,11 +186,13 @@ class Passes:
         if split.replicas > 1:
             bandwidth += load.exchanged / device.link
         calls = load.calls * (shares.both if load.kind in ("gates", "gradient") else shares.forward)
+        each = {"read": shares.read_token, "gradient": 0.0}.get(load.kind, shares.write_token)
+        calls += each * load.tokens * self.shape.layers
         return Seconds(compute, bandwidth, calls, max(compute, bandwidth) + calls)
 
 
 def costs(
-    passes: Passes, counts: Counts, training: Training, place: Place, split: Split = Split()
+    passes: Passes, counts: Counts, training: Training, place: Place, split: Split = ALONE
 ) -> dict[str, StageCost]:
     """What each stage takes, by its name.
 
@@ -195,8 +206,7 @@ def costs(
         "update": lambda: _update(passes, counts, training, split.replicas),
         "evaluate": lambda: _evaluate(passes, counts, split.replicas),
     }
-    found = {name: _sum(passes, name, loads(), split) for name, loads in stages.items()}
-    return found
+    return {name: _sum(passes, name, loads(), split) for name, loads in stages.items()}
 
 
 def _sum(passes: Passes, stage: str, loads: list[Load], split: Split) -> StageCost:
@@ -221,7 +231,9 @@ def _trace(passes: Passes, counts: Counts, replicas: int) -> list[Load]:
     of, traces = counts.lengths, counts.traced + counts.samples
     before = of.shared + of.prompt
     prompts = passes.read(of.shared + counts.traced * of.prompt / replicas, of.shared + of.prompt / 2, counts.traced)
-    written = passes.write(traces * of.answer / replicas, counts.trace_slots, before + of.answer / 2, of.answer)
+    written = passes.write(
+        traces * of.answer / replicas, counts.trace_slots, before + of.answer / 2, of.answer, of.shared
+    )
     return [load.times(counts.rounds) for load in (prompts, written)]
 
 
@@ -230,9 +242,9 @@ def _pivots(passes: Passes, counts: Counts, replicas: int) -> list[Load]:
     of, pairs = counts.lengths, counts.pairs / replicas
     own = of.prompt + of.answer
     traces = passes.read(of.shared + pairs * own, of.shared + own / 2, pairs * of.answer)
-    rest = max(1.0, of.answer - of.pivot)
-    written = counts.completions / replicas * rest
-    completions = passes.write(written, counts.trace_slots, of.shared + of.prefix + rest / 2, rest)
+    written = counts.completions / replicas * of.rest
+    context = of.shared + of.prompt + of.answer - of.rest / 2
+    completions = passes.write(written, counts.trace_slots, context, of.rest, of.shared)
     return [load.times(counts.rounds) for load in (traces, completions)]
 
 
@@ -256,16 +268,16 @@ def _update(passes: Passes, counts: Counts, training: Training, replicas: int) -
         step = passes.gradient(tokens, of.shared + of.prefix / 2, each, training)
     held = counts.held_out / replicas
     margins = passes.read(held * of.prefix + of.shared, of.shared + of.prefix / 2, held)
-    answered = _answers(passes, counts, counts.validated / replicas)
+    answered = _answers(passes, counts, counts.validated / replicas, of.answer)
     measured = [load.times(counts.validations) for load in (margins, *answered)]
     return [load.times(counts.rounds) for load in (step.times(counts.updates), *measured)]
 
 
-def _answers(passes: Passes, counts: Counts, problems: float) -> list[Load]:
+def _answers(passes: Passes, counts: Counts, problems: float, tokens: float) -> list[Load]:
     of = counts.lengths
     prompts = passes.read(of.shared + problems * of.prompt, of.shared + of.prompt / 2, problems)
-    context = of.shared + of.prompt + of.answer / 2
-    return [prompts, passes.write(problems * of.answer, counts.answer_slots, context, of.answer)]
+    context = of.shared + of.prompt + tokens / 2
+    return [prompts, passes.write(problems * tokens, counts.answer_slots, context, tokens, of.shared)]
 
 
 def _evaluate(passes: Passes, counts: Counts, replicas: int) -> list[Load]:
@@ -277,4 +289,4 @@ def _evaluate(passes: Passes, counts: Counts, replicas: int) -> list[Load]:
     choices = passes.read(both * of.prefix, of.shared + of.prefix / 2, both)
     tasks = passes.read(counts.task_read / replicas, of.prompt, counts.task_read / replicas)
     written = passes.write(counts.task_written / replicas, counts.answer_slots, of.prompt, 16)
-    return [*_answers(passes, counts, counts.answers / replicas), drift, choices, tasks, written]
+    return [*_answers(passes, counts, counts.answers / replicas, of.reply), drift, choices, tasks, written]

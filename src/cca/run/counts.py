@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _SOLVED = 0.25
-"""Of the pairs of traces how many stand in templates that are left out as solved (27% of the bundled run's, 18% of those
-of a 0.5B model on GSM-Symbolic)."""
+"""Of the pairs of traces how many stand in templates that are left out as solved: 27% of the bundled run's, 18% of a
+0.5B model's on GSM-Symbolic."""
 _SOON = 1 / 3
 """Where a problem has an opposite sample, the share of `traces.samples` that is drawn until then; also the share of
 `circuit.epochs` after which the gates have settled (17 of 50), where patience allows it. Of the bundled run."""
@@ -22,8 +22,8 @@ class Expected:
     """What a run does not know beforehand. trace_tokens, samples_drawn: None is worked out.
 
     trace_tokens: mean length of what is written. samples_drawn: samples a problem. opposite: the share of problems with
-    an opposite sample: 79% of the bundled run's, 27% of a 0.5B model's on GSM-Symbolic. completions: greedy ones a pair,
-    0.2 of the bundled run, 1.8 to 3.1 of the 0.5B model (docs/results/speed.md).
+    an opposite sample: 79% of the bundled run's, 27% of a 0.5B model's on GSM-Symbolic. completions: greedy ones a
+    pair, 0.2 of the bundled run, 1.8 to 3.1 of the 0.5B model (docs/results/speed.md).
     """
 
     trace_tokens: float | None = None
@@ -32,20 +32,35 @@ class Expected:
     completions: float = 2.0
 
 
+USUAL = Expected()
+"""Where nobody says otherwise."""
+
+
 class Lengths(NamedTuple):
     """Mean numbers of tokens. shared: what all prompts begin with. prompt: of a prompt after that. answer: of what the
-    model writes. solution: of a worked solution. pivot: of what stands in a trace before its pivot."""
+    model writes. solution: of a worked solution. pivot: of what stands in a trace before its pivot.
+    rest: of a completion from a place on that may be it. reply: of an answer that is evaluated, those of other skills
+    among them."""
 
     shared: float
     prompt: float
     answer: float
     solution: float
     pivot: float
+    rest: float
+    reply: float
 
     @property
     def prefix(self) -> float:
         """Of a pivot's prefix after the shared start."""
         return self.prompt + self.pivot
+
+
+class Limits(NamedTuple):
+    """Tokens that a trace and an answer may have."""
+
+    trace: int
+    answer: int
 
 
 class Task(NamedTuple):
@@ -128,6 +143,10 @@ def trainings(search: bool, expected: Expected | None) -> float:
     return 12 if expected is None else _TRAININGS
 
 
-def pivot_place(answer: float, expected: Expected | None) -> float:
-    """Tokens before the pivot in a trace of so many."""
-    return answer if expected is None else answer * _PLACE
+def answered(lengths: Lengths, limits: Limits, expected: Expected | None) -> Lengths:
+    """With answers as long as expected; at most up to their limits, both before a pivot and after it."""
+    if expected is None:
+        return lengths._replace(answer=limits.trace, pivot=limits.trace, rest=limits.trace, reply=limits.answer)
+    answer = min(limits.trace, expected.trace_tokens or lengths.answer)
+    reply = min(limits.answer, lengths.reply * answer / lengths.answer)
+    return lengths._replace(answer=answer, pivot=_PLACE * answer, rest=(1 - _PLACE) * answer, reply=reply)

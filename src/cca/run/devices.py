@@ -2,7 +2,9 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cca.errors import InputError
 
@@ -20,7 +22,8 @@ class Shares:
     """What passes of a model reach of a device's peaks, and what each call of a layer costs besides.
 
     read, write, gradient, attention: of the peak of products. bandwidth: of the memory's. forward, both: seconds of
-    Python and kernels that a layer takes in a pass, without and with a backward pass.
+    Python and kernels that a layer takes in a pass, without and with a backward pass. read_token, write_token: seconds
+    that a layer takes besides for each token, for all that is no product.
     """
 
     read: float
@@ -30,15 +33,17 @@ class Shares:
     bandwidth: float
     forward: float
     both: float
+    read_token: float = 0
+    write_token: float = 0
 
 
 ON_A_GPU = Shares(0.35, 0.35, 0.3, 0.2, 0.5, 0.8e-3, 4e-3)
 """One H200, the shape of a 3B model at 16 bits, with torch alone (docs/results/speed.md, On a GPU): reading 32 x 1,200
 tokens 0.9 s, a step of 64 rows 30 ms, of gates 131 to 197 ms, a gradient of 8 x 1,200 tokens 1.1 s. That of attention
 was not measured."""
-ON_A_CPU = Shares(0.9, 0.8, 0.62, 0.1, 1.0, 0.5e-3, 1.2e-3)
-"""Of what the probe reaches: two cores, a 0.5B model at 16 bits (docs/results/speed.md, A real pretrained model) and the
-bundled one, whose steps are bound by calls."""
+ON_A_CPU = Shares(1.0, 0.85, 0.62, 0.3, 1.0, 0.5e-3, 1.2e-3, 13e-6, 25e-6)
+"""Of what the probe reaches, on two cores: steps, reading and gradients of a 0.5B and a 135M model at 16 bits
+(docs/results/speed.md, A real pretrained model), and the calls of the bundled one's steps."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def probe(size: int = 4) -> Devices:
     return Devices(replace(device, shares=ON_A_CPU))
 
 
-def _least(rows: "object", weights: "list[object]") -> float:
+def _least(rows: Any, weights: Sequence[Any]) -> float:
     """Seconds of the products of `rows` with all `weights`, at best."""
     import torch
 
@@ -152,6 +157,6 @@ def _least(rows: "object", weights: "list[object]") -> float:
         while number < 2 or time.perf_counter() - began < _PROBED / 2:
             at = time.perf_counter()
             for weight in weights:
-                torch.nn.functional.linear(rows, weight)  # pyright: ignore[reportArgumentType]
+                torch.nn.functional.linear(rows, weight)
             least, number = min(least, time.perf_counter() - at), number + 1
     return least

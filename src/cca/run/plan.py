@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cca.errors import InputError
 from cca.problems.splits import how_split
 from cca.records import Problem, Split
 from cca.run.config import Config
@@ -58,7 +59,7 @@ class PlannedCircuit:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Tokens of the prompts. shared: of the start that all have in common. answer: expected of an answer, as many as the
+    """Tokens of the prompts. shared: of the start that all have in common. answer: expected of an answer, as many as
     worked solutions have."""
 
     mean: float
@@ -150,8 +151,7 @@ def basis(config: Config) -> Basis:
     model_config = check_model(path, trust_remote_code=trust, weights=whole)
     prompter = open_prompter(config.model, config.prompt, config.problems.grader)
     groups = groups_of(config, target_source(config))
-    prompts = ((g.split, prompter.prompt(p)) for g in groups for p in g.problems)
-    check_fit(config, prompts, model_config)
+    check_fit(config, ((g.split, prompter.prompt(p)) for g in groups for p in g.problems), model_config)
     config.circuit.check_reach(sum(group.size for group in groups if group.split == "train"))
     return basis_of(config, model_config, prompter, groups)
 
@@ -197,6 +197,22 @@ def memory_at_start(config: Config, model_config: Any, prompter: "Prompter", pro
     of = basis_of(config, model_config, prompter, groups)
     pivots = sum(problem.split == "train" for problem in problems)
     return plan_memory(config, of.shape, of.lengths, of.work.prompt_tokens.longest, pivots, free_here(config))
+
+
+def check_weights_fit(config: Config, memory: Memory) -> None:
+    """See that the weights alone fit on the device, in 16 bits where the type is still to be chosen.
+
+    Raises:
+        InputError: they do not.
+    """
+    dtype = config.model.dtype
+    least = memory.weights / 2 if dtype == "auto" else memory.weights
+    if memory.has is not None and least > memory.has:
+        smaller = 'model.dtype = "bfloat16", ' if dtype == "float32" else ""
+        raise InputError(
+            f"the weights of {config.model.path} take {least:.1f} GiB, and {memory.has:.1f} are free on the device "
+            f'({config.model.device}); set {smaller}model.device_map = "auto", or take another device or a smaller model'
+        )
 
 
 def free_here(config: Config) -> Free:
@@ -249,13 +265,23 @@ def _measured(config: Config, prompter: "Prompter", groups: Sequence[Group]) -> 
         total += sum(prompts) / len(prompts) * group.size
         longest = max(longest, *prompts)
     shared = len(prompter.start) if len(prompter.start) >= SHARED else 0
-    solved = [p for group in groups for p in group.problems if p.skill is None and p.solution.strip()]
-    solved = solved[:: max(1, len(solved) // _SOLVED)]
-    solutions = [len(prompter.reference(problem.solution)) for problem in solved]
-    solution = sum(solutions) / len(solutions) if solutions else ANSWER
+    solution = _solution(prompter, [p for group in groups for p in group.problems if p.skill is None])
     answer = min(solution, config.traces.max_new_tokens)
+    evaluated = [group for group in groups if group.split not in ("train", "validation")]
+    replies = sum(
+        group.size * (_solution(prompter, group.problems) if group.problems[0].skill else solution)
+        for group in evaluated
+    )
+    reply = replies / sum(group.size for group in evaluated) if evaluated else solution
     prompt = total / sum(group.size for group in groups) - shared
-    return _Measured(Lengths(shared, prompt, answer, solution, answer), longest)
+    return _Measured(Lengths(shared, prompt, answer, solution, answer, answer, reply), longest)
+
+
+def _solution(prompter: "Prompter", problems: Sequence[Problem]) -> float:
+    """Mean tokens of the worked solutions."""
+    solved = [p for p in problems if p.solution.strip()]
+    found = [len(prompter.reference(p.solution)) for p in solved[:: max(1, len(solved) // _SOLVED)]]
+    return sum(found) / len(found) if found else ANSWER
 
 
 def _work(config: Config, groups: Sequence[Group], lengths: Lengths, longest: int) -> Work:

@@ -118,9 +118,7 @@ def training_of(config: Config, shape: Shape) -> Training:
     return Training(parameters, update.gradient_checkpointing, method in OF_SOLUTIONS)
 
 
-def plan_memory(
-    config: Config, shape: Shape, lengths: Lengths, longest: int, pivots: float, free: Free
-) -> Memory:
+def plan_memory(config: Config, shape: Shape, lengths: Lengths, longest: int, pivots: float, free: Free) -> Memory:
     """What each stage of the run of `config` holds.
 
     Args:
@@ -261,9 +259,31 @@ class _Reckoning:
 _SAID: Mapping[Place, str] = {
     "device": "keys and values of all prefixes: {0.stored:.2f}",
     "host": "keys and values of all prefixes, {0.stored:.2f}, in main memory",
-    "chunks": "all prefixes take {0.stored:.1f}, over circuit.cache_gib or half of what is free, so each step reads its "
-    "own again",
+    "chunks": "all prefixes take {0.stored:.1f}, over circuit.cache_gib or half of what is free, so each step reads "
+    "its own again",
 }
+
+
+_PLACES: Mapping[Place, str] = {
+    "device": "prefixes on the device",
+    "host": "prefixes in main memory",
+    "chunks": "prefixes read again in each step",
+}
+
+
+def said(memory: Memory) -> str:
+    """The plan in a line."""
+    of = "" if memory.has is None else f" of {memory.has:.2f}"
+    return f"about {memory.peak:.2f}{of} GiB at most; {_PLACES[memory.prefixes.place]}"
+
+
+def lacking(memory: Memory, config: Config) -> str:
+    """Which stages do not fit, and what to set there; nothing where all do."""
+    stages = memory.stages
+    return "; ".join(
+        f"{name} may need {stages[name].needs:.1f} of {memory.has:.1f} GiB (set {what})"
+        for name, what in remedies(memory, config).items()
+    )
 
 
 def remedies(memory: Memory, config: Config) -> dict[str, str]:
