@@ -94,9 +94,9 @@ def free_on(devices: Devices, group: int = 1) -> Free:
 
 
 def split_of(memory: Memory, devices: Devices) -> Split:
-    """How so many devices share the work: groups of as few as hold the weights and a tenth more; 0 where all do not."""
+    """How so many devices share the work: groups of as few as hold the weights and a quarter more; 0: all do not."""
     has, group = free_on(devices).device, 1
-    while has is not None and memory.weights * GIB * 1.1 > group * has:
+    while has is not None and memory.weights * GIB * 1.25 > group * has:
         group *= 2
     return Split(devices.count // group, group) if group <= devices.count else Split(0, 0)
 
@@ -104,13 +104,8 @@ def split_of(memory: Memory, devices: Devices) -> Split:
 def counts_of(config: Config, plan: Plan, lengths: Lengths, expected: Expected | None) -> Counts:
     """What there is to do, as expected; None: at most."""
     work, options, stages = plan.work, config.circuit, plan.memory_gib.stages
-    traced, pairs, train, samples = (
-        work.greedy_traces,
-        float(work.greedy_traces),
-        float(work.pivots),
-        config.traces.samples,
-    )
-    drawn = float(samples)
+    traced, samples = work.greedy_traces, config.traces.samples
+    pairs, train, drawn = float(traced), float(work.pivots), float(samples)
     if expected is not None:
         pairs, train, drawn = usable(expected, traced), usable(expected, train), samples_drawn(expected, samples)
     tasks = _benchmarks(config)

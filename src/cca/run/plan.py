@@ -211,7 +211,7 @@ def check_weights_fit(config: Config, memory: Memory) -> None:
         smaller = 'model.dtype = "bfloat16", ' if dtype == "float32" else ""
         raise InputError(
             f"the weights of {config.model.path} take {least:.1f} GiB, and {memory.has:.1f} are free on the device "
-            f'({config.model.device}); set {smaller}model.device_map = "auto", or take another device or a smaller model'
+            f'({config.model.device}); set {smaller}model.device_map = "auto", or take another device or model'
         )
 
 
@@ -268,10 +268,7 @@ def _measured(config: Config, prompter: "Prompter", groups: Sequence[Group]) -> 
     solution = _solution(prompter, [p for group in groups for p in group.problems if p.skill is None])
     answer = min(solution, config.traces.max_new_tokens)
     evaluated = [group for group in groups if group.split not in ("train", "validation")]
-    replies = sum(
-        group.size * (_solution(prompter, group.problems) if group.problems[0].skill else solution)
-        for group in evaluated
-    )
+    replies = sum(g.size * (_solution(prompter, g.problems) if g.problems[0].skill else solution) for g in evaluated)
     reply = replies / sum(group.size for group in evaluated) if evaluated else solution
     prompt = total / sum(group.size for group in groups) - shared
     return _Measured(Lengths(shared, prompt, answer, solution, answer, answer, reply), longest)
