@@ -1,6 +1,7 @@
 """`cca run CONFIG --dry-run`, for every config in the repository, on a tiny model of its family without weights."""
 
 import json
+import re
 import sys
 import tomllib
 from collections import Counter
@@ -21,6 +22,8 @@ from cca.model.weights import empty_model
 from cca.records import Problem
 from cca.run.config import load_config
 from cca.run.problems import draw_problems
+from cca.run.run import Run
+from cca.run.stages import trace
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = {
@@ -188,3 +191,52 @@ def test_a_dry_run_refuses_what_the_run_would(capsys, tmp_path, harness):
     ):
         assert cli.main(["run", *few, *(part for s in settings for part in ("--set", s))]) == 2
         assert message in capsys.readouterr().err
+
+
+# ---- the run's start ----
+
+
+FEW = ("problems.templates=[16, 43]", "problems.held_out=0")
+
+
+def drawn(tmp_path: Path, *changes: str) -> Run:
+    """A run whose problems are drawn, and whose model is not loaded."""
+    run = Run.start(tmp_path / "run", load_config(None, (*FEW, *changes)))
+    trace._draw(run)
+    assert "model" not in vars(run)
+    return run
+
+
+def test_a_run_says_at_its_start_what_it_will_hold(tmp_path, capsys):
+    with drawn(tmp_path) as run:
+        (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("memory: ")]
+        assert re.fullmatch(r"memory: about 0\.\d+ of \d+\.\d+ GiB at most; prefixes on the device", line)
+        assert not run.folder.noted("warnings", "trace", [])
+
+
+def test_a_run_warns_of_stages_that_may_need_more_than_there_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cca.model.memory.free_bytes", lambda _: 2**27)
+    with drawn(tmp_path) as run:
+        (said,) = run.folder.noted("warnings", "trace", [])
+        assert re.search(r"trace may need 0\.\d of 0\.1 GiB \(set traces\.batch = \d+\)", said)
+        assert "evaluation.batch" in said
+        assert said in capsys.readouterr().err
+
+
+def test_weights_that_cannot_fit_are_refused_before_they_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cca.model.memory.free_bytes", lambda _: 2**22)
+    monkeypatch.setattr("cca.model.open.open_model", lambda *_, **__: pytest.fail("weights were read"))
+    changes = [part for change in FEW for part in ("--set", change)]
+    assert cli.main(["trace", str(tmp_path / "run"), "--quiet", *changes]) == 2
+    assert "the weights of bundled take" in capsys.readouterr().err
+    assert cli.main(["run", "--out", str(tmp_path / "other"), "--dry-run", *changes]) == 2
+    shown = capsys.readouterr().err
+    assert "needs GiB" in shown, "the plan is there to see what would do"
+    assert 'set model.dtype = "bfloat16", model.device_map = "auto"' in shown
+
+
+def test_layers_that_are_spread_are_planned_without_a_limit(capsys):
+    few = [part for change in FEW for part in ("--set", change)]
+    memory = dry_run(capsys, *few, "--set", "model.device_map=auto")["memory_gib"]
+    assert memory["has"] is None
+    assert {stage["fits"] for stage in memory["stages"].values()} == {None}

@@ -103,13 +103,13 @@ def _show(console: "Console", found: "Estimate", config: "Config") -> None:
     )
     show_memory(console, memory, found)
     hours = found.hours
-    least, most = _lasts(hours.expected / RANGE), _lasts(hours.expected * RANGE)
-    total = (
-        f"about {_lasts(hours.expected)} ({least} to {most}), at most {_lasts(hours.most)}"
-        if found.group
-        else "the weights do not fit on these devices"
-    )
-    lines = [total, *(f"{stage} does not fit: {what}" for stage, what in remedies(memory, config).items())]
+    if found.group:
+        least, most = _lasts(hours.expected / RANGE), _lasts(hours.expected * RANGE)
+        lines = [f"about {_lasts(hours.expected)} ({least} to {most}), at most {_lasts(hours.most)}"]
+        lines += [f"{stage} does not fit: {what}" for stage, what in remedies(memory, config).items()]
+    else:
+        fewer = "; model.dtype = bfloat16 takes half" if config.model.dtype == "float32" else ""
+        lines = [f"the weights, {memory.weights:.1f} GiB, need {found.needed} of these devices{fewer}"]
     lines += ["assumed:", *(f"  {line}" for line in found.assumed)]
     console.print(Text("\n".join(["", *lines])))
 

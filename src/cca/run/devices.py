@@ -89,18 +89,15 @@ def _gpu(name: str, tera_16: float, tera_32: float, giga: float, gib: float, lin
     return Device(name, tera_16 * 1e12, tera_32 * 1e12, giga * 1e9, gib * GIB, link * 1e9, host * 1e9)
 
 
-KNOWN = {
-    device.name.lower(): device
-    for device in (
-        _gpu("B200", 2250, 75, 7700, 179, 900, 60),
-        _gpu("H200", 989, 67, 4800, 140.4, 450, 60),
-        _gpu("H100", 989, 67, 3350, 79.6, 450, 60),
-        _gpu("A100-80GB", 312, 19.5, 2039, 80, 300, 30),
-        _gpu("A100-40GB", 312, 19.5, 1555, 40, 300, 30),
-        _gpu("L40S", 362, 91.6, 864, 45, 30, 30),
-        _gpu("RTX4090", 165, 82.6, 1008, 24, 30, 30),
-    )
-}
+KNOWN = (
+    _gpu("B200", 2250, 75, 7700, 179, 900, 60),
+    _gpu("H200", 989, 67, 4800, 140.4, 450, 60),
+    _gpu("H100", 989, 67, 3350, 79.6, 450, 60),
+    _gpu("A100-80GB", 312, 19.5, 2039, 80, 300, 30),
+    _gpu("A100-40GB", 312, 19.5, 1555, 40, 300, 30),
+    _gpu("L40S", 362, 91.6, 864, 45, 30, 30),
+    _gpu("RTX4090", 165, 82.6, 1008, 24, 30, 30),
+)
 """NVIDIA's data sheets (H100, H200, A100 and B200: SXM), dense, rounded; memory as nvidia-smi tells it."""
 
 
@@ -114,13 +111,16 @@ def devices_of(text: str, size: int = 4, host_gib: float | None = None) -> Devic
     count, name = (int(found[1] or 1), found[2]) if found else (0, text)
     if name.lower() == "cpu" and count == 1:
         return probe(size)
-    key = name.lower().replace(" ", "").replace("_", "-").removeprefix("nvidia-")
-    named = [known for known in KNOWN if known == key or known.partition("-")[0] == key]
+    asked = _letters(name).removeprefix("nvidia")
+    named = [known for known in KNOWN if asked in (_letters(known.name), _letters(known.name.partition("-")[0]))]
     if not named or count < 1:
-        some = ", ".join(device.name for device in KNOWN.values())
+        some = ", ".join(known.name for known in KNOWN)
         raise InputError(f"--devices {text}: name one of {some} or cpu, with how many before it, such as 8xH100")
-    device = KNOWN[named[0]]
-    return Devices(device, count, (HOST_GIB * count if host_gib is None else host_gib) * GIB)
+    return Devices(named[0], count, (HOST_GIB * count if host_gib is None else host_gib) * GIB)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def given(flops: float, bandwidth: float, gib: float, host_gib: float | None = None) -> Devices:

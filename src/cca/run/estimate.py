@@ -27,6 +27,8 @@ from cca.run.stand_ins import NOTHING, Stated, stand_in
 
 RESERVED_GIB = 1.0
 """What the driver and its libraries keep of a GPU."""
+_BESIDE = 1.25
+"""Of the weights, what a group of devices must hold at least."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Hours:
 class Estimate:
     """A plan, and how long it takes. expected, most: costs by stage. hours: of all of them.
 
-    replicas, group: so many copies of the model work side by side, each on so many devices. group 0: the weights fit on
-    none. assumed: what was not known.
+    replicas, group: so many copies of the model work side by side, each on so many devices; 0 where these are fewer
+    than needed, and there are no costs. assumed: what was not known.
     """
 
     plan: Plan
@@ -52,6 +54,7 @@ class Estimate:
     hours: Hours
     replicas: int
     group: int
+    needed: int
     assumed: list[str]
 
 
@@ -81,7 +84,8 @@ def estimate(config: Config, devices: Devices, stated: Stated = NOTHING, expecte
     )
     hours = Hours(*(sum(stage.seconds for stage in stages.values()) / 3600 for stages in (usual, most)))
     assumed += _expectations(config, plan, of.lengths, expected)
-    return Estimate(plan, str(devices), usual, most, hours, shared.replicas, shared.group, assumed)
+    needed = devices_needed(plan.memory_gib, devices)
+    return Estimate(plan, str(devices), usual, most, hours, shared.replicas, shared.group, needed, assumed)
 
 
 def free_on(devices: Devices, group: int = 1) -> Free:
@@ -93,11 +97,17 @@ def free_on(devices: Devices, group: int = 1) -> Free:
     return Free(group * (device.memory - RESERVED_GIB * GIB), host, False)
 
 
-def split_of(memory: Memory, devices: Devices) -> Split:
-    """How so many devices share the work: groups of as few as hold the weights and a quarter more; 0: all do not."""
+def devices_needed(memory: Memory, devices: Devices) -> int:
+    """How many of the devices hold the weights and a quarter more: one, or twice as many as often as it takes."""
     has, group = free_on(devices).device, 1
-    while has is not None and memory.weights * GIB * 1.25 > group * has:
+    while has is not None and memory.weights * GIB * _BESIDE > group * has:
         group *= 2
+    return group
+
+
+def split_of(memory: Memory, devices: Devices) -> Split:
+    """How so many devices share the work: groups of as few as are needed; none where all are too few."""
+    group = devices_needed(memory, devices)
     return Split(devices.count // group, group) if group <= devices.count else Split(0, 0)
 
 
@@ -162,7 +172,7 @@ def _expectations(config: Config, plan: Plan, lengths: Lengths, expected: Expect
     drawn = samples_drawn(expected, config.traces.samples)
     tokens = min(expected.trace_tokens or lengths.answer, plan.work.max_new_tokens)
     found = [
-        f"texts of {tokens:.0f} tokens, as the worked solutions have (--trace-tokens)"
+        f"texts of {tokens:.0f} tokens, as worked solutions have where there are any (--trace-tokens)"
         if expected.trace_tokens is None
         else f"texts of {tokens:.0f} tokens",
         f"{expected.opposite:.0%} of the problems have an opposite sample (--opposite), after {drawn:.1f} samples a "

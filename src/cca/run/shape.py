@@ -34,6 +34,18 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         _sizes(2048, 36, 16, 2, 11_008, vocab_size=151_936, tie_word_embeddings=True, max_position_embeddings=32_768),
     ),
+    "qwen2.5-1.5b": (
+        "qwen2",
+        _sizes(1536, 28, 12, 2, 8960, vocab_size=151_936, tie_word_embeddings=True, max_position_embeddings=32_768),
+    ),
+    "qwen2.5-coder-0.5b": (
+        "qwen2",
+        _sizes(896, 24, 14, 2, 4864, vocab_size=151_936, tie_word_embeddings=True, max_position_embeddings=32_768),
+    ),
+    "smollm2-135m": (
+        "llama",
+        _sizes(576, 30, 9, 3, 1536, vocab_size=49_152, tie_word_embeddings=True, max_position_embeddings=8192),
+    ),
     "llama-3.1-70b": (
         "llama",
         _sizes(8192, 80, 64, 8, 28_672, vocab_size=128_256, tie_word_embeddings=False, max_position_embeddings=131_072),
@@ -77,11 +89,12 @@ class Shape:
 
 
 def known_config(path: str) -> Any:
-    """The configuration of a model whose name is known, be it ``owner/name`` or ``name-it``; None of another."""
+    """The configuration of a model whose name is known, such as ``owner/name-instruct`` or a file ``name-it.Q4.gguf``;
+    None of another."""
     from transformers import AutoConfig
 
-    name = path.rpartition("/")[2].lower()
-    name = re.sub(r"-(it|instruct|chat|base)$", "", re.sub(r"^(meta-)", "", name))
+    name = re.sub(r"[.-](q\d\w*|bf16|f16|f32)$", "", path.rpartition("/")[2].lower().removesuffix(".gguf"))
+    name = re.sub(r"-(it|instruct|chat|base)$", "", name.removeprefix("meta-"))
     if name not in KNOWN:
         return None
     kind, values = KNOWN[name]
