@@ -24,6 +24,7 @@ from cca.run.config import load_config
 from cca.run.problems import draw_problems
 from cca.run.run import Run
 from cca.run.stages import trace
+from cca.show.progress import Lines
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = {
@@ -201,7 +202,7 @@ FEW = ("problems.templates=[16, 43]", "problems.held_out=0")
 
 def drawn(tmp_path: Path, *changes: str) -> Run:
     """A run whose problems are drawn, and whose model is not loaded."""
-    run = Run.start(tmp_path / "run", load_config(None, (*FEW, *changes)))
+    run = Run.start(tmp_path / "run", load_config(None, (*FEW, *changes)), Lines())
     trace._draw(run)
     assert "model" not in vars(run)
     return run

@@ -1,7 +1,6 @@
 """Stage 1a of a run: problems, and a pair of traces for each."""
 
 import reprlib
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -97,7 +96,7 @@ def _say_memory(run: Run, model_config: Any, problems: list[Problem]) -> None:
         return
     memory = memory_at_start(run.config, model_config, run.prompter, problems)
     check_weights_fit(run.config, memory)
-    print(f"memory: {said(memory)}", file=sys.stderr, flush=True)
+    run.display.say(f"memory: {said(memory)}")
     if lacks := lacking(memory, run.config):
         run.warn("trace", f"memory may be too little: {lacks}")
 
