@@ -26,8 +26,9 @@ from cca.model.cache import ConstantLayer, PreallocatedLayer, SlotLayer
 from cca.model.components import find_components
 from cca.model.delta import Delta
 from cca.model.generate import Row, generate_greedy, write
-from cca.model.memory import GIB, Halving, Placement, attempted, free_bytes, is_out_of_memory, place
+from cca.model.memory import Halving, attempted, free_bytes, is_out_of_memory
 from cca.model.padded import Ragged, Shape
+from cca.model.placement import GIB, Placement, place
 from cca.model.read import Text, read, texts
 from cca.model.sampling import stream
 from cca.records import Pivot

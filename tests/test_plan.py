@@ -1,6 +1,7 @@
 """`cca run CONFIG --dry-run`, for every config in the repository, on a tiny model of its family without weights."""
 
 import json
+import re
 import sys
 import tomllib
 from collections import Counter
@@ -21,6 +22,9 @@ from cca.model.weights import empty_model
 from cca.records import Problem
 from cca.run.config import load_config
 from cca.run.problems import draw_problems
+from cca.run.run import Run
+from cca.run.stages import trace
+from cca.show.progress import Lines
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = {
@@ -88,7 +92,7 @@ def test_the_papers_configs_are_planned_on_a_tiny_model_of_their_family(name, tm
     assert found["work"]["validations"] == 15, "steps 0, 2, 4, 6, 8, 10, 15 ... 50"
     memory = found["memory_gib"]
     assert memory["peak"] == pytest.approx(
-        memory["weights"] + max(memory[s] for s in ("trace", "circuit", "update", "evaluate")), abs=2e-3
+        memory["weights"] + max(memory[s] for s in ("trace", "pivots", "circuit", "update", "evaluate")), abs=2e-3
     )
 
 
@@ -150,7 +154,9 @@ def test_prefixes_over_the_budget_are_said_to_be_read_again(capsys):
     assert "read" not in kept["notes"]["circuit"]
     assert "over circuit.cache_gib" in again["notes"]["circuit"]
     assert again["circuit"] < kept["circuit"]
-    less = dry_run(capsys, *few, "--set", "update.gradient_checkpointing=true")["memory_gib"]
+    alone = ["--set", "evaluation.batch=1"]  # the memory of a gradient, and not of a validation
+    kept = dry_run(capsys, *few, *alone)["memory_gib"]
+    less = dry_run(capsys, *few, *alone, "--set", "update.gradient_checkpointing=true")["memory_gib"]
     assert less["update"] < kept["update"] / 2
 
 
@@ -161,9 +167,10 @@ def test_answers_are_planned_with_their_own_limit(capsys):
     assert as_traces["memory_gib"]["evaluate"] == as_traces["memory_gib"]["trace"]
     own = dry_run(capsys, *few, "--set", "evaluation.max_new_tokens=320")
     assert (own["work"]["answer_tokens"], own["work"]["max_new_tokens"]) == (320, 160)
-    for part in ("trace", "circuit", "update"):
+    for part in ("trace", "pivots", "circuit"):
         assert own["memory_gib"][part] == as_traces["memory_gib"][part]
-    assert own["memory_gib"]["evaluate"] > as_traces["memory_gib"]["evaluate"]
+    for part in ("update", "evaluate"):  # a validation's answers too
+        assert own["memory_gib"][part] > as_traces["memory_gib"][part]
 
 
 def test_a_dry_run_refuses_what_the_run_would(capsys, tmp_path, harness):
@@ -185,3 +192,52 @@ def test_a_dry_run_refuses_what_the_run_would(capsys, tmp_path, harness):
     ):
         assert cli.main(["run", *few, *(part for s in settings for part in ("--set", s))]) == 2
         assert message in capsys.readouterr().err
+
+
+# ---- the run's start ----
+
+
+FEW = ("problems.templates=[16, 43]", "problems.held_out=0")
+
+
+def drawn(tmp_path: Path, *changes: str) -> Run:
+    """A run whose problems are drawn, and whose model is not loaded."""
+    run = Run.start(tmp_path / "run", load_config(None, (*FEW, *changes)), Lines())
+    trace._draw(run)
+    assert "model" not in vars(run)
+    return run
+
+
+def test_a_run_says_at_its_start_what_it_will_hold(tmp_path, capsys):
+    with drawn(tmp_path) as run:
+        (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("memory: ")]
+        assert re.fullmatch(r"memory: about 0\.\d+ of \d+\.\d+ GiB at most; prefixes on the device", line)
+        assert not run.folder.noted("warnings", "trace", [])
+
+
+def test_a_run_warns_of_stages_that_may_need_more_than_there_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cca.model.memory.free_bytes", lambda _: 2**27)
+    with drawn(tmp_path) as run:
+        (said,) = run.folder.noted("warnings", "trace", [])
+        assert re.search(r"trace may need 0\.\d of 0\.1 GiB \(set traces\.batch = \d+\)", said)
+        assert "evaluation.batch" in said
+        assert said in capsys.readouterr().err
+
+
+def test_weights_that_cannot_fit_are_refused_before_they_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cca.model.memory.free_bytes", lambda _: 2**22)
+    monkeypatch.setattr("cca.model.open.open_model", lambda *_, **__: pytest.fail("weights were read"))
+    changes = [part for change in FEW for part in ("--set", change)]
+    assert cli.main(["trace", str(tmp_path / "run"), "--quiet", *changes]) == 2
+    assert "the weights of bundled take" in capsys.readouterr().err
+    assert cli.main(["run", "--out", str(tmp_path / "other"), "--dry-run", *changes]) == 2
+    shown = capsys.readouterr().err
+    assert "needs GiB" in shown, "the plan is there to see what would do"
+    assert 'set model.dtype = "bfloat16", model.device_map = "auto"' in shown
+
+
+def test_layers_that_are_spread_are_planned_without_a_limit(capsys):
+    few = [part for change in FEW for part in ("--set", change)]
+    memory = dry_run(capsys, *few, "--set", "model.device_map=auto")["memory_gib"]
+    assert memory["has"] is None
+    assert {stage["fits"] for stage in memory["stages"].values()} == {None}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 
 from cca import __version__
-from cca.commands import apply, compare, config, diff, export, grade, merge, problems, push, run, show
+from cca.commands import apply, compare, config, diff, export, grade, merge, plan, problems, push, run, show
 from cca.errors import InputError
 from cca.run.stages import STAGES
 
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add(command("run", run.run, "all stages; the same command resumes an interrupted run"))
     for stage in STAGES.values():
         run.add_stage(command(stage.name, run.run_stage, stage.help), stage.name)
+    plan.add(command("plan", plan.run, "how long a run takes and what it holds, on devices that may be elsewhere"))
     config.add(command("config", config.run, "print every setting with its default, explained, as a config to change"))
     compare.add(command("compare", compare.run, "run every method on the same problems and rank them in one table"))
     problems.add(command("problems", problems.run, "write problems of a source as JSON lines, or check its templates"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cca.commands.options import add_common, add_config, add_engine, add_model, add_overrides, add_trackers, overrides
+from cca.commands.plan import show_memory
 from cca.run.stages import STAGES
 
 if TYPE_CHECKING:
@@ -119,38 +120,39 @@ def _execute(opened: "Run", stages: Sequence[str], as_json: bool) -> int:
 
 def _dry_run(config: "Config", as_json: bool) -> int:
     from cca.io import to_json
-    from cca.run.plan import make_plan
+    from cca.run.plan import check_weights_fit, make_plan
 
     plan = make_plan(config)
     if as_json:
         print(to_json(plan, indent=1))
-        return 0
-    from cca.show.terminal import console_for_people
+    else:
+        from cca.show.terminal import console_for_people
 
-    _show_plan(console_for_people(110), plan)
+        _show_plan(console_for_people(110), plan, config)
+    check_weights_fit(config, plan.memory_gib)
     return 0
 
 
-def _show_plan(console: "Console", plan: "Plan") -> None:
+def _show_plan(console: "Console", plan: "Plan", config: "Config") -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from cca.run.plan_memory import remedies, said
 
     model, memory, work, rows = plan.model, plan.memory_gib, plan.work, plan.rows
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in plan.components.items() if kind != "all")
     splits = ", ".join(f"{count:,} {split.replace('_', ' ')}" for split, count in work.problems.items())
+    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
     lines = {
         "model": f"{model.path}: {model.type}, {model.layers} layers, {model.parameters:,} parameters",
         "components": f"{plan.components['all']:,}: {kinds}",
         "rows": f"{rows.all:,}; {rows.per_head} a head, {rows.per_neuron} a neuron",
         "circuit size": f"{plan.circuit.components:,} components at the paper's density of {plan.circuit.density:.1%}",
-        "memory": f"about {memory.peak:.2f} GiB at most; weights {memory.weights:.2f}{memory.notes['weights']}, "
-        "and besides",
-        "  trace": f"{memory.trace:.2f}",
-        "  circuit": f"{memory.circuit:.2f}{memory.notes['circuit']}",
-        "  update": f"{memory.update:.2f}{memory.notes['update']}",
-        "  evaluate": f"{memory.evaluate:.2f}",
         "problems": f"at most {splits}",
-        "prompts": f"about {work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most",
+        "prompts": f"about {work.prompt_tokens.mean:.0f} tokens on average, {work.prompt_tokens.longest} at most"
+        + (f"; all begin with the same {work.prompt_tokens.shared}" if work.prompt_tokens.shared else ""),
         "trace": f"{work.greedy_traces:,} greedy traces and at most {work.sampled_traces:,} samples, "
         f"each of at most {work.max_new_tokens} tokens",
         "pivots": f"at most {work.pivots:,} to train on; by branching, one completion for each deviation that is tried"
@@ -162,10 +164,11 @@ def _show_plan(console: "Console", plan: "Plan") -> None:
         **({"rounds": f"at most {work.rounds} of these four stages"} if work.rounds > 1 else {}),
         "evaluate": f"{work.answers:,} answers of at most {work.answer_tokens} tokens, half of them the base model's"
         + (f"; {', '.join(work.benchmarks)} on both" if work.benchmarks else ""),
+        "memory": f"{said(memory)}; weights {memory.weights:.2f}{memory.notes['weights']}",
     }
-    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
     for name, text in lines.items():
         table.add_row(name, Text(text))
     console.print(table)
+    show_memory(console, memory)
+    for name, what in remedies(memory, config).items():
+        console.print(Text(f"{name} does not fit: set {what}"))

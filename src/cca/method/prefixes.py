@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from cca.model.memory import GIB, Placement, attempted, free_bytes, host_free_bytes, place
+from cca.model.memory import attempted, free_bytes, host_free_bytes
 from cca.model.padded import OneTokenStep, Ragged, Shape
+from cca.model.placement import GIB, Placement, place
 from cca.model.read import Text, by_budget, read, texts
 from cca.records import Pivot
 

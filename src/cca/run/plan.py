@@ -6,18 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cca.errors import InputError
 from cca.problems.splits import how_split
 from cca.records import Problem, Split
 from cca.run.config import Config
+from cca.run.counts import Lengths
+from cca.run.plan_memory import TYPICAL_DENSITY, Free, Memory, plan_memory
 from cca.run.problems import check_fit, draw_problems, target_source
+from cca.run.shape import Shape, shape_of
 
 if TYPE_CHECKING:
-    from cca.model.components import Components, Layer
+    from cca.problems.prompts import Prompter
+    from cca.problems.sources import Source
 
-TYPICAL_DENSITY = 0.016
-"""Of the paper's circuits; a run's own is known once its circuit is learned."""
 A_FEW = 3
 """Problems of each template, split and skill by which prompts are measured."""
+SHARED = 16
+"""Tokens that prompts must have in common for these to be read and kept once, as in `cca.model.read`."""
+ANSWER = 150
+"""Tokens of an answer where no solution tells how long they are: between the 126 and 274 of a 0.5B model with and
+without worked examples (docs/real-models.md)."""
+_SOLVED = 100
+"""Solutions by which answers are measured, at most."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +58,14 @@ class PlannedCircuit:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """GiB, estimated. trace, circuit, update, evaluate: what each stage's hungriest moment takes beside the weights.
-
-    notes: what of, by stage.
-    """
-
-    weights: float
-    trace: float
-    circuit: float
-    update: float
-    evaluate: float
-    peak: float
-    notes: dict[str, str]
-
-
-@dataclass(frozen=True)
 class PromptTokens:
-    """Tokens of the prompts."""
+    """Tokens of the prompts. shared: of the start that all have in common. answer: expected of an answer, as many as
+    worked solutions have."""
 
     mean: float
     longest: int
+    shared: int
+    answer: float
 
 
 @dataclass(frozen=True)
@@ -108,34 +105,7 @@ class Plan:
     work: Work
 
 
-def make_plan(config: Config) -> Plan:
-    """Components, rows, memory and work of the run of `config`.
-
-    Raises:
-        InputError: As the run itself would before it loads weights.
-    """
-    from cca.model.bundled import location
-    from cca.model.checks import check_device, check_model
-    from cca.model.gguf.header import is_gguf
-    from cca.model.open import open_prompter
-    from cca.model.weights import empty_model, has_weights
-
-    path, trust = config.model.path, config.model.trust_remote_code
-    check_device(config.model.device, config.model.device_map)
-    # a configuration alone can be planned for
-    whole = is_gguf(path) or has_weights(Path(location(path)))
-    model_config = check_model(path, trust_remote_code=trust, weights=whole)
-    prompter = open_prompter(config.model, config.prompt, config.problems.grader)
-    groups = _groups(config)
-    prompts = [[prompter.prompt(p) for p in group.problems] for group in groups]
-    check_fit(config, ((g.split, p) for g, found in zip(groups, prompts, strict=True) for p in found), model_config)
-    config.circuit.check_reach(sum(group.size for group in groups if group.split == "train"))
-    model = empty_model(model_config, path, trust_remote_code=trust)
-    lengths = [[len(p) for p in found] for found in prompts]
-    return _planned(config, model_config, model, _work(config, groups, lengths))
-
-
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Problems of one template or skill in one split, and how many of them the run will have, at most."""
 
     split: Split
@@ -143,14 +113,128 @@ class _Group(NamedTuple):
     size: int
 
 
-def _groups(config: Config) -> list[_Group]:
+class Basis(NamedTuple):
+    """What a plan is made of: a model without weights with its configuration and shape, problems, and their prompts."""
+
+    model_config: Any
+    model: Any
+    shape: Shape
+    work: Work
+    lengths: Lengths
+
+
+def make_plan(config: Config) -> Plan:
+    """Components, rows, memory and work of the run of `config` on this machine.
+
+    Raises:
+        InputError: As the run itself would before it loads weights.
+    """
+    return planned(config, basis(config), free_here(config))
+
+
+def basis(config: Config) -> Basis:
+    """What a plan of `config` is made of, where all that it names is here.
+
+    Raises:
+        InputError: As `make_plan`.
+    """
+    from cca.model.bundled import location
+    from cca.model.checks import check_device, check_model
+    from cca.model.gguf.header import is_gguf
+    from cca.model.open import open_prompter
+    from cca.model.weights import has_weights
+
+    path, trust = config.model.path, config.model.trust_remote_code
+    check_device(config.model.device, config.model.device_map)
+    # a configuration alone can be planned for
+    whole = is_gguf(path) or has_weights(Path(location(path)))
+    model_config = check_model(path, trust_remote_code=trust, weights=whole)
+    prompter = open_prompter(config.model, config.prompt, config.problems.grader)
+    groups = groups_of(config, target_source(config))
+    check_fit(config, ((g.split, prompter.prompt(p)) for g in groups for p in g.problems), model_config)
+    config.circuit.check_reach(sum(group.size for group in groups if group.split == "train"))
+    return basis_of(config, model_config, prompter, groups)
+
+
+def basis_of(config: Config, model_config: Any, prompter: "Prompter", groups: Sequence[Group]) -> Basis:
+    """What a plan is made of, of its parts.
+
+    Raises:
+        InputError: no model can be built of its configuration, or its components are not found.
+    """
+    from cca.model.weights import empty_model
+
+    model = empty_model(model_config, config.model.path, trust_remote_code=config.model.trust_remote_code)
+    lengths, longest = _measured(config, prompter, groups)
+    work = _work(config, groups, lengths, longest)
+    return Basis(model_config, model, shape_of(model_config, model), work, lengths)
+
+
+def planned(config: Config, of: Basis, free: Free) -> Plan:
+    """The plan of `of` where so much memory is free."""
+    import torch
+
+    from cca.model.components import find_components
+
+    parts, shape, work = find_components(of.model), of.shape, of.work
+    everything = torch.ones(parts.size, dtype=torch.bool)
+    memory = plan_memory(config, shape, of.lengths, work.prompt_tokens.longest, work.pivots, free)
+    return Plan(
+        PlannedModel(config.model.path, shape.type, shape.parameters, shape.layers),
+        {"all": parts.size, **parts.counts(everything)},
+        PlannedRows(
+            sum(len(owned) for owned in parts.rows(everything).values()), parts.layers[0].query.rows.shape[1], 1
+        ),
+        PlannedCircuit(TYPICAL_DENSITY, round(parts.size * TYPICAL_DENSITY)),
+        memory,
+        work,
+    )
+
+
+def memory_at_start(config: Config, model_config: Any, prompter: "Prompter", problems: Sequence[Problem]) -> Memory:
+    """What each stage of a run that has drawn `problems` will hold, against what is free here."""
+    groups = [Group("train", list(problems), len(problems))]
+    of = basis_of(config, model_config, prompter, groups)
+    pivots = sum(problem.split == "train" for problem in problems)
+    return plan_memory(config, of.shape, of.lengths, of.work.prompt_tokens.longest, pivots, free_here(config))
+
+
+def check_weights_fit(config: Config, memory: Memory) -> None:
+    """See that the weights alone fit on the device, in 16 bits where the type is still to be chosen.
+
+    Raises:
+        InputError: they do not.
+    """
+    dtype = config.model.dtype
+    least = memory.weights / 2 if dtype == "auto" else memory.weights
+    if memory.has is not None and least > memory.has:
+        smaller = 'model.dtype = "bfloat16", ' if dtype == "float32" else ""
+        raise InputError(
+            f"the weights of {config.model.path} take {least:.1f} GiB, and {memory.has:.1f} are free on the device "
+            f'({config.model.device}); set {smaller}model.device_map = "auto", or take another device or model'
+        )
+
+
+def free_here(config: Config) -> Free:
+    """What this machine has free where the run would compute; nobody says it of layers that are spread."""
+    from cca.model.memory import free_bytes, host_free_bytes
+    from cca.model.precision import main_device
+
+    options = config.model
+    device = main_device(options.device, options.device_map)
+    is_cpu = device == "cpu"
+    if options.device_map is not None:
+        return Free(None, None, is_cpu)
+    return Free(free_bytes(device), None if is_cpu else host_free_bytes(), is_cpu)
+
+
+def groups_of(config: Config, source: "Source") -> list[Group]:
     """Problems to measure prompts by.
 
     Rows of a file are all read. Of templates and skills, whose problems are drawn, a few of each say enough: to draw
     all takes longer than everything else that a dry run does.
     """
     options, per_skill = config.problems, config.evaluation.per_skill
-    source = target_source(config)
     wanted: dict[str, int] = {**options.counts(), "held_out": options.test}
     if how_split(source, options.split_by) == "template":
         wanted = dict.fromkeys(wanted, sum(options.counts().values()))
@@ -162,96 +246,50 @@ def _groups(config: Config) -> list[_Group]:
     for problem in draw_problems(config, source):
         found.setdefault((problem.split, problem.skill or problem.template), []).append(problem)
     return [
-        _Group(split, problems, len(problems) if source.is_rows else wanted.get(split, per_skill))
+        Group(split, problems, len(problems) if source.is_rows else wanted.get(split, per_skill))
         for (split, _), problems in found.items()
     ]
 
 
-def _planned(config: Config, model_config: Any, model: Any, work: Work) -> Plan:
-    """The plan of `work` on a model that has no weights."""
-    import torch
+class _Measured(NamedTuple):
+    """Mean lengths, and the longest prompt."""
 
-    from cca.model.components import find_components
-
-    parts = find_components(model)
-    everything = torch.ones(parts.size, dtype=torch.bool)
-    parameters = sum(p.numel() for p in model.parameters())
-    return Plan(
-        PlannedModel(config.model.path, model_config.model_type, parameters, len(parts.layers)),
-        {"all": parts.size, **parts.counts(everything)},
-        PlannedRows(
-            sum(len(owned) for owned in parts.rows(everything).values()), parts.layers[0].query.rows.shape[1], 1
-        ),
-        PlannedCircuit(TYPICAL_DENSITY, round(parts.size * TYPICAL_DENSITY)),
-        _memory(config, model_config.get_text_config(), parts, parameters, work),
-        work,
-    )
+    lengths: Lengths
+    longest: int
 
 
-def _memory(config: Config, text: Any, parts: "Components", parameters: int, work: Work) -> Memory:
-    from cca.model.memory import free_bytes, place
-    from cca.model.read import TOKENS
-
-    size = 4 if config.model.dtype in ("float32", "auto") else 2
-    longest = work.prompt_tokens.longest + config.traces.max_new_tokens
-    typical = work.prompt_tokens.mean + config.traces.max_new_tokens / 2
-    cached = size * sum(layer.key.rows.numel() + layer.value.rows.numel() for layer in parts.layers)
-
-    def writing(rows: int, limit: int) -> float:
-        """Each row's place, what it continues, and logits with a copy."""
-        return rows * ((2 * work.prompt_tokens.longest + limit) * cached + 2 * size * text.vocab_size)
-
-    prefixes = work.pivots * typical * cached
-    kept = place(int(prefixes), config.circuit.cache_gib, free_bytes("cpu"), None).where == "device"
-    step = 2 * config.circuit.batch * longest * cached
-    a_layer = [size * _activations(layer, text) for layer in parts.layers]
-    again = config.update.gradient_checkpointing
-    held = max(a_layer) + size * text.hidden_size * len(a_layer) if again else sum(a_layer)
-    weights, trace, circuit, update, evaluate = (
-        round(taken / 2**30, 3)
-        for taken in (
-            parameters * size,
-            writing(config.traces.batch, config.traces.max_new_tokens),
-            (prefixes if kept else 0) + step,
-            min(config.update.batch * longest, max(longest, *TOKENS.values())) * held,
-            writing(config.evaluation.batch, work.answer_tokens),
-        )
-    )
-    over = f"all prefixes take {prefixes / 2**30:.1f}, over circuit.cache_gib, so each step reads its own again"
-    notes = {
-        "weights": " (as float32; half as much where model.dtype auto comes to bfloat16)"
-        if config.model.dtype == "auto"
-        else "",
-        "circuit": f" ({'keys and values of all prefixes' if kept else over})",
-        "update": " (activations of one layer at a time)" if again else " (activations)",
-    }
-    peak = round(weights + max(trace, circuit, update, evaluate), 3)
-    return Memory(weights, trace, circuit, update, evaluate, peak, notes)
+def _measured(config: Config, prompter: "Prompter", groups: Sequence[Group]) -> _Measured:
+    total, longest = 0.0, 0
+    for group in groups:
+        prompts = [len(prompter.prompt(problem)) for problem in group.problems]
+        total += sum(prompts) / len(prompts) * group.size
+        longest = max(longest, *prompts)
+    shared = len(prompter.start) if len(prompter.start) >= SHARED else 0
+    solution = _solution(prompter, [p for group in groups for p in group.problems if p.skill is None])
+    answer = min(solution, config.traces.max_new_tokens)
+    evaluated = [group for group in groups if group.split not in ("train", "validation")]
+    replies = sum(g.size * (_solution(prompter, g.problems) if g.problems[0].skill else solution) for g in evaluated)
+    reply = replies / sum(group.size for group in evaluated) if evaluated else solution
+    prompt = total / sum(group.size for group in groups) - shared
+    return _Measured(Lengths(shared, prompt, answer, solution, answer, answer, reply), longest)
 
 
-def _activations(layer: "Layer", text: Any) -> float:
-    """Numbers that the backward pass keeps for one token of one layer: what goes into and out of each product."""
-    from cca.model.experts import is_experts
-
-    heads = layer.query.rows.numel() + layer.key.rows.numel() + layer.value.rows.numel()
-    neurons = 0.0
-    for part in layer.feed_forward:
-        active = 1.0
-        if is_experts(part.down):
-            active = text.num_experts_per_tok / part.down.get_parameter("gate_up_proj").shape[0]
-        neurons += len(part.up) * active
-    return 6 * text.hidden_size + 4 * heads + 4 * neurons
+def _solution(prompter: "Prompter", problems: Sequence[Problem]) -> float:
+    """Mean tokens of the worked solutions."""
+    solved = [p for p in problems if p.solution.strip()]
+    found = [len(prompter.reference(p.solution)) for p in solved[:: max(1, len(solved) // _SOLVED)]]
+    return sum(found) / len(found) if found else ANSWER
 
 
-def _work(config: Config, groups: Sequence[_Group], lengths: Sequence[Sequence[int]]) -> Work:
+def _work(config: Config, groups: Sequence[Group], lengths: Lengths, longest: int) -> Work:
     splits = Counter[str]()
     for group in groups:
         splits[group.split] += group.size
-    tokens = sum(sum(found) / len(found) * group.size for found, group in zip(lengths, groups, strict=True))
     traced = splits["train"] + splits["validation"]
+    mean = lengths.shared + lengths.prompt
     return Work(
         problems=dict(splits),
-        prompt_tokens=PromptTokens(tokens / splits.total(), max(max(found) for found in lengths)),
+        prompt_tokens=PromptTokens(mean, longest, round(lengths.shared), lengths.answer),
         max_new_tokens=config.traces.max_new_tokens,
         greedy_traces=traced,
         sampled_traces=traced * config.traces.samples,

@@ -142,6 +142,9 @@ class Display:
     def figure(self, name: str, value: str) -> None:
         """A current figure."""
 
+    def say(self, line: str) -> None:
+        """A line that stays."""
+
 
 class Lines(Display):
     """For logs: a line when work begins and ends, one after 5 seconds, in the first minute one every 10, then every 30.
@@ -203,6 +206,9 @@ class Lines(Display):
 
     def figure(self, name: str, value: str) -> None:
         self.figures[name] = value
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def _figures(self) -> str:
         return "".join(f"; {name} {value}" for name, value in self.figures.items())
@@ -317,6 +323,9 @@ class LiveDisplay(Display):
 
     def doing(self, what: str) -> None:
         self._show(bar=None, text=what)
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line)
 
     def figure(self, name: str, value: str) -> None:
         self.progress.figures[name] = value

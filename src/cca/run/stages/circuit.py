@@ -7,7 +7,7 @@ from cca.method.circuit import Circuit, Progress, Work, learn_gates, own_pivots,
 from cca.method.density import SPARSE, best_trial, is_near, missed, next_penalty
 from cca.method.prefixes import CachedPrefixes
 from cca.method.processes import Processes
-from cca.model.memory import Placement
+from cca.model.placement import Placement
 from cca.records import Trial
 from cca.run.run import Run
 

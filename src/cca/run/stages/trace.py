@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from cca.errors import InputError
 from cca.grading.graders import NAMES
@@ -12,6 +13,8 @@ from cca.problems.sources import Source
 from cca.problems.splits import describe_splits, how_split
 from cca.records import Problem, TracePair
 from cca.run.journal import Keep, journalled
+from cca.run.plan import check_weights_fit, memory_at_start
+from cca.run.plan_memory import lacking, said
 from cca.run.problems import check_fit, draw_problems, target_source
 from cca.run.run import Run
 from cca.run.writing import traces_of
@@ -83,9 +86,25 @@ def _draw(run: Run) -> list[Problem]:
         )
     # there can be no more pivots than problems; better said now than after hours
     config.circuit.check_reach(sum(p.split == "train" for p in problems))
+    _say_memory(run, model_config, problems)
     sizes = describe_splits(problems, source.name, how_split(source, config.problems.split_by))
     run.folder.manifest["problems"] = asdict(sizes)
     return problems
+
+
+def _say_memory(run: Run, model_config: Any, problems: list[Problem]) -> None:
+    """Say what the stages will hold, before weights are there to hold.
+
+    Raises:
+        InputError: the weights alone do not fit.
+    """
+    if "model" in vars(run):  # loaded by the caller, so that what is free is without it
+        return
+    memory = memory_at_start(run.config, model_config, run.prompter, problems)
+    check_weights_fit(run.config, memory)
+    run.display.say(f"memory: {said(memory)}")
+    if lacks := lacking(memory, run.config):
+        run.warn("trace", f"memory may be too little: {lacks}")
 
 
 def _shown(pairs: Sequence[TracePair]) -> tuple[str, str]:
