@@ -58,7 +58,7 @@ def test_only_the_cuda_devices_that_there_are_can_be_named(seen, monkeypatch):
 @SEES_ONE
 @pytest.mark.parametrize("place", ["mps", "meta", 0, "somewhere"])
 def test_a_device_map_is_looked_at_before_weights_are_read(place, monkeypatch):
-    monkeypatch.setattr("cca.model.open.load_network", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("cca.model.network.load_network", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(cca.InputError, match=r"model\.device_map\.model\.layers (is|.* is no) "):
         cca.open_model("bundled", device_map={"model.layers": place})
 

@@ -67,7 +67,7 @@ def test_a_count_beyond_all_models_is_refused_before_something_of_each_is_made(t
 
 def test_a_context_shorter_than_the_prompt_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
     short = saved(tmp_path / "m", "gpt2", max_position_embeddings=20)
-    monkeypatch.setattr("cca.model.open.load_network", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("cca.model.network.load_network", lambda *_: pytest.fail("weights were read"))
     refused(tmp_path, capsys, short, "the longest prompt has", "context of 20")
     refused(
         tmp_path, capsys, BUNDLED, "traces.max_new_tokens is 1000", settings=("traces.max_new_tokens=1000",)

@@ -173,7 +173,7 @@ CASES = {
 def test_a_model_that_is_not_whole_is_named_before_a_weight_is_read(folder, case, monkeypatch):
     damage, parts = CASES[case]
     damage(folder)
-    monkeypatch.setattr("cca.model.open.load_network", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("cca.model.network.load_network", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(InputError) as found:
         open_model(folder, device="cpu")
     said = str(found.value)

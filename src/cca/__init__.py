@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cca.records import Pivot, Problem
     from cca.run.run import Run
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 _HOME = {
     "open_model": "model.open",
     "load_problems": "problems.load",

@@ -140,12 +140,14 @@ def basis(config: Config) -> Basis:
     """
     from cca.model.bundled import location
     from cca.model.checks import check_device, check_model
+    from cca.model.engines.choice import check_engine
     from cca.model.gguf.header import is_gguf
     from cca.model.open import open_prompter
     from cca.model.weights import has_weights
 
     path, trust = config.model.path, config.model.trust_remote_code
     check_device(config.model.device, config.model.device_map)
+    check_engine(config.engine, config.model)
     # a configuration alone can be planned for
     whole = is_gguf(path) or has_weights(Path(location(path)))
     model_config = check_model(path, trust_remote_code=trust, weights=whole)
