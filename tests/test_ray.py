@@ -151,6 +151,15 @@ def test_how_many_workers_there_are_may_change_when_a_run_goes_on(tmp_path):
         open_folder(tmp_path / "run", Config(engine=EngineOptions(name="vllm")))
 
 
+def test_an_engine_that_is_closed_leaves_the_ray_of_another_one(bundled, engine):
+    grown(engine, 1, bundled).engine.read([Text((5, 6))])
+    first, second = (Replicated(EngineOptions(workers=1), ModelOptions()) for _ in range(2))
+    first.read([Text((5, 6))])
+    first.close()
+    second.close()
+    engine.read([Text((5, 6))])
+
+
 def test_what_cannot_be_sent_to_a_worker_is_an_error_and_no_wait(bundled, engine):
     class Unreadable:
         def __reduce__(self):

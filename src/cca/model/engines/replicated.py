@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
+from weakref import WeakSet
 
 from cca.errors import InputError, install_command
 from cca.model.engine import ahead_on_a_cpu
@@ -31,6 +32,10 @@ _ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_CBWR", "GOMP_SPINCOUNT", "OMP_WAIT_POLIC
 """What decides on threads and rounding, and is to be the same in all processes."""
 
 
+_on_our_ray: WeakSet["Replicated"] = WeakSet()
+"""Who uses the Ray that was started here; the last of them ends it."""
+
+
 class Replicated:
     """Satisfies `cca.model.engine.Engine`. Processes are started when they are first needed."""
 
@@ -43,7 +48,6 @@ class Replicated:
         self.changes: list[Intervention] = []
         self.copies: list[Copy] = []
         self.crew: Crew | None = None
-        self.started_ray = False
 
     @property
     def version(self) -> str:
@@ -92,13 +96,13 @@ class Replicated:
                 self._all("take_off")
 
     def close(self) -> None:
-        ray = ray_package()
+        ray, was_on_it = ray_package(), self in _on_our_ray
         for copy in self.copies:
             ray.kill(copy.actor)
         self.copies = []
-        if self.started_ray:
+        _on_our_ray.discard(self)
+        if was_on_it and not _on_our_ray:
             ray.shutdown()
-            self.started_ray = False
 
     # ---- processes ----
 
@@ -134,7 +138,10 @@ class Replicated:
                     f"no Ray cluster at {where} ({first_line(error)}); start one with `ray start --head`, name it with "
                     "--ray-address, or leave that out to use this machine alone"
                 ) from error
-            self.started_ray = True
+            _on_our_ray.add(self)
+        elif _on_our_ray:
+            _on_our_ray.add(self)
+        if not self.copies:
             self.on_a_gpu = self.model.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         fresh = [self._process() for _ in range(self.options.workers - len(self.copies))]
         self.copies += [self._opened(actor) for actor in fresh]
