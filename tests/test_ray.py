@@ -177,6 +177,7 @@ def test_a_delta_that_was_pickled_is_seen_to_fit_again(bundled):
     assert all(torch.equal(again.parameters[name], values) for name, values in delta.parameters.items())
 
 
+@pytest.mark.slow
 def test_workers_that_are_lost_again_and_again_are_an_error(bundled, asked, engine, monkeypatch):
     monkeypatch.setattr(crew, "_LOST", 0)
 

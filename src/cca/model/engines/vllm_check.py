@@ -61,6 +61,7 @@ def installed(python: str) -> str:
         if done.returncode == 0:
             return done.stdout.strip()
     raise InputError(
-        f"engine.name is vllm, and the environment of {python} has no vLLM; install it ({install_command('vllm')}), or "
-        "set engine.python to the interpreter of an environment that has it (in a clone, make vllm builds one)"
+        f"engine.name is vllm, and the environment of {python} has no vLLM; set engine.python to the interpreter of an "
+        "environment that has it (in a clone, make vllm builds one), or install it here with: "
+        + install_command("vllm")
     )
