@@ -95,6 +95,11 @@ class StageCost:
     binds: Binds
 
 
+def tokens_of_a_pass(is_cpu: bool) -> int:
+    """As `cca.model.read.TOKENS`, which loads torch."""
+    return 2048 if is_cpu else 4096
+
+
 @dataclass(frozen=True)
 class Passes:
     """A model of `shape`, whose numbers have `size` bytes, on a device; each pass reads at most `most` tokens."""
@@ -105,8 +110,7 @@ class Passes:
 
     @property
     def most(self) -> int:
-        """As `cca.model.read.TOKENS`, which loads torch."""
-        return 2048 if self.device.is_cpu else 4096
+        return tokens_of_a_pass(self.device.is_cpu)
 
     @property
     def weights(self) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cca.errors import InputError
+from cca.model.placement import GIB
 
-GIB = 2**30
 HOST_GIB = 64.0
 """Main memory that is free beside each device of the table: an assumption, which `--host-gib` replaces."""
 _PROBED = 0.4

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cca.controls.methods import OF_SOLUTIONS
+from cca.model.placement import GIB
 from cca.run.config import Config
 from cca.run.cost import Passes, Split, StageCost, costs
 from cca.run.counts import (
@@ -20,7 +21,7 @@ from cca.run.counts import (
     trainings,
     usable,
 )
-from cca.run.devices import GIB, Devices
+from cca.run.devices import Devices
 from cca.run.plan import Plan, planned
 from cca.run.plan_memory import Free, Memory, bytes_of, training_of
 from cca.run.stand_ins import NOTHING, Stated, stand_in

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cca.controls.methods import OF_SOLUTIONS
-from cca.model.placement import Where, place
+from cca.model.placement import GIB, Where, place
 from cca.run.config import Config
-from cca.run.cost import Training
+from cca.run.cost import Training, tokens_of_a_pass
 from cca.run.counts import Lengths
-from cca.run.devices import GIB
 from cca.run.shape import Shape
 
 TYPICAL_DENSITY = 0.016
@@ -134,7 +133,7 @@ class _Reckoning:
         self.size = bytes_of(config.model.dtype)
         self.a_token = self.size * shape.key_values
         self.weights = self.size * shape.parameters
-        self.a_pass = 2048 if free.is_cpu else 4096
+        self.a_pass = tokens_of_a_pass(free.is_cpu)
         self.left = None if free.device is None else free.device - self.weights
         self.longest, self.own = longest, longest - lengths.shared
 

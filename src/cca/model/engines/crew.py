@@ -11,6 +11,7 @@ from cca.errors import InputError, install_command
 from cca.model.engines.worker import Job, Parcel, Sent
 from cca.model.generate import Row, Watch
 from cca.model.read import Text
+from cca.model.weights import first_line
 
 _WAIT = 0.2
 """Seconds for which a copy is asked for what it has done, before it is asked again."""
@@ -260,10 +261,6 @@ def result(call: Any) -> Any:
         raise Lost(first_line(error)) from error
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def ray_package() -> Any:

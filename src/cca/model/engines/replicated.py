@@ -18,13 +18,14 @@ from weakref import WeakSet
 
 from cca.errors import InputError, install_command
 from cca.model.engine import ahead_on_a_cpu
-from cca.model.engines.crew import Copy, Crew, Lost, first_line, ray_package, result
+from cca.model.engines.crew import Copy, Crew, Lost, ray_package, result
 from cca.model.engines.vllm_check import installed, python_of
 from cca.model.engines.worker import Worker
 from cca.model.generate import Row, Watch
 from cca.model.intervention import Intervention
 from cca.model.options import EngineOptions, ModelOptions
 from cca.model.read import Text
+from cca.model.weights import first_line
 
 _PATIENCE = 60.0
 """Seconds after which it is said that a copy is not there yet: a cluster may have no room for it."""
@@ -97,14 +98,17 @@ class Replicated:
 
     def close(self) -> None:
         ray, was_on_it = ray_package(), self in _on_our_ray
-        for copy in self.copies:
-            ray.kill(copy.actor)
-        self.copies = []
+        self._kill()
         _on_our_ray.discard(self)
         if was_on_it and not _on_our_ray:
             ray.shutdown()
 
     # ---- processes ----
+
+    def _kill(self) -> None:
+        for copy in self.copies:
+            ray_package().kill(copy.actor)
+        self.copies = []
 
     @contextmanager
     def _at_work(self, slots: int, end_tokens: frozenset[int]) -> Iterator[Crew]:
@@ -113,10 +117,7 @@ class Replicated:
         try:
             yield self.crew
         except BaseException:
-            # what they are at is not wanted any more, and they would not stop before it is done
-            for copy in self.copies:
-                ray_package().kill(copy.actor)
-            self.copies = []
+            self._kill()  # what they are at is not wanted any more, and they would not stop before it is done
             raise
         else:
             self.crew.end()
