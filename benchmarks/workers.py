@@ -25,7 +25,7 @@ def lines(setting: Setting) -> Iterator[Line]:
         yield Line("two Ray workers against one", note="skipped: Ray is not installed ([ray])")
         return
     prompter = bundled().prompter
-    asked = problems(8, 2) if setting.quick else problems(40, 8)
+    asked = problems(8, 2) if setting.quick else problems(40, 16)
     engines = [Replicated(EngineOptions(workers=count), ModelOptions(device="cpu")) for count in (1, 2)]
     times: list[list[float]] = [[], []]
 

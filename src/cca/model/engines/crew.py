@@ -8,15 +8,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from cca.errors import InputError, install_command
-from cca.model.engines.worker import Job, Parcel, Sent
+from cca.model.engines.worker import SPARE, Job, Parcel, Sent
 from cca.model.generate import Row, Watch
 from cca.model.read import Text
 from cca.model.weights import first_line
 
 _WAIT = 0.2
 """Seconds for which a copy is asked for what it has done, before it is asked again."""
-_SPARE = 8
-"""Of so many rows that a copy writes at once, one more waits there, to begin as soon as there is a place."""
 _LOST = 8
 """Copies that may be lost one after the other, without a row done in between, before that is an error."""
 
@@ -102,7 +100,13 @@ class Crew:
 
     @property
     def _room(self) -> int:
-        most = self.slots + -(-self.slots // _SPARE)
+        """How many rows may be handed out.
+
+        While many are left, as many wait at a copy as it writes, for what they continue is read in passes of several;
+        towards the end fewer, lest they wait at one copy while another has nothing to do.
+        """
+        left = len(self.queue) // (2 * len(self.copies))
+        most = self.slots + max(-(-self.slots // SPARE), min(self.slots, left))
         return sum(max(0, most - len(copy.rows)) for copy in self.copies)
 
     def _fill(self, idle: Callable[[int], Iterable[Row]] | None) -> None:

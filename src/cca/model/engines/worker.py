@@ -2,6 +2,7 @@
 
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from cca.model.generate import Row
 from cca.model.intervention import Intervention
 from cca.model.options import EngineOptions, ModelOptions
 from cca.model.read import Text
+
+SPARE = 8
+"""Of so many rows that a copy writes at once, at least one more waits there, to begin as soon as there is a place."""
 
 
 class Sent(NamedTuple):
@@ -88,10 +92,12 @@ class Worker:
         self.inbox: queue.PriorityQueue[tuple[int, Parcel]] = queue.PriorityQueue()
         self.unpacked = 0
         self.outbox: queue.SimpleQueue[tuple[str, int, tuple[int, ...]]] = queue.SimpleQueue()
+        self.urgent = threading.Event()
         self.texts: dict[int, Text] = {}
         self.functions: dict[int, Callable[..., bool]] = {}
         self.rows: dict[int, Row] = {}
-        self.over = False
+        self.reads: list[int] = []
+        self.slots, self.over = 0, False
 
     def open(self) -> int:
         """Load the model, the first time; the number of the process.
@@ -117,12 +123,14 @@ class Worker:
 
     def write(self, slots: int, end_tokens: Sequence[int]) -> None:
         """Write what is sent, until the last parcel."""
+        self.slots = slots
         try:
             while not self.over:
                 rows = self._unpacked(self._next())
+                self._read()
                 self.engine.write(rows, slots=slots, end_tokens=frozenset(end_tokens), idle=self._more)
         finally:
-            self.outbox.put(("end", 0, ()))  # whoever waits for something need not any more
+            self.urgent.set()  # whoever waits for something need not any more
             self._begin_anew()
 
     def send(self, parcel: Parcel) -> None:
@@ -144,29 +152,38 @@ class Worker:
         return parcel
 
     def receive(self, seconds: float) -> Back:
-        """What is done by now; where nothing is, wait for it, but not longer than that."""
-        found: list[tuple[str, int, tuple[int, ...]]] = []
-        try:
-            found.append(self.outbox.get(timeout=seconds))
-            while True:
-                found.append(self.outbox.get_nowait())
-        except queue.Empty:
-            pass
+        """What is done after that time, or as soon as there is reason to hand it over."""
+        self.urgent.wait(seconds)
+        self.urgent.clear()
+        found = [self.outbox.get() for _ in range(self.outbox.qsize())]
         return Back(*([(n, tokens) for kind, n, tokens in found if kind == which] for which in ("row", "text")))
 
     def _more(self, free: int) -> Iterable[Row]:
         """What came in the meantime."""
         del free
-        rows: list[Row] = []
-        while not rows:
-            try:
-                rows += self._unpacked(self._next(wait=False))
-            except queue.Empty:
-                break
+        rows = self._arrived()
+        self._read()
         return rows
 
+    def _arrived(self) -> list[Row]:
+        rows: list[Row] = []
+        try:
+            while True:
+                rows += self._unpacked(self._next(wait=False))
+        except queue.Empty:
+            return rows
+
+    def _read(self) -> None:
+        """Read what has been asked for; not while a row is written."""
+        numbers, self.reads = self.reads, []
+        if numbers:
+            self.engine.read([self.texts[number] for number in numbers])
+        for number in numbers:
+            self.outbox.put(("text", number, tuple(self.texts[number].predictions)))
+            self.urgent.set()
+
     def _unpacked(self, parcel: Parcel) -> list[Row]:
-        """The rows of a parcel; what else it asks for is done."""
+        """The rows of a parcel; what else it asks for is done, but for reading."""
         self.over = parcel.last
         for sent in parcel.texts:
             start = None if sent.start is None else self.texts[sent.start]
@@ -175,10 +192,7 @@ class Worker:
         for number in parcel.forgotten:
             if text := self.texts.pop(number, None):
                 text.forget()
-        if parcel.reads:
-            self.engine.read([self.texts[number] for number in parcel.reads])
-        for number in parcel.reads:
-            self.outbox.put(("text", number, tuple(self.texts[number].predictions)))
+        self.reads += parcel.reads
         rows = [self._row(job) for job in parcel.jobs]
         for number in parcel.dropped:  # of jobs that came after
             if row := self.rows.pop(number, None):
@@ -201,7 +215,11 @@ class Worker:
         )
         return row
 
-    def _ended(self, number: int, tokens: list[int]) -> tuple[Row, ...]:
+    def _ended(self, number: int, tokens: list[int]) -> list[Row]:
+        """What came in the meantime, so that it is queued by its order, and read together."""
         self.rows.pop(number, None)
         self.outbox.put(("row", number, tuple(tokens)))
-        return ()
+        arrived = self._arrived()
+        if len(self.rows) <= self.slots + self.slots // (2 * SPARE):  # more are needed soon
+            self.urgent.set()
+        return arrived
