@@ -73,6 +73,33 @@ class Row:
         return len(new) >= self.limit or new[-1] in end_tokens or bool(self.stop and self.stop(new))
 
 
+class Queue:
+    """Rows that wait: the lowest order goes first, and of the same order who came first."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[tuple[int, ...], int, Row]] = []
+        self.numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            heapq.heappush(self.waiting, (row.order, next(self.numbers), row))
+
+    def next(self) -> Row | None:
+        """The next row that is still wanted; it waits no more."""
+        while self.waiting:
+            row = heapq.heappop(self.waiting)[2]
+            if not row.dropped:
+                return row
+        return None
+
+    def first(self, count: int) -> list[Row]:
+        """The next `count`, which wait on."""
+        return [row for _, _, row in heapq.nsmallest(count, self.waiting) if not row.dropped]
+
+
 @dataclass
 class Watch:
     """What is seen of a writing while it goes on. Units are what rows are written for, such as a problem.
@@ -162,8 +189,7 @@ class _Writing:
         self.model, self.end_tokens = model, end_tokens
         self.on_a_cpu = model.device.type == "cpu"
         self.idle, self.watch = idle, watch
-        self.queue: list[tuple[tuple[int, ...], int, Row]] = []
-        self.numbers = itertools.count()
+        self.queue = Queue()
         self.at_work: list[Row] = []
         watch.at_work = self.at_work
         self.starts: dict[Text | None, int] = {}
@@ -182,7 +208,7 @@ class _Writing:
         return _multiple(slots, _ROWS) if self.on_a_cpu or slots > _ROWS else slots
 
     def run(self, rows: Iterable[Row]) -> None:
-        self._add(rows)
+        self.queue.add(rows)
         self._fill()
         while self.at_work:
             with attention_through(
@@ -201,21 +227,10 @@ class _Writing:
         self._end()
         self.watch.passed(count)  # when it is known what has ended
 
-    def _add(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            heapq.heappush(self.queue, (row.order, next(self.numbers), row))
-
     def _told(self, row: Row) -> None:
         self.watch.row_ended(row)
         if row.then:
-            self._add(row.then(row.tokens))
-
-    def _next(self) -> Row | None:
-        while self.queue:
-            row = heapq.heappop(self.queue)[2]
-            if not row.dropped:
-                return row
-        return None
+            self.queue.add(row.then(row.tokens))
 
     # ---- slots ----
 
@@ -223,13 +238,13 @@ class _Writing:
         """Let the next rows have the free slots."""
         while free := self.size - len(self.at_work):
             fresh: list[Row] = []
-            while len(fresh) < free and (row := self._next()):
+            while len(fresh) < free and (row := self.queue.next()):
                 fresh.append(row)
             if not fresh:
                 more = list(self.idle(free)) if self.idle else []
                 if not more:
                     return
-                self._add(more)
+                self.queue.add(more)
                 continue
             if not attempted(partial(self._read, fresh)):
                 self._halve(fresh)
@@ -242,7 +257,7 @@ class _Writing:
                     break
                 fresh.pop(0)
             else:
-                self._add(fresh)
+                self.queue.add(fresh)
 
     def _read(self, fresh: Sequence[Row]) -> None:
         """Read what `fresh` continue and, where a pass has room, what the next ones do."""
@@ -250,8 +265,8 @@ class _Writing:
         if not unread:
             return
         room = tokens_of_a_pass(self.model) - sum(t.own_length() for t in unread.values())
-        for _, _, row in heapq.nsmallest(self.size, self.queue) if room > 0 else ():
-            if (text := row.text) and not text.is_read and not row.dropped and id(text) not in unread:
+        for row in self.queue.first(self.size) if room > 0 else ():
+            if (text := row.text) and not text.is_read and id(text) not in unread:
                 unread[id(text)] = text
                 room -= text.own_length()
             if room <= 0:
@@ -319,7 +334,7 @@ class _Writing:
         self.at_work.clear()
         self._open(slots)
         release()
-        self._add(rows)
+        self.queue.add(rows)
         warnings.warn(
             f"out of memory: from here on {slots} sequences are written at once, not {before}; what was finished is "
             f"kept. Lower the batch of this stage (traces.batch, evaluation.batch) to {slots}",

@@ -1,6 +1,5 @@
 """All copies of an engine at work on rows together: which copy gets what, and what is done where one is lost."""
 
-import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from cca.errors import InputError, install_command
 from cca.model.engines.worker import SPARE, Job, Parcel, Sent
-from cca.model.generate import Row, Watch
+from cca.model.generate import Queue, Row, Watch
 from cca.model.read import Text
 from cca.model.weights import first_line
 
@@ -60,7 +59,7 @@ class Crew:
         """replace: gives a new copy in place of a lost one, in `copies` as well."""
         self.copies, self.replace, self.slots, self.end_tokens = copies, replace, slots, end_tokens
         self.numbers = itertools.count()
-        self.queue: list[tuple[tuple[int, ...], int, Row]] = []
+        self.queue = Queue()
         self.home: WeakKeyDictionary[Text, tuple[Copy, int]] = WeakKeyDictionary()
         self.lost = self.unsaid = 0
         self.watch = Watch(lambda _: None)
@@ -86,17 +85,13 @@ class Crew:
 
     def write(self, rows: Iterable[Row], idle: Callable[[int], Iterable[Row]] | None, watch: Watch) -> None:
         self.watch = watch
-        self._add(rows)
+        self.queue.add(rows)
         while True:
             self._fill(idle)
             watch.at_work = [row for copy in self.copies for row in copy.rows.values()]
             if not watch.at_work:
                 return
             self._receive()
-
-    def _add(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            heapq.heappush(self.queue, (row.order, next(self.numbers), row))
 
     @property
     def _room(self) -> int:
@@ -113,18 +108,16 @@ class Crew:
         """Hand out the next rows, as many as there is room for."""
         while room := self._room:
             handed = 0
-            while self.queue and handed < room:
-                row = heapq.heappop(self.queue)[2]
-                if not row.dropped:
-                    self._hand_out(row)
-                    handed += 1
+            while handed < room and (row := self.queue.next()):
+                self._hand_out(row)
+                handed += 1
             if self.queue:
                 break
             free = sum(max(0, self.slots - len(copy.rows)) for copy in self.copies)
             more = list(idle(free)) if idle and free else []
             if not more:
                 break
-            self._add(more)
+            self.queue.add(more)
         for copy in self.copies:
             copy.flush()
 
@@ -206,7 +199,7 @@ class Crew:
         row.tokens.extend(tokens)
         self.watch.row_ended(row)
         if row.then:
-            self._add(row.then(row.tokens))
+            self.queue.add(row.then(row.tokens))
         self.watch.passed(len(tokens) + self.unsaid)
         self.unsaid = 0
 
@@ -242,7 +235,7 @@ class Crew:
         for text in [text for text, (at, _) in self.home.items() if at is copy]:
             del self.home[text]
         self._begin(self.replace(copy))
-        self._add(rows)
+        self.queue.add(rows)
         for text in reads:
             self._ask(text)
 
@@ -276,5 +269,9 @@ def ray_package() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise InputError(f"engine.workers needs Ray; install it with: {install_command('ray')}") from error
+        raise no_ray() from error
     return ray
+
+
+def no_ray() -> InputError:
+    return InputError(f"engine.workers needs Ray; install it with: {install_command('ray')}")

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from typing import Any
 from weakref import WeakSet
 
-from cca.errors import InputError, install_command
+from cca.errors import InputError
 from cca.model.engine import ahead_on_a_cpu
-from cca.model.engines.crew import Copy, Crew, Lost, ray_package, result
+from cca.model.engines.crew import Copy, Crew, Lost, no_ray, ray_package, result
 from cca.model.engines.vllm_check import installed, python_of
 from cca.model.engines.worker import Worker
 from cca.model.generate import Row, Watch
@@ -140,7 +140,7 @@ class Replicated:
                     "--ray-address, or leave that out to use this machine alone"
                 ) from error
             _on_our_ray.add(self)
-        elif _on_our_ray:
+        elif _on_our_ray:  # and not on one that somebody else started
             _on_our_ray.add(self)
         if not self.copies:
             self.on_a_gpu = self.model.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
@@ -216,4 +216,4 @@ def check_ray(options: EngineOptions) -> None:
         from importlib.util import find_spec
 
         if find_spec("ray") is None:
-            raise InputError(f"engine.workers needs Ray; install it with: {install_command('ray')}")
+            raise no_ray()

@@ -4,7 +4,6 @@ The queue, the slots and the stop rules are here, a row's tokens are looked at o
 asked for: so rows end where they would with transformers, and what is computed together is the same in each run.
 """
 
-import heapq
 import itertools
 import math
 import os
@@ -22,7 +21,7 @@ from cca.model.delta import Delta
 from cca.model.engines.process import Process, Refused
 from cca.model.engines.vllm_check import installed, python_of
 from cca.model.engines.vllm_weights import rank_of, save_adapter, save_changed, stored_weights
-from cca.model.generate import Row, Watch
+from cca.model.generate import Queue, Row, Watch
 from cca.model.intervention import Intervention
 from cca.model.numerics import check_finite
 from cca.model.options import HOTTEST_OF_VLLM, EngineOptions, ModelOptions
@@ -317,14 +316,13 @@ class _Writing:
     ):
         self.engine, self.size, self.end_tokens = engine, slots, end_tokens
         self.idle, self.watch = idle, watch
-        self.queue: list[tuple[tuple[int, ...], int, Row]] = []
-        self.numbers = itertools.count()
+        self.queue = Queue()
         self.requests: dict[str, Row] = {}
         self.at_work = watch.at_work = list[Row]()
         self.begun, self.fresh = set[Text](), 0
 
     def run(self, rows: Iterable[Row]) -> None:
-        self._add(rows)
+        self.queue.add(rows)
         try:
             self._fill()
             while self.at_work:
@@ -333,22 +331,16 @@ class _Writing:
         finally:
             self.engine.abort(self.requests)
 
-    def _add(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            heapq.heappush(self.queue, (row.order, next(self.numbers), row))
-
     def _fill(self) -> None:
         """Let the next rows have the free slots."""
         while free := self.size - len(self.at_work):
-            while self.queue and self.queue[0][2].dropped:
-                heapq.heappop(self.queue)
-            if self.queue:
-                self._begin(heapq.heappop(self.queue)[2])
+            if row := self.queue.next():
+                self._begin(row)
                 continue
             more = list(self.idle(free)) if self.idle else []
             if not more:
                 return
-            self._add(more)
+            self.queue.add(more)
 
     def _begin(self, row: Row) -> None:
         text, row.text = row.text, None
@@ -416,7 +408,7 @@ class _Writing:
     def _told(self, row: Row) -> None:
         self.watch.row_ended(row)
         if row.then:
-            self._add(row.then(row.tokens))
+            self.queue.add(row.then(row.tokens))
 
 
 def _seed(row: Row) -> int:
