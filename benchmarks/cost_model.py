@@ -4,18 +4,20 @@
 
 The counts are the runs' own (tokens, samples, steps, pivots), so that what is compared is the model of costs, and not
 the guess of what a run will find. The device is this machine, probed at the beginning; where runs computed elsewhere,
-name it: --device H200. Nothing else may run meanwhile. Three runs of a few minutes each on two cores:
+name it: --device H200. Nothing else may run meanwhile. Three runs of 5, 15 and 20 minutes on
+two slow cores:
 
     cca run --set problems.train=6 --set problems.validation=3 --set problems.test=6 --set evaluation.per_skill=20 \\
         --out runs/cost-bundled
-    cca run configs/smollm2.toml --set model.path=smollm2.gguf --set model.dtype=bfloat16 --set problems.train=4 \\
+    cca run configs/smollm2.toml --set model.path=smollm2.gguf --set model.dtype=float32 --set problems.train=4 \\
         --set problems.validation=1 --set problems.test=3 --set update.steps=4 --set pivots.confirm=0 \\
         --out runs/cost-smollm2
     cca run configs/qwen2.5-coder-0.5b-instruct.toml --set model.path=qwen2.5-coder-0.5b-instruct.gguf \\
-        --set model.dtype=bfloat16 --set problems.source=gsm-symbolic --set problems.max_number=0 \\
-        --set problems.templates="[0, 9, 10, 12, 14, 15, 16, 24]" --set problems.train=4 --set problems.validation=1 \\
-        --set problems.test=2 --set traces.samples=4 --set pivots.confirm=0 --set update.steps=2 \\
-        --set evaluation.max_new_tokens=256 --out runs/cost-qwen
+        --set model.dtype=float32 --set problems.source=gsm-symbolic --set problems.max_number=0 \\
+        --set problems.templates="[9, 12, 15]" --set problems.held_out=0 --set problems.train=3 \\
+        --set problems.validation=1 --set problems.test=1 --set traces.samples=3 --set traces.max_new_tokens=200 \\
+        --set pivots.confirm=0 --set circuit.epochs=20 --set update.steps=1 --set evaluation.max_new_tokens=200 \\
+        --set evaluation.per_skill=4 --set evaluation.drift_problems=8 --out runs/cost-qwen
 
 Memory is the process's peak less 0.45 GiB, which Python, torch and transformers take. What is predicted is what a plan
 says before a run: at most, where buffers of a CPU are there only once they are written to.
