@@ -94,7 +94,7 @@ def _writer(
 ) -> _Writing:
     """With every row at work."""
     writing = _Writing(network, len(ids), frozenset(), None, Watch(lambda _: None))
-    writing._add(
+    writing.queue.add(
         Row(text, limit + 1, (i,), temperature=temperature, uniforms=stream(0, i).random(limit + 1))
         for i, text in enumerate(texts(ids, start))
     )

@@ -1,6 +1,7 @@
 """What every engine must do: one list of checks, each of an engine against the plain method.
 
-A new engine needs an entry in `ENGINES` of `tests/test_engines.py`, and no check of its own.
+A new engine needs an entry in `ENGINES` of `tests/test_engines.py`, and no check of its own. Copies by Ray are checked
+in `tests/test_ray.py`, whose Ray they share: to start one takes long.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,15 +13,24 @@ import numpy as np
 import reference
 import torch
 
-from cca.model.components import Components
+from cca.model.components import Components, find_components
 from cca.model.delta import Delta
 from cca.model.engine import Engine, Transformers
 from cca.model.generate import Row, Watch
 from cca.model.read import Text, texts
 from cca.model.sampling import stream
+from cca.records import Problem
 
 LIMIT = 16
 CHECKS: list[Callable[["Subject"], None]] = []
+
+
+def subject_of(engine: Engine, network: Any, prompter: Any, problems: Sequence[Problem], **how: Any) -> "Subject":
+    """`engine`, which writes with the model of `network`, and what it is asked."""
+    prompts = [(7, 8, 9), prompter.prompt(problems[0]), tuple(range(5, 40)), prompter.prompt(problems[1])]
+    # of several blocks of what vLLM keeps of a text, which are of 128 tokens on a CPU
+    prompts.append(tuple(token for problem in problems for token in prompter.prompt(problem))[:400])
+    return Subject(engine, network, find_components(network), prompts, prompter.end_tokens, **how)
 
 
 def check(function: Callable[["Subject"], None]) -> Callable[["Subject"], None]:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import refuse
-from engine_conformance import CHECKS, Subject
+from engine_conformance import CHECKS, Subject, subject_of
 
 from cca.errors import InputError
-from cca.model.components import find_components
 from cca.model.engines.choice import check_engine, choose_engine
 from cca.model.network import open_network
 from cca.model.options import EngineOptions, ModelOptions
@@ -21,7 +20,6 @@ ROOT = Path(__file__).parent.parent
 PYTHON = Path(os.environ.get("CCA_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 ENGINES: dict[str, tuple[dict[str, Any], Any]] = {
     "transformers": ({}, ()),
-    "ray": ({"workers": 1}, ()),
     "ray-vllm": ({"workers": 1, "name": "vllm", "python": str(PYTHON)}, pytest.mark.vllm),
     "vllm": ({"name": "vllm", "python": str(PYTHON)}, pytest.mark.vllm),
     "vllm-lora": ({"name": "vllm", "python": str(PYTHON), "updates": "lora"}, pytest.mark.vllm),
@@ -36,11 +34,8 @@ def subject(request, prompter, problems) -> Iterator[Subject]:
         pytest.skip("there is no vLLM; build its environment with: make vllm")
     check_engine(options, model)
     network = open_network(model)
-    prompts = [(7, 8, 9), prompter.prompt(problems[0]), tuple(range(5, 40)), prompter.prompt(problems[1])]
-    # of several blocks of what vLLM keeps of a text, which are of 128 tokens on a CPU
-    prompts.append(tuple(token for problem in problems for token in prompter.prompt(problem))[:400])
     engine = choose_engine(options, model, network)
-    yield Subject(engine, network, find_components(network), prompts, prompter.end_tokens, not options.workers)
+    yield subject_of(engine, network, prompter, problems, grows=not options.workers)
     engine.close()
 
 

@@ -4,12 +4,13 @@ import dataclasses
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from engine_conformance import CHECKS, Subject, subject_of
 
 import cca
 from cca import cli
@@ -20,6 +21,7 @@ from cca.model.delta import Delta
 from cca.model.engines import crew
 from cca.model.engines.replicated import Replicated
 from cca.model.generate import Row
+from cca.model.network import open_network
 from cca.model.open import Model
 from cca.model.options import EngineOptions, ModelOptions
 from cca.model.read import Text
@@ -45,6 +47,17 @@ def engine() -> Iterator[Replicated]:
     made = Replicated(EngineOptions(workers=1), ModelOptions())
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def subject(engine, prompter, problems) -> Subject:
+    return subject_of(engine, open_network(ModelOptions(device="cpu")), prompter, problems, grows=False)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_copy_keeps_the_protocol(subject: Subject, check: Callable[[Subject], None]):
+    with torch.no_grad():
+        check(subject)
 
 
 def grown(engine: Replicated, workers: int, model: Model) -> Model:
