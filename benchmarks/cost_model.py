@@ -4,8 +4,8 @@
 
 The counts are the runs' own (tokens, samples, steps, pivots), so that what is compared is the model of costs, and not
 the guess of what a run will find. The device is this machine, probed at the beginning; where runs computed elsewhere,
-name it: --device H200. Nothing else may run meanwhile. Three runs of 5, 15 and 20 minutes on
-two slow cores:
+name it: --device H200. Nothing else may run meanwhile. Three runs of 4, 14 and
+19 minutes on two slow cores:
 
     cca run --set problems.train=6 --set problems.validation=3 --set problems.test=6 --set evaluation.per_skill=20 \\
         --out runs/cost-bundled

@@ -67,8 +67,8 @@ def test_what_is_taken_of_the_store_is_to_the_last_bit_what_padding_each_sequenc
             assert torch.equal(held[1], plain[1])
 
 
-def pivots_of_one_start(count: int = 9):
-    return [Pivot((*START, *p.prefix), p.desired, p.undesired, p.problem) for p in random_pivots(count, 60)]
+def pivots_of_one_start():
+    return [Pivot((*START, *p.prefix), p.desired, p.undesired, p.problem) for p in random_pivots(9, 60)]
 
 
 def test_the_common_start_is_stored_once_and_nothing_is_padding(tiny):

@@ -88,7 +88,8 @@ class Crew:
         self.queue.add(rows)
         while True:
             self._fill(idle)
-            watch.at_work = [row for copy in self.copies for row in copy.rows.values()]
+            # what a copy has got besides waits there
+            watch.at_work = [r for copy in self.copies for r in itertools.islice(copy.rows.values(), self.slots)]
             if not watch.at_work:
                 return
             self._receive()

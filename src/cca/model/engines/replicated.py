@@ -126,7 +126,7 @@ class Replicated:
 
     def _start(self) -> None:
         ray = ray_package()
-        if not ray.is_initialized():
+        if starts := not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # of a cluster the rest is given
             own = {} if self.options.ray_address else {"num_cpus": self.options.workers, "include_dashboard": False}
@@ -139,8 +139,7 @@ class Replicated:
                     f"no Ray cluster at {where} ({first_line(error)}); start one with `ray start --head`, name it with "
                     "--ray-address, or leave that out to use this machine alone"
                 ) from error
-            _on_our_ray.add(self)
-        elif _on_our_ray:  # and not on one that somebody else started
+        if starts or _on_our_ray:  # else somebody else started it
             _on_our_ray.add(self)
         if not self.copies:
             self.on_a_gpu = self.model.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0

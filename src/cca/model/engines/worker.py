@@ -174,13 +174,14 @@ class Worker:
             return rows
 
     def _read(self) -> None:
-        """Read what has been asked for; not while a row is written."""
+        """Read what has been asked for; between two passes of the writing, and not in one."""
         numbers, self.reads = self.reads, []
-        if numbers:
-            self.engine.read([self.texts[number] for number in numbers])
+        if not numbers:
+            return
+        self.engine.read([self.texts[number] for number in numbers])
         for number in numbers:
             self.outbox.put(("text", number, tuple(self.texts[number].predictions)))
-            self.urgent.set()
+        self.urgent.set()
 
     def _unpacked(self, parcel: Parcel) -> list[Row]:
         """The rows of a parcel; what else it asks for is done, but for reading."""
