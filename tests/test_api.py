@@ -50,18 +50,22 @@ def script() -> str:
 def test_the_script_of_the_readme_has_ten_lines_and_runs_on_the_bundled_model(script, tmp_path, monkeypatch, capsys):
     assert len([line for line in script.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
-    few = script.replace("templates=[12, 57, 58, 62]", "templates=[57, 62], n=20")
-    assert "n=20" in few
+    few = script.replace("templates=[12, 57, 58, 62]", "templates=[57, 62], n=12")
+    assert "n=12" in few
     exec(few, {})
     shown = capsys.readouterr().out
     assert re.search(r"Circuit\(\d+ of 3,260 components, .*Delta\(.*Evaluation\(target: ", shown, flags=re.S)
     assert (tmp_path / "delta.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["own_pivots", "own_grader", "stage_by_stage"])
-def test_the_examples_run(name, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "many", "few"),
+    [("own_pivots", "n=60", "n=20"), ("own_grader", "n=20", "n=20"), ("stage_by_stage", "n=30", "n=8")],
+)
+def test_the_examples_run_with_fewer_problems(name, many, few, capsys):
     source = (ROOT / "examples" / f"{name}.py").read_text()
-    exec(compile(source, name, "exec"), {"__name__": "__main__"})
+    assert source.count(many) == 1
+    exec(compile(source.replace(many, few), name, "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out
 
 
@@ -323,10 +327,10 @@ def test_training_problems_are_no_test_and_test_problems_are_not_traced(model):
 def test_the_stages_in_memory_give_what_a_run_gives_to_the_last_bit(mended):
     run = Run.load(mended)
     model = cca.open_model("bundled", device="cpu")
-    traces = cca.trace(model, run.problems, run.config.traces, seed=run.config.seed)
-    assert list(traces) == sorted(
-        run.folder.read("traces.jsonl", TracePair), key=lambda pair: [p.problem for p in traces].index(pair.problem)
-    )
+    traces = cca.trace(model, run.problems[::2], run.config.traces, seed=run.config.seed)
+    written = {pair.problem: pair for pair in run.folder.read("traces.jsonl", TracePair)}
+    assert len(traces) == len([p for p in run.problems[::2] if p.id in written])
+    assert list(traces) == [written[pair.problem] for pair in traces]
     pivots = cca.find_pivots(model, traces)
     kept = {p.problem: p for p in run.folder.read("pivots.jsonl", Pivot) if p.method == "branching"}
     assert [(p.problem, p.prefix, p.desired, p.undesired) for p in pivots] == [

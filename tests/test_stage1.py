@@ -54,8 +54,8 @@ def test_a_sampled_trace_is_of_opposite_correctness_or_its_absence_has_a_reason(
 
 
 def test_traces_do_not_depend_on_batch_size_or_order(bundled, prompter, traced, pairs):
-    shuffled = random.Random(1).sample(traced, len(traced))
-    assert _trace(bundled, prompter, shuffled, 7) == pairs
+    shuffled = random.Random(1).sample(traced, len(traced) // 2)
+    assert _trace(bundled, prompter, shuffled, 7) == {p.id: pairs[p.id] for p in shuffled}
 
 
 def test_samples_that_are_drawn_ahead_of_time_change_no_trace(bundled, prompter, traced, pairs, monkeypatch):
@@ -141,7 +141,8 @@ def test_a_template_at_the_very_share_is_left_out(of, data):
 
 
 def test_traces_depend_on_the_seed(bundled, prompter, traced, pairs):
-    assert _trace(bundled, prompter, traced, 64, seed=1) != pairs
+    few = traced[:12]
+    assert _trace(bundled, prompter, few, 64, seed=1) != {p.id: pairs[p.id] for p in few}
 
 
 def test_greedy_traces_equal_plain_greedy_decoding(bundled, prompter, traced, pairs):
