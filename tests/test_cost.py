@@ -224,6 +224,15 @@ def test_a_shared_start_of_eight_examples_is_stored_once(tmp_path):
 
 
 @pytest.mark.usefixtures("offline")
+def test_worked_examples_that_are_not_here_leave_the_problems_as_they_are(tmp_path):
+    config = load_config(CONFIGS / "gemma-2-2b-it.toml", ("prompt.examples=nowhere.jsonl", "prompt.replace={}"))
+    found = estimate(config, devices_of("H100", 1))
+    assert found.plan.work.problems["train"] == 92 * config.problems.train
+    assert not any("one template" in line for line in found.assumed)
+    assert found.plan.work.prompt_tokens.shared == pytest.approx(783, rel=0.1), "of the eight of gsm8k_cot"
+
+
+@pytest.mark.usefixtures("offline")
 def test_a_large_model_takes_several_devices_together_or_is_said_to_need_them(capsys):
     large = ["--shape", "llama-3.1-70b", "--set", "model.dtype=bfloat16", "--set", "problems.templates=[16, 43]"]
     found = planned(capsys, *large, "--devices", "8xH100")
@@ -278,7 +287,7 @@ def test_a_plan_goes_on_where_problems_and_examples_are_missing():
     tokens = found.plan.work.prompt_tokens
     assert (tokens.mean, tokens.shared, tokens.answer) == (700, 600, 150)
     assert found.hours.expected > 0
-    assert any("worked examples of 130 tokens" in line for line in found.assumed)
+    assert any("worked examples of 100 tokens" in line for line in found.assumed)
     assert any("one template" in line for line in found.assumed)
     assert isinstance(found.devices, str)
     assert Devices(GPU, 3).count == 3
