@@ -224,8 +224,9 @@ def test_a_shared_start_of_eight_examples_is_stored_once(tmp_path):
 
 
 @pytest.mark.usefixtures("offline")
-def test_worked_examples_that_are_not_here_leave_the_problems_as_they_are(tmp_path):
-    config = load_config(CONFIGS / "gemma-2-2b-it.toml", ("prompt.examples=nowhere.jsonl", "prompt.replace={}"))
+@pytest.mark.parametrize("name", PAPER)
+def test_worked_examples_that_are_not_here_leave_the_problems_as_they_are(name):
+    config = load_config(CONFIGS / f"{name}.toml", ("prompt.examples=nowhere.jsonl", "prompt.replace={}"))
     found = estimate(config, devices_of("H100", 1))
     assert found.plan.work.problems["train"] == 92 * config.problems.train
     assert not any("one template" in line for line in found.assumed)
