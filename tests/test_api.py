@@ -60,7 +60,7 @@ def test_the_script_of_the_readme_has_ten_lines_and_runs_on_the_bundled_model(sc
 
 @pytest.mark.parametrize(
     ("name", "many", "few"),
-    [("own_pivots", "n=60", "n=20"), ("own_grader", "n=20", "n=20"), ("stage_by_stage", "n=30", "n=8")],
+    [("own_pivots", "n=60", "n=20"), ("own_grader", "n=20", "n=10"), ("stage_by_stage", "n=30", "n=8")],
 )
 def test_the_examples_run_with_fewer_problems(name, many, few, capsys):
     source = (ROOT / "examples" / f"{name}.py").read_text()

@@ -60,17 +60,6 @@ def _pivots(model, pairs, problems):
     return search_pivots(Transformers(model), ParityPrompter(), pairs, by_id, max_new_tokens=LIMIT, slots=64)  # pyright: ignore[reportArgumentType]
 
 
-def _turn(model, pair) -> int:
-    """The first token of the sampled trace after which the greedy one's outcome turns, by the plain method."""
-    for k in range(len(pair.sampled.tokens)):
-        head = pair.sampled.tokens[: k + 1]
-        ended = head[-1] in END or len(head) == LIMIT
-        tail = [] if ended else reference.greedy(model, [*pair.prompt, *head], LIMIT - len(head), END)
-        if (sum([*head, *tail]) % 2 == 0) is not pair.greedy.correct:
-            return k
-    raise AssertionError("the outcome never turns")
-
-
 def test_decoding_in_batches_equals_reading_everything_again_for_each_token(model):
     prompts = [p.prefix for p in random_pivots(5, VOCABULARY)]
     assert generate_greedy(model, prompts, max_new_tokens=12, end_tokens=END) == [
@@ -129,9 +118,11 @@ def test_batch_size_padding_and_order_change_no_trace_and_no_pivot(case):
     together = _pivots(model, usable, problems)
     assert _pivots(model, usable[::-1], problems)[::-1] == together
     assert [_pivots(model, [pair], problems)[0] for pair in usable[:4]] == together[:4]
+    by_id = {p.id: p for p in problems}
     for pair, pivot in zip(usable, together, strict=True):
-        assert pair.sampled is not None
-        assert pivot.position == _turn(model, pair)
+        plain, _ = reference.branching_pivot(model, ParityPrompter(), pair, by_id[pair.problem], LIMIT)  # pyright: ignore[reportArgumentType]
+        assert (pivot.position, pivot.prefix) == (plain.position, plain.prefix)
+        assert (pivot.desired, pivot.undesired) == (plain.desired, plain.undesired)
 
 
 def test_batch_size_padding_and_order_change_no_circuit_and_no_delta(model, parts):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cca.errors import InputError
+from cca.problems.examples import load_examples
 from cca.problems.prompts import Prompter, PromptOptions
 from cca.problems.splits import ProblemOptions
 from cca.records import Problem, Split
@@ -121,7 +122,6 @@ def _prompter(config: Config, assumed: list[str]) -> Prompter:
     """How problems become prompts; with words for tokens where the tokenizer is not here."""
     from cca.model.bundled import location
     from cca.model.open import open_prompter
-    from cca.problems.examples import load_examples
 
     options, where = config.prompt, config.model.tokenizer or config.model.path
     if Path(location(where)).exists():
@@ -152,8 +152,6 @@ def _prompter(config: Config, assumed: list[str]) -> Prompter:
 
 
 def _groups(config: Config, assumed: list[str]) -> list[Group]:
-    from cca.problems.examples import load_examples
-
     try:
         load_examples(config.prompt)
     except InputError:  # said of the prompts; which problems they show, and would be left out for it, nobody knows
